@@ -1,0 +1,244 @@
+"""kl against F.kl_div and F.cross_entropy on full float64 logits: values, gradients, masks, extremes, memory."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minwidth import kl
+
+
+def problem(tokens, vocabulary, d_student, d_teacher, seed=0, scale=1.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(tokens, d_student), (vocabulary, d_student), (tokens, d_teacher), (vocabulary, d_teacher)]
+    student_hidden, student_matrix, teacher_hidden, teacher_matrix = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in shapes
+    )
+    # hidden states carry the scale: logits then have a standard deviation of about `scale`
+    student_hidden *= scale / math.sqrt(d_student)
+    teacher_hidden *= scale / math.sqrt(d_teacher)
+    return student_hidden.requires_grad_(), student_matrix.requires_grad_(), teacher_hidden, teacher_matrix
+
+
+def reference(inputs, temperature, direction="forward", mask=None):
+    """Loss and the student's gradients from full logits in float64."""
+    student_hidden, student_matrix, teacher_hidden, teacher_matrix = (x.detach().double() for x in inputs)
+    student_hidden.requires_grad_(), student_matrix.requires_grad_()
+    student = F.log_softmax(student_hidden @ student_matrix.T / temperature, -1).flatten(0, -2)
+    teacher = F.log_softmax(teacher_hidden @ teacher_matrix.T / temperature, -1).flatten(0, -2)
+    if mask is not None:
+        student, teacher = student[mask.flatten()], teacher[mask.flatten()]
+    pair = (student, teacher) if direction == "forward" else (teacher, student)
+    loss = F.kl_div(*pair, log_target=True, reduction="batchmean")
+    return loss.detach(), *torch.autograd.grad(loss, (student_hidden, student_matrix))
+
+
+def assert_matches(loss, inputs, expected, loss_tolerance=1e-6, gradient_tolerance=1e-5):
+    gradients = torch.autograd.grad(loss, inputs[:2])
+    assert abs(loss.item() - expected[0].item()) <= loss_tolerance * max(1.0, expected[0].item())
+    for gradient, wanted in zip(gradients, expected[1:], strict=True):
+        assert (gradient - wanted).norm() <= gradient_tolerance * wanted.norm() + 1e-9
+
+
+def test_two_words_by_hand():
+    one = torch.ones(1, 1)
+    student, teacher = torch.tensor([[0.0], [0.0]]), torch.tensor([[math.log(3.0)], [0.0]])
+    forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert kl.divergence(one, student, one, teacher, 1.0).item() == pytest.approx(forward, rel=1e-6)
+    assert kl.divergence(one, student, one, teacher, 1.0, direction="reverse").item() == pytest.approx(
+        reverse, rel=1e-6
+    )
+    at_two = kl.divergence(one, student, one, teacher, 2.0).item()  # odds sqrt(3) : 1, and no factor 4
+    p = math.sqrt(3) / (1 + math.sqrt(3))
+    assert at_two == pytest.approx(p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)), rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    vocabulary=st.integers(2, 300),
+    d_student=st.integers(1, 24),
+    d_teacher=st.integers(1, 24),
+    temperature=st.floats(0.5, 8),
+    direction=st.sampled_from(["forward", "reverse"]),
+    chunk=st.one_of(st.none(), st.integers(1, 50)),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_full_logits(tokens, vocabulary, d_student, d_teacher, temperature, direction, chunk, seed):
+    inputs = problem(tokens, vocabulary, d_student, d_teacher, seed, scale=3.0)
+    loss = kl.divergence(*inputs, temperature, direction=direction, chunk=chunk)
+    assert_matches(loss, inputs, reference(inputs, temperature, direction))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_large_vocabulary_in_several_blocks(direction, monkeypatch):
+    monkeypatch.setattr(kl, "BLOCK_ELEMENTS", 3 * 5000)  # neither the chunk nor the tokens are multiples of 3 rows
+    inputs = problem(50, 5000, 24, 32, scale=3.0)
+    loss = kl.divergence(*inputs, 2.0, direction=direction, chunk=16)
+    assert_matches(loss, inputs, reference(inputs, 2.0, direction))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("scale", [30.0, 1e3, 1e5])
+def test_extreme_logits(scale, direction):
+    inputs = problem(12, 200, 8, 8, scale=scale, dtype=torch.float64)
+    loss = kl.divergence(*inputs, 1.0, direction=direction)
+    assert_matches(loss, inputs, reference(inputs, 1.0, direction), 1e-10, 1e-9)
+    inputs = [x.detach().float().requires_grad_(x.requires_grad) for x in inputs]
+    loss = kl.divergence(*inputs, 1.0, direction=direction)
+    gradients = torch.autograd.grad(loss, inputs[:2])
+    assert loss.item() == pytest.approx(reference(inputs, 1.0, direction)[0].item(), rel=1e-5)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_equal_models_have_divergence_and_gradient_zero():
+    hidden, matrix, *_ = problem(20, 100, 8, 8, scale=10.0)
+    loss = kl.divergence(hidden, matrix, hidden.detach(), matrix.detach(), 2.0)
+    gradients = torch.autograd.grad(loss, (hidden, matrix))
+    assert abs(loss.item()) < 1e-7
+    assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_mask_and_batch_shape(direction):
+    flat = problem(24, 50, 6, 7, scale=2.0)
+    inputs = [flat[0].detach().view(4, 6, 6).requires_grad_(), flat[1], flat[2].view(4, 6, 7), flat[3]]
+    mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) < 0.4
+    loss = kl.divergence(*inputs, 2.0, mask=mask, direction=direction)
+    expected = reference(inputs, 2.0, direction, mask)
+    hidden_gradient, _ = torch.autograd.grad(loss, inputs[:2], retain_graph=False)
+    assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6)
+    assert (hidden_gradient[~mask] == 0).all()
+    torch.testing.assert_close(hidden_gradient.double(), expected[1], rtol=1e-4, atol=1e-8)
+    per_token = kl.divergence_per_token(*inputs, 2.0, direction=direction)
+    assert per_token.shape == (4, 6)
+    assert per_token[mask].mean().item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.integers(1, 30),
+    vocabulary=st.integers(2, 200),
+    temperature=st.floats(0.5, 8),
+    chunk=st.one_of(st.none(), st.integers(1, 40)),
+    seed=st.integers(0, 2**16),
+)
+def test_cross_entropy_equals_full_logits(tokens, vocabulary, temperature, chunk, seed):
+    hidden, matrix, *_ = problem(tokens, vocabulary, 9, 1, seed, scale=3.0)
+    targets = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(seed))
+    loss = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk)
+    wide = hidden.detach().double().requires_grad_(), matrix.detach().double().requires_grad_()
+    expected = F.cross_entropy(wide[0] @ wide[1].T / temperature, targets)
+    assert_matches(loss, (hidden, matrix), (expected.detach(), *torch.autograd.grad(expected, wide)))
+
+
+def test_cross_entropy_mask():
+    hidden, matrix, *_ = problem(10, 30, 4, 1)
+    targets = torch.arange(10)
+    mask = targets % 3 == 0
+    masked = kl.cross_entropy(hidden, matrix, targets, mask=mask)
+    assert masked.item() == pytest.approx(F.cross_entropy(hidden[mask] @ matrix.T, targets[mask]).item(), rel=1e-6)
+
+
+def test_upstream_factor_and_shared_leaves():
+    inputs = problem(16, 40, 5, 6)
+    expected = reference(inputs, 2.0)
+    loss = kl.divergence(*inputs, 2.0)
+    (loss / 4).backward()
+    (kl.divergence(*inputs, 2.0) * 0.75).backward()  # accumulates, as micro-batches do
+    torch.testing.assert_close(inputs[0].grad.double(), expected[1], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(inputs[1].grad.double(), expected[2], rtol=1e-4, atol=1e-8)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.backward()
+
+
+def test_frozen_unembedding_and_no_grad():
+    hidden, matrix, *teacher = problem(16, 40, 5, 6)
+    loss = kl.divergence(hidden, matrix.detach(), *teacher, 2.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, hidden)[0].double(), reference((hidden, matrix, *teacher), 2.0)[1]
+    )
+    with torch.no_grad():
+        assert not kl.divergence(hidden, matrix, *teacher, 2.0).requires_grad
+    assert not kl.divergence_per_token(hidden, matrix, *teacher, 2.0).requires_grad
+
+
+@pytest.mark.parametrize("in_grad_mode", [True, False])
+def test_gradient_products_only_where_wanted(in_grad_mode, monkeypatch):
+    """Four matrix products with gradients; two, the logits, in an evaluation."""
+    calls = []
+    product = kl._product
+    monkeypatch.setattr(kl, "_product", lambda *args, **kwargs: calls.append(1) or product(*args, **kwargs))
+    with torch.set_grad_enabled(in_grad_mode):
+        kl.divergence(*problem(16, 40, 5, 6), 2.0)
+    assert len(calls) == (4 if in_grad_mode else 2)
+
+
+def test_nan_is_not_hidden():
+    inputs = problem(8, 40, 5, 6)
+    with torch.no_grad():
+        inputs[0][3, 2] = float("nan")
+    assert kl.divergence(*inputs, 2.0).isnan()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_autocast_bf16(stored):
+    """The same code under autocast, as on a GPU: products in bf16, sums and losses in fp32, gradients in fp32."""
+    inputs = problem(64, 300, 32, 32, scale=2.0)
+    expected = reference(inputs, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = kl.divergence(*inputs[:2], inputs[2].to(stored), inputs[3], 2.0)
+    gradients = torch.autograd.grad(loss, inputs[:2])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected[0].item(), rel=0.02)
+    for gradient, wanted in zip(gradients, expected[1:], strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_never_holds_tokens_by_vocabulary():
+    """No tensor that the loss allocates is near tokens x vocabulary."""
+    inputs = problem(512, 3000, 4, 4)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kl.divergence(*inputs, 2.0, chunk=32).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 512 * 3000 * 4 / 4
+
+
+def bad(**changes):
+    arguments = dict(zip(("a", "b", "c", "d"), problem(6, 10, 3, 4), strict=True)) | {"temperature": 2.0} | changes
+    return [arguments.pop(name) for name in ("a", "b", "c", "d", "temperature")], arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"direction": "both"}, "direction must be one of forward, reverse, not 'both'"),
+        ({"b": torch.zeros(10, 4)}, r"must share d, not \[6, 3\] and \[10, 4\]"),
+        ({"d": torch.zeros(11, 4)}, "must share a vocabulary, not 10 and 11"),
+        ({"c": torch.zeros(5, 4)}, r"same tokens, not \[6\] and \[5\]"),
+        ({"a": torch.zeros(0, 3), "c": torch.zeros(0, 4)}, "no token is left"),
+        ({"mask": torch.zeros(6, dtype=torch.bool)}, "no token is left"),
+        ({"chunk": 0}, "chunk must be at least one token, not 0"),
+        ({"mask": torch.ones(6)}, "mask must be one bool"),
+        ({"mask": torch.ones(5, dtype=torch.bool)}, "mask must be one bool"),
+    ],
+)
+def test_bad_input(changes, message):
+    positional, named = bad(**changes)
+    with pytest.raises(ValueError, match=message):
+        kl.divergence(*positional, **named)
+
+
+def test_bad_targets():
+    hidden, matrix, *_ = problem(6, 10, 3, 4)
+    with pytest.raises(ValueError, match="one token number for each"):
+        kl.cross_entropy(hidden, matrix, torch.zeros(5, dtype=torch.long))
+    with pytest.raises(ValueError, match="targets must lie in 0"):
+        kl.cross_entropy(hidden, matrix, torch.full((6,), -100))
