@@ -1,0 +1,1 @@
+"""Geometric limits of knowledge distillation, measured."""

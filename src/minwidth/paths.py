@@ -1,0 +1,49 @@
+"""Where things lie, from the repository root, and how a file or folder is written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(os.environ.get("MINWIDTH_ROOT") or Path(__file__).resolve().parents[2])
+DATA = ROOT / "data"
+CORPORA_LOCK = DATA / "corpora.txt"
+WHEELS = DATA / "wheels"
+RUNS = Path(os.environ.get("MINWIDTH_RUNS") or ROOT / "runs")
+OUT = Path(os.environ.get("MINWIDTH_OUT") or ROOT)  # tests point it to a temporary folder
+RESULTS = OUT / "data" / "results"
+FIGURES = OUT / "figures"
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` that takes its place if the block ends well, else vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        if target.exists():
+            target.rename(old / "replaced")
+        temporary.rename(target)
+        shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Write ``content`` to ``target`` so that a reader sees the old file or the new one, never half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

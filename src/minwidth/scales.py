@@ -1,0 +1,326 @@
+"""Every number a notebook runs with: three scales, one parameter class a notebook, and their validation.
+
+A notebook's parameters cell sets plain values; ``None`` means "as the scale has it". ``validate`` fills those in,
+refuses names the notebook does not know (papermill only warns of them), and answers bad input with one sentence.
+"""
+
+import ast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ParameterError(ValueError):
+    """A notebook parameter that is unknown, ill-typed or impossible; notebooks show its sentence, no traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython prints
+        return [f"ParameterError: {self}"]
+
+
+class Shape(NamedTuple):
+    """What of a teacher must be known before it is loaded."""
+
+    teacher: str
+    width: int
+    layers: int
+    heads: int
+    vocabulary: int
+    context: int
+
+
+SHAPES = {
+    "tiny": Shape("tiny", width=128, layers=4, heads=4, vocabulary=2048, context=128),
+    "smollm2": Shape("smollm2", width=576, layers=30, heads=9, vocabulary=49_152, context=2048),
+    "pythia-410m": Shape("pythia-410m", width=1024, layers=24, heads=16, vocabulary=50_304, context=2048),
+}
+
+ScaleName = Literal["tiny", "smollm2", "pythia-410m"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Parameters(BaseModel):
+    """Shared by all notebooks: strict types, no unknown names, nothing changed after validation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    scale: ScaleName
+
+    @property
+    def shape(self) -> Shape:
+        return SHAPES[self.scale]
+
+
+class Theory(Parameters):
+    """01_theory."""
+
+    alpha: Share  # share of zeros of a feature
+    features: Annotated[int, Field(ge=2, le=10**6)]  # F, features of the teacher
+    width: Width  # d_S, the student's width
+    zipf_exponent: Annotated[float, Field(ge=0, le=5)]  # importance of feature i is i^-exponent
+
+
+class Toy(Parameters):
+    """02_toy_sweep (paper, section 4 and appendix B)."""
+
+    features: Annotated[list[Annotated[int, Field(ge=2, le=256)]], Field(min_length=1)]  # n
+    sparsities: Annotated[list[Share], Field(min_length=1)]  # alpha
+    teacher_widths: Annotated[list[Width], Field(min_length=1)]  # d_T
+    seeds: Annotated[int, Field(ge=1, le=1000)]  # students a cell
+    steps: Annotated[int, Field(ge=10, le=10**6)]  # Adam steps a student
+    teacher_seeds: Annotated[int, Field(ge=0, le=1000)]  # students a cell that learn a teacher's outputs
+    seed: Seed  # of the record
+
+
+class Sae(Parameters):
+    """03_sae (paper, section 5 and appendix D)."""
+
+    teacher: str  # scale's teacher, hub name or folder
+    revision: str  # pinned commit of a hub name, else empty
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # residual streams read, after that layer
+    layer: Annotated[int, Field(ge=0)]  # the one that predicts floors
+    kind: Literal["l1", "topk"]
+    lam: Annotated[float, Field(gt=0, le=1000)]  # L1 coefficient, fixed before any student is trained
+    lams: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]  # the sensitivity grid
+    topk: Positive  # L0 of the TopK kind
+    expansion: Annotated[int, Field(ge=1, le=256)]  # latents a dimension
+    tokens: Annotated[int, Field(ge=10_000)]  # distinct training tokens
+    steps: Positive
+    batch: Positive  # tokens a step
+    learning_rate: Rate
+    held_out_tokens: Annotated[int, Field(ge=1000)]  # for statistics
+    widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _layers_exist(self):
+        if self.teacher == self.shape.teacher:
+            for layer in [self.layer, *self.layers]:
+                if layer > self.shape.layers:
+                    raise ValueError(
+                        f"layer = {layer} does not exist: {self.teacher} has layers 1 to {self.shape.layers} "
+                        "(0 is the embedding)"
+                    )
+        return self
+
+
+class Distill(Parameters):
+    """04_distill (paper, section 6 and appendices C and E)."""
+
+    width: Width | None  # one student of this width; None: the whole ladder
+    widths: Annotated[list[Width], Field(min_length=1)]  # the ladder
+    ladders: Annotated[list[Literal["random", "width_alone"]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
+    batch: Positive  # blocks a step
+    length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
+    learning_rate: Rate
+    warmup: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    temperature: Annotated[float, Field(gt=0, le=100)]
+    evaluations: Annotated[int, Field(ge=2)]  # on held-out documents, evenly spaced
+    held_out_blocks: Positive  # blocks an evaluation reads
+    floor_tolerance: Share  # a point is a floor if doubling the steps moves it by less than this share
+
+    @model_validator(mode="after")
+    def _widths_fit(self):
+        for width in [*self.widths, *([self.width] if self.width else [])]:
+            if width > self.shape.width:
+                raise ValueError(
+                    f"width = {width} is wider than the teacher of {self.scale}; give at most {self.shape.width}, "
+                    "or a scale with a wider teacher"
+                )
+            if "random" in self.ladders:
+                heads_for(width, self.shape.heads)
+            elif width < 2:
+                raise ValueError(f"width = {width} leaves no direction; give at least 2")
+        if self.length > self.shape.context:
+            raise ValueError(f"length = {self.length} exceeds the teacher's context; give at most {self.shape.context}")
+        return self
+
+
+class Probe(Parameters):
+    """05_probe (paper, section 7)."""
+
+    CONCEPTS: ClassVar[tuple[str, ...]] = ("question", "french", "code", "sport", "legal", "medical")
+    concepts: Annotated[list[Literal[CONCEPTS]], Field(min_length=1)]
+    passages: Annotated[int, Field(ge=50, le=10_000)]  # positives, and as many negatives
+    layer: Annotated[int, Field(ge=0)]  # residual stream read, after that layer
+    widths: Annotated[list[Width], Field(min_length=1)]  # students probed
+    splits: Annotated[int, Field(ge=1, le=100)]  # 80/20 by document
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.layer > self.shape.layers:
+            raise ValueError(f"layer = {self.layer} does not exist: {self.scale} has layers 1 to {self.shape.layers}")
+        for width in self.widths:
+            if width > self.shape.width:
+                raise ValueError(f"width = {width} is wider than the teacher; give at most {self.shape.width}")
+        return self
+
+
+class Ledger(Parameters):
+    """06_ledger: ``scale`` is the one shown first; every scale with results has its column."""
+
+
+NOTEBOOKS = {
+    "01_theory": Theory,
+    "02_toy_sweep": Toy,
+    "03_sae": Sae,
+    "04_distill": Distill,
+    "05_probe": Probe,
+    "06_ledger": Ledger,
+}
+
+_THEORY = dict(alpha=0.992, features=28_700, width=128, zipf_exponent=1.0)
+_TOY = dict(
+    features=[10, 20, 40],
+    sparsities=[0.80, 0.90, 0.95, 0.99],
+    teacher_widths=[3, 5, 8, 10],
+    seeds=20,
+    steps=6000,
+    teacher_seeds=0,
+    seed=0,
+)
+_DISTILL = dict(width=None, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
+_SAE = dict(revision="", kind="l1", topk=32, seed=0)
+_PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
+
+# fmt: off
+SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "01_theory": _THEORY,
+        "02_toy_sweep": _TOY,
+        "03_sae": _SAE | dict(
+            teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.25, 0.5, 1.0, 2.0, 4.0, 8.0], expansion=16,
+            tokens=500_000, steps=2000, batch=512, learning_rate=3e-3, held_out_tokens=100_000,
+            widths=[16, 32, 48, 64, 96, 128],
+        ),
+        "04_distill": _DISTILL | dict(
+            widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=200, batch=16,
+            length=64, learning_rate=5e-3, warmup=20, evaluations=40, held_out_blocks=64,
+        ),
+        "05_probe": _PROBE | dict(passages=500, layer=2, widths=[16, 64, 128], splits=3),
+        "06_ledger": {},
+    },
+    "smollm2": {
+        "01_theory": _THEORY,
+        "02_toy_sweep": _TOY,
+        "03_sae": _SAE | dict(
+            teacher="smollm2", layers=[15], layer=15, lam=1.0, lams=[0.5, 1.0, 2.0], expansion=8,
+            tokens=40_000, steps=1000, batch=1024, learning_rate=1e-3, held_out_tokens=10_000,
+            widths=[128, 256, 384, 512, 576],
+        ),
+        "04_distill": _DISTILL | dict(
+            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=100, batch=4, length=128,
+            learning_rate=3e-4, warmup=10, evaluations=10, held_out_blocks=16,
+        ),
+        "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], splits=3),
+        "06_ledger": {},
+    },
+    "pythia-410m": {  # the paper's own settings
+        "01_theory": _THEORY,
+        "02_toy_sweep": _TOY | dict(teacher_seeds=20),
+        "03_sae": _SAE | dict(
+            teacher="pythia-410m", layers=[8, 12, 16], layer=12, lam=8e-4,
+            lams=[8e-5, 2.5e-4, 8e-4, 2.5e-3, 8e-3, 2.5e-2], expansion=32, tokens=300_000_000, steps=9155,
+            batch=32 * 1024, learning_rate=3e-4, held_out_tokens=10_000_000,
+            widths=[128, 256, 512, 768, 1024],
+        ),
+        "04_distill": _DISTILL | dict(
+            widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
+            length=512, learning_rate=3e-4, warmup=1000, evaluations=60, held_out_blocks=64,
+        ),
+        "05_probe": _PROBE | dict(passages=2000, layer=12, widths=[128, 768, 1024], splits=5),
+        "06_ledger": {},
+    },
+}
+# fmt: on
+
+
+def heads_for(width: int, teacher_heads: int) -> int:
+    """Attention heads of a student: at most the teacher's, at least 16 dimensions each (paper, Table 8).
+
+    Raises:
+        ValueError: the width cannot be divided so.
+    """
+    heads = min(teacher_heads, width // 16)
+    if heads == 0 or width % (2 * heads):
+        near = [w for w in range(16, 16 * width + 17) if w % (2 * min(teacher_heads, w // 16)) == 0]
+        near = sorted(near, key=lambda w: abs(w - width))[:2]
+        raise ValueError(
+            f"width = {width} does not divide into heads of at least 16 dimensions; {min(near)} or {max(near)} would"
+        )
+    return heads
+
+
+def smallest_scale(width: int | None) -> str:
+    """The smallest scale whose teacher is at least as wide as ``width``; ``tiny`` if no width is asked for.
+
+    Raises:
+        ParameterError: no teacher is that wide.
+    """
+    for scale, shape in SHAPES.items():
+        if width is None or width <= shape.width:
+            return scale
+    widest = max(SHAPES.values(), key=lambda shape: shape.width)
+    raise ParameterError(
+        f"width = {width} is wider than every teacher; give at most {widest.width} ({widest.teacher})."
+    )
+
+
+def parameters(notebook: str, scale: str = "tiny", **given: Any) -> Parameters:
+    """A notebook's validated parameters: what is ``given`` and not None, the rest from the scale.
+
+    Raises:
+        ParameterError: a name or value the notebook cannot take; one sentence.
+    """
+    if scale not in SCALES:
+        raise ParameterError(f"scale = {scale!r} is not known; it can be {', '.join(SCALES)}.")
+    values = SCALES[scale][notebook] | {name: value for name, value in given.items() if value is not None}
+    try:
+        return NOTEBOOKS[notebook](scale=scale, **values)
+    except ValidationError as error:
+        raise ParameterError(_sentence(notebook, error)) from None
+
+
+def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
+    """Read a notebook's parameters out of its ``globals()`` and validate them.
+
+    A name that papermill injected and the notebook does not know, an ill-typed or an impossible value is a
+    ``ParameterError``: nothing has been computed or written by then.
+    """
+    known = NOTEBOOKS[notebook].model_fields
+    unknown = [name for name in _injected(namespace.get("In", [])) if name not in known]
+    if unknown:
+        raise ParameterError(f"{notebook} has no parameter {unknown[0]!r}; it takes {', '.join(known)}.")
+    given = {name: namespace[name] for name in known if name in namespace}
+    scale = given.pop("scale", None)
+    if scale is None:
+        width = given.get("width") if notebook == "04_distill" else None
+        scale = smallest_scale(width if isinstance(width, int) else None)
+    return parameters(notebook, scale, **given)
+
+
+def _injected(inputs: list[str]) -> list[str]:
+    """Names assigned in the cell that papermill injected last, which starts with ``# Parameters``."""
+    cells = [cell for cell in inputs if cell.lstrip().startswith("# Parameters")]
+    tree = ast.parse(cells[-1]) if cells else ast.Module(body=[], type_ignores=[])
+    targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _sentence(notebook: str, error: ValidationError) -> str:
+    """The first fault of a pydantic error as one sentence: the value, what is allowed."""
+    fault = error.errors()[0]
+    if not fault["loc"] or fault["type"] == "value_error":  # raised by a validator of ours, already a sentence
+        return f"{notebook}: {fault['msg'].removeprefix('Value error, ')}."
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{notebook} has no parameter {name!r}; it takes {', '.join(NOTEBOOKS[notebook].model_fields)}."
+    wish = fault["msg"].removeprefix("Input ")
+    hint = ' (a list is passed with -y, as in -y "widths: [16, 32]")' if fault["type"] == "list_type" else ""
+    return f"{notebook}: {name} = {fault['input']!r} {wish}{hint}."
