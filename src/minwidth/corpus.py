@@ -221,6 +221,21 @@ def pile(source: str, split: str = "train", revision: str | None = None) -> Iter
 # -------------------------------------------------------------------------------------------------------- passages
 
 
+def sample(source: Iterable[Document], percent: float) -> Iterator[Document]:
+    """A stated share of the documents, drawn by a hash of their id: the same ones wherever it is asked for.
+
+    Independent of the held-out split and of the order of the token blocks; a larger share contains a smaller one.
+
+    Raises:
+        ValueError: a share outside (0, 100].
+    """
+    if not 0 < percent <= 100:
+        raise ValueError(f"percent = {percent} is not a share of the documents; give more than 0 and at most 100.")
+    for document in source:
+        if int.from_bytes(hashlib.sha256(document.id.encode()).digest()[-4:], "big") * 100 < percent * 2**32:
+            yield document
+
+
 def held_out(document: str) -> bool:
     """Whether a document belongs to the held-out split: 5 % of them, decided by its id alone."""
     return hashlib.sha256(document.encode()).digest()[0] * 100 < HELD_OUT_PERCENT * 256
@@ -296,7 +311,7 @@ def token_blocks(name: str, tokenizer, source: Iterable[Passage], length: int, s
                         np.array([*ids, tokenizer.eos_token_id], dtype)
                     )
             for side, stream in streams.items():
-                flat = np.concatenate(stream)
+                flat = np.concatenate([np.zeros(0, dtype), *stream])  # a split may have no documents
                 np.save(temporary / f"{side}.npy", flat[: len(flat) // length * length].reshape(-1, length))
     return np.load(folder / f"{split}.npy", mmap_mode="r")
 

@@ -1,0 +1,203 @@
+"""The offline teacher gives the teacher's logits back and heals; streams are the model's own hidden states."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers import models as token_models
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
+
+from minwidth import corpus, models, residual
+
+END = 0
+SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, bos_token_id=END)
+CONFIGS = {
+    "neox": GPTNeoXConfig(**SIZES, intermediate_size=32, max_position_embeddings=32, eos_token_id=END),
+    "llama": LlamaConfig(
+        **SIZES, intermediate_size=32, max_position_embeddings=32, num_key_value_heads=1, eos_token_id=END
+    ),
+    "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=32),
+    "opt": OPTConfig(**SIZES, ffn_dim=32, max_position_embeddings=32, word_embed_proj_dim=16, eos_token_id=END),
+}
+
+
+def make_teacher(family: str) -> models.Teacher:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
+    words = {"<end>": END} | {f"w{i}": i for i in range(1, 50)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(token_models.WordLevel(words, unk_token="w1")), eos_token="<end>"
+    )
+    return models.Teacher(model, tokenizer, f"random-{family}", "0")
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher("neox")
+
+
+@pytest.fixture
+def blocks():
+    return np.random.default_rng(0).integers(0, 50, (40, 12)).astype(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    monkeypatch.setattr(residual, "SHARD_BYTES", 12 * 16 * 4 * 16)  # 16 blocks, so that there are three shards
+    return tmp_path
+
+
+def count_forward_tokens(teacher):
+    seen = []
+    teacher.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return seen
+
+
+def test_the_offline_teacher_gives_the_logits_back(teacher, blocks):
+    states = residual.offline_teacher(teacher, blocks, "text")
+    logits = torch.from_numpy(states.copy()) @ models.unembedding(teacher.model).T
+    expected = teacher.model(torch.from_numpy(blocks.astype(np.int64))).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    assert states.dtype == np.float32 and not states.flags.writeable
+
+
+def test_half_precision_rounds_to_eleven_bits(teacher, blocks):
+    exact = residual.offline_teacher(teacher, blocks, "text")
+    half = residual.offline_teacher(teacher, blocks, "text", "float16")
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, exact, rtol=2**-11, atol=1e-7)
+
+
+def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder):
+    expected = residual.offline_teacher(teacher, blocks, "text").copy()
+    seen = count_forward_tokens(teacher)
+    residual.offline_teacher(teacher, blocks, "text")
+    assert seen == []
+    (file,) = runs_folder.glob("states/*.bin")
+    damaged = np.memmap(file, np.float32, "r+", shape=expected.shape)
+    damaged[20, 3, 5] += 1
+    damaged.flush()
+    np.testing.assert_array_equal(residual.offline_teacher(teacher, blocks, "text"), expected)
+    assert sum(seen) == 16 * 12  # the damaged shard alone
+
+
+def test_an_interrupted_run_continues(teacher, blocks, runs_folder, monkeypatch):
+    real, calls = residual._final_states, []
+
+    def dies_in_the_second_shard(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(residual, "_final_states", dies_in_the_second_shard)
+    with pytest.raises(KeyboardInterrupt):
+        residual.offline_teacher(teacher, blocks, "text")
+    (sums,) = runs_folder.glob("states/*.json")
+    assert list(json.loads(sums.read_text())) == ["0"]
+    seen = count_forward_tokens(teacher)
+    states = residual.offline_teacher(teacher, blocks, "text").copy()
+    assert sum(seen) == 24 * 12
+    monkeypatch.undo()
+    expected = models.final_hidden(teacher.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
+    np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_blocks_or_teachers_are_other_states(teacher, blocks, runs_folder):
+    residual.offline_teacher(teacher, blocks, "text")
+    residual.offline_teacher(teacher, blocks[::-1], "text")
+    residual.offline_teacher(teacher._replace(revision="1"), blocks, "text")
+    assert len(list(runs_folder.glob("states/*.bin"))) == 3
+
+
+def test_states_are_stored_in_two_types_only(teacher, blocks):
+    with pytest.raises(ValueError, match="bfloat16"):
+        residual.offline_teacher(teacher, blocks, "text", "bfloat16")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_streams_are_the_hidden_states_of_transformers(family, blocks):
+    teacher = make_teacher(family)
+    ids = torch.from_numpy(blocks[:4].astype(np.int64))
+    hidden = teacher.model(ids, output_hidden_states=True).hidden_states
+    found = residual.streams(teacher.model, ids, [0, 1, 2])
+    for layer in (0, 1, 2):  # the last of transformers' hidden states is past the final norm
+        torch.testing.assert_close(found[layer], hidden[layer])
+
+
+def test_the_forward_pass_stops_at_the_deepest_layer(teacher, blocks):
+    reached = []
+    for number, block in enumerate(residual.blocks_of(teacher.model), 1):
+        block.register_forward_hook(lambda *_, number=number: reached.append(number))
+    residual.streams(teacher.model, torch.from_numpy(blocks[:2].astype(np.int64)), [0, 2])
+    assert reached == [1, 2]
+
+
+def test_a_missing_layer_is_named(teacher, blocks):
+    with pytest.raises(ValueError, match="layer = 4 does not exist"):
+        residual.streams(teacher.model, torch.from_numpy(blocks.astype(np.int64)), [4])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_splicing_in_the_stream_itself_changes_nothing(family, layer, blocks):
+    teacher = make_teacher(family)
+    ids = torch.from_numpy(blocks[:4].astype(np.int64))
+    expected = teacher.model(ids).logits
+    with residual.spliced(teacher.model, layer, lambda stream: stream.clone()) as model:
+        torch.testing.assert_close(model(ids).logits, expected)
+    with residual.spliced(teacher.model, layer, lambda stream: stream.flip(0)) as model:
+        assert not torch.allclose(model(ids).logits, expected)
+    torch.testing.assert_close(teacher.model(ids).logits, expected)  # the hook is gone
+
+
+def test_massive_tokens_and_the_first_are_left_out_and_counted(teacher, blocks):
+    calibration = residual.calibrate(teacher, blocks, [1, 2])
+    plain = residual.activations(teacher, blocks, [1, 2], calibration)
+    assert plain.left_out == {"position 0": 40, "massive": 0}
+    assert plain.layers[1].shape == (40 * 11, 16)
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[7] *= 1e4  # token 7 now has a massive activation
+    massive = residual.activations(teacher, blocks, [1, 2], calibration)
+    assert massive.left_out == {"position 0": 40, "massive": int((blocks[:, 1:] == 7).sum())}
+    assert 7 not in blocks.ravel()[massive.place]
+
+
+def test_kept_tokens_have_a_mean_norm_of_sqrt_d(teacher, blocks):
+    calibration = residual.calibrate(teacher, blocks, [0, 3])
+    for stream in residual.activations(teacher, blocks, [0, 3], calibration).layers.values():
+        assert float(stream.norm(dim=1).mean()) == pytest.approx(4, rel=1e-5)
+
+
+def test_activations_match_a_pass_over_each_block(teacher, blocks):
+    calibration = residual.calibrate(teacher, blocks, [2])
+    got = residual.activations(teacher, blocks, [2], calibration)
+    ids = torch.from_numpy(blocks.astype(np.int64))
+    expected = teacher.model(ids, output_hidden_states=True).hidden_states[2].flatten(0, 1)
+    torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
+
+
+def test_documents_are_numbered_by_their_closing_token():
+    blocks = np.array([[5, 6, END], [7, END, 8]])
+    assert residual.document_numbers(blocks, END).tolist() == [[0, 0, 0], [1, 1, 2]]
+
+
+def test_token_blocks_come_from_a_share_of_the_documents(teacher, monkeypatch, runs_folder):
+    monkeypatch.setattr(corpus, "RUNS", runs_folder)
+    texts = [corpus.Document(f"d{n}", "news", f"number {n} " * 20) for n in range(400)]  # all of them unknown words
+    few = residual.token_blocks(teacher, "train", 2, 25, texts, "made-up")
+    everything = residual.token_blocks(teacher, "train", 2, 100, texts, "made-up")
+    assert everything.size / 8 < few.size < everything.size / 2
