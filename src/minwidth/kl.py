@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}  # logits of one buffer: large enough for efficient matrix products
+CHUNK_ELEMENTS = {"cpu": 10 * 2**20, "cuda": 2**26}  # logits of one buffer: large enough for efficient matrix products
 BLOCK_ELEMENTS = 2**18  # logits that the in-place passes work on at once on a CPU: they stay in its cache
 
 
