@@ -73,8 +73,11 @@ def find(what: str, parameters: dict[str, Any]) -> Record | None:
     if not folder.exists():
         return None
     try:
-        return _read(folder)
-    except (OSError, ValueError, KeyError) as error:
+        record = _read(folder)
+        if (record.key, record.parameters) != (key_of(what, parameters), json.loads(json.dumps(parameters))):
+            raise ValueError(f"it holds {record.key}")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("The record %s is damaged (%s) and will be computed again.", key_of(what, parameters), error)
         return None
 

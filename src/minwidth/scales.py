@@ -278,7 +278,7 @@ def parameters(notebook: str, scale: str = "tiny", **given: Any) -> Parameters:
     Raises:
         ParameterError: a name or value the notebook cannot take; one sentence.
     """
-    if scale not in SCALES:
+    if scale not in list(SCALES):  # a list, since what was given may not be hashable
         raise ParameterError(f"scale = {scale!r} is not known; it can be {', '.join(SCALES)}.")
     values = SCALES[scale][notebook] | {name: value for name, value in given.items() if value is not None}
     try:
