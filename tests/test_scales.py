@@ -1,0 +1,160 @@
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minwidth import scales
+from minwidth.scales import NOTEBOOKS, SCALES, SHAPES, ParameterError
+
+
+def sentence(notebook, **namespace):
+    """What a reader of the notebook is told: one sentence that names the notebook or the fault."""
+    with pytest.raises(ParameterError) as error:
+        scales.validate(notebook, namespace)
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and not re.search(r"[.!?] [A-Z]", text), text
+    return text
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_scale_has_valid_parameters_for_every_notebook(notebook, scale):
+    parameters = scales.parameters(notebook, scale)
+    assert parameters.scale == scale
+    assert parameters.shape is SHAPES[scale]
+
+
+def test_none_means_as_the_scale_has_it():
+    given_ = scales.validate("04_distill", {"scale": "tiny", "steps": 50, "batch": None, "unrelated": 3})
+    assert given_.steps == 50
+    assert given_.batch == SCALES["tiny"]["04_distill"]["batch"]
+
+
+def test_parameters_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        scales.parameters("01_theory").alpha = 0.5
+
+
+def injected(code, **namespace):
+    """The names a notebook has after papermill injected ``code`` behind its parameters cell."""
+    exec(code, namespace)
+    namespace["In"] = ["", "# a comment\nalpha = 0.99", f"# Parameters\n{code}"]
+    return namespace
+
+
+@pytest.mark.parametrize("name", ["wdith", "Width", "_width", "steps2", "In2"])
+def test_an_unknown_injected_name_is_named(name):
+    text = sentence("04_distill", **injected(f"{name} = 3\n"))
+    assert text.startswith(f"04_distill has no parameter '{name}'; it takes scale, width, ")
+
+
+def test_known_injected_names_are_taken():
+    parameters = scales.validate("04_distill", injected("width = 64\nscale = 'tiny'\n", width=None, scale=None))
+    assert parameters.width == 64
+
+
+def test_only_what_was_injected_last_is_judged():
+    namespace = injected("width = 64\n")
+    namespace["In"] = ["", "# Parameters\nwdith = 3", "# Parameters\nwidth = 64", "helper = 1"]
+    assert scales.validate("04_distill", namespace).width == 64
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given_", "says"),
+    [
+        ("04_distill", {"width": "512"}, r"width = '512'.*integer"),
+        ("04_distill", {"width": 64.0, "scale": "tiny"}, r"width = 64.0.*integer"),
+        ("04_distill", {"width": True}, r"width = True.*integer"),
+        ("04_distill", {"width": [64]}, r"width = \[64\].*integer"),
+        ("04_distill", {"width": 0}, r"width = 0.*greater than 0"),
+        ("04_distill", {"width": -64}, r"width = -64.*greater than 0"),
+        ("04_distill", {"width": 10**30}, r"wider than every teacher; give at most 1024"),
+        ("04_distill", {"width": 10**30, "scale": "tiny"}, r"width = 10{30}.*less than or equal"),
+        ("04_distill", {"width": 512, "scale": "tiny"}, r"width = 512 is wider than the teacher of tiny.*at most 128"),
+        ("04_distill", {"widths": [64, 256], "scale": "tiny"}, r"width = 256 is wider.*at most 128"),
+        ("04_distill", {"width": 50, "scale": "tiny"}, r"width = 50 does not divide.*48 or 54 would"),
+        ("04_distill", {"width": 8, "scale": "tiny"}, r"width = 8 does not divide.*16 or 18 would"),
+        ("04_distill", {"width": 1, "ladders": ["width_alone"]}, r"width = 1 leaves no direction; give at least 2"),
+        ("04_distill", {"widths": 64}, r"widths = 64.*list.*-y"),
+        ("04_distill", {"widths": []}, r"widths = \[\].*at least 1"),
+        ("04_distill", {"widths": [64, "x"]}, r"widths.1 = 'x'.*integer"),
+        ("04_distill", {"ladders": ["narrow"]}, r"ladders.0 = 'narrow'.*'random' or 'width_alone'"),
+        ("04_distill", {"steps": 3}, r"steps = 3.*greater than or equal to 10"),
+        ("04_distill", {"steps": 10**9}, r"steps = 1000000000.*less than or equal"),
+        ("04_distill", {"learning_rate": math.nan}, r"learning_rate = nan"),
+        ("04_distill", {"learning_rate": math.inf}, r"learning_rate = inf"),
+        ("04_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast'.*number"),
+        ("04_distill", {"temperature": 0}, r"temperature = 0.*greater than 0"),
+        ("04_distill", {"length": 256, "scale": "tiny"}, r"length = 256 exceeds.*at most 128"),
+        ("04_distill", {"seeds": [-1]}, r"seeds.0 = -1.*greater than or equal to 0"),
+        ("04_distill", {"seeds": [2**31]}, r"seeds.0 = 2147483648.*less than"),
+        ("01_theory", {"alpha": 0}, r"alpha = 0.*greater than 0"),
+        ("01_theory", {"alpha": 1.0}, r"alpha = 1.0.*less than 1"),
+        ("01_theory", {"alpha": math.nan}, r"alpha = nan"),
+        ("01_theory", {"alpha": "0.9"}, r"alpha = '0.9'.*number"),
+        ("01_theory", {"alpha": True}, r"alpha = True.*number"),
+        ("02_toy_sweep", {"sparsities": [0.8, 1.2]}, r"sparsities.1 = 1.2.*less than 1"),
+        ("02_toy_sweep", {"features": [1]}, r"features.0 = 1.*greater than or equal to 2"),
+        ("03_sae", {"layer": 5, "scale": "tiny"}, r"layer = 5 does not exist: tiny has layers 1 to 4"),
+        ("03_sae", {"layers": [1, 9], "scale": "tiny"}, r"layer = 9 does not exist"),
+        ("03_sae", {"layer": -1}, r"layer = -1.*greater than or equal to 0"),
+        ("03_sae", {"kind": "gated"}, r"kind = 'gated'.*'l1' or 'topk'"),
+        ("05_probe", {"layer": 31, "scale": "smollm2"}, r"layer = 31 does not exist: smollm2 has layers 1 to 30"),
+        ("05_probe", {"widths": [256], "scale": "tiny"}, r"width = 256 is wider.*at most 128"),
+        ("05_probe", {"concepts": ["poetry"]}, r"concepts.0 = 'poetry'.*'question'"),
+        ("06_ledger", {"scale": "large"}, r"scale = 'large' is not known; it can be tiny, smollm2, pythia-410m"),
+        ("06_ledger", {"scale": 3}, r"scale = 3 is not known"),
+        ("06_ledger", {"scale": ["tiny"]}, r"scale = \['tiny'\] is not known"),
+    ],
+)
+def test_bad_parameters_are_answered_with_one_sentence(notebook, given_, says):
+    assert re.search(says, sentence(notebook, **given_))
+
+
+def test_a_notebook_shows_the_sentence_without_a_traceback():
+    with pytest.raises(ParameterError) as error:
+        scales.parameters("01_theory", alpha=2)
+    assert error.value._render_traceback_() == [f"ParameterError: {error.value}"]
+
+
+@pytest.mark.parametrize(
+    ("width", "scale"),
+    [(None, "tiny"), (16, "tiny"), (128, "tiny"), (129, "smollm2"), (512, "smollm2"), (1024, "pythia-410m")],
+)
+def test_the_smallest_scale_whose_teacher_is_wide_enough_is_taken(width, scale):
+    assert scales.smallest_scale(width) == scale
+
+
+def test_a_width_alone_chooses_its_scale():
+    parameters = scales.validate("04_distill", injected("width = 512\n", scale=None))
+    assert (parameters.scale, parameters.width, parameters.ladders) == ("smollm2", 512, ["width_alone"])
+
+
+@given(st.integers(1, 2000), st.integers(1, 32))
+def test_heads_divide_the_width_into_even_sizes_of_at_least_16(width, teacher_heads):
+    try:
+        heads = scales.heads_for(width, teacher_heads)
+    except ValueError as error:
+        nearest = [int(word) for word in re.findall(r"(\d+) or (\d+) would", str(error))[0]]
+        assert all(scales.heads_for(near, teacher_heads) for near in nearest), "what is proposed works"
+    else:
+        assert heads == min(teacher_heads, width // 16)
+        assert width // heads >= 16
+        assert width % (2 * heads) == 0
+
+
+junk = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+)
+fields = [(notebook, name) for notebook, kind in NOTEBOOKS.items() for name in kind.model_fields]
+
+
+@given(st.sampled_from(fields), junk)
+def test_any_value_is_taken_or_answered_with_one_sentence(field, value):
+    notebook, name = field
+    try:
+        scales.validate(notebook, {name: value})
+    except ParameterError as error:
+        assert str(error).endswith(".") and "\n" not in str(error)

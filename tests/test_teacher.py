@@ -1,0 +1,128 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minwidth import teacher
+
+TEXTS = ["The court held that the patient scored.", "def f(x):\n    return x + 1\n", "Voilà, où étiez-vous ? Là."] * 30
+
+
+# --------------------------------------------------------------------------------------------------------- n-grams
+
+
+@pytest.fixture
+def three_tokens(monkeypatch):
+    monkeypatch.setattr(teacher, "VOCABULARY", 3)
+
+
+def test_ngram_losses_of_a_hand_worked_block(three_tokens):
+    """Trained on 0 1 0 1, asked for 0 after (0, 1).
+
+    Unigram: (2 + 2/3) / (4 + 2) = 4/9. Bigram after 1: (1 + 4/9) / (1 + 1) = 13/18. Trigram: (1 + 13/18) / 2 = 31/36.
+    """
+    losses = teacher.ngram_losses(np.array([[0, 1, 0, 1]]), np.array([[0, 1, 0]]))
+    assert losses == pytest.approx(
+        {"unigram": math.log(9 / 4), "bigram": math.log(18 / 13), "trigram": math.log(36 / 31)}
+    )
+
+
+def test_an_unseen_context_falls_back_to_the_lower_order(three_tokens):
+    losses = teacher.ngram_losses(np.array([[0, 1, 0, 1]]), np.array([[2, 2, 1]]))
+    assert losses == pytest.approx(dict.fromkeys(("unigram", "bigram", "trigram"), math.log(9 / 4)))
+
+
+def test_ngrams_do_not_reach_from_one_block_into_the_next(three_tokens):
+    one = teacher.ngram_losses(np.array([[0, 1, 0], [1, 0, 0]]), np.array([[2, 0, 1]]))
+    other = teacher.ngram_losses(np.array([[1, 0, 0], [0, 1, 0]]), np.array([[2, 0, 1]]))
+    assert one == other
+
+
+blocks = st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(blocks, blocks)
+def test_ngram_losses_match_a_plain_count(train, held_out):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "VOCABULARY", 3)
+        losses = teacher.ngram_losses(np.array(train), np.array(held_out))
+    orders = [Counter(tuple(row[i : i + n]) for row in train for i in range(len(row) - n + 1)) for n in (1, 2, 3)]
+
+    def probability(gram, n):
+        if n == 0:
+            return 1 / 3
+        followers = {g: count for g, count in orders[n - 1].items() if g[:-1] == gram[-n:-1]}
+        kinds = len(followers) or 1
+        return (followers.get(gram[-n:], 0) + kinds * probability(gram, n - 1)) / (sum(followers.values()) + kinds)
+
+    asked = [tuple(row[i : i + 3]) for row in held_out for i in range(3)]
+    for n, name in enumerate(("unigram", "bigram", "trigram"), 1):
+        assert math.isclose(losses[name], -np.mean([math.log(probability(gram, n)) for gram in asked]), rel_tol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------- tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return teacher.tokenizer_from(TEXTS)
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < teacher.VOCABULARY for i in ids)
+
+
+def test_what_it_has_seen_is_shorter_than_its_bytes(tokenizer):
+    assert len(tokenizer(TEXTS[0])["input_ids"]) < len(TEXTS[0]) / 2
+
+
+def test_the_end_of_text_comes_first_and_is_never_added_unasked(tokenizer):
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == (teacher.END, 0)
+    assert 0 not in tokenizer("A sentence. Another.\n")["input_ids"]
+
+
+def test_the_tokenizer_survives_saving(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    assert all(again(text)["input_ids"] == tokenizer(text)["input_ids"] for text in TEXTS)
+
+
+# ----------------------------------------------------------------------------------------------------------- model
+
+
+def test_the_untrained_teacher_depends_on_its_seed_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = teacher.untrained()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    for a, b in zip(one.parameters(), teacher.untrained().parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_untrained_teacher_knows_nothing():
+    ids = torch.randint(0, teacher.VOCABULARY, (8, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert abs(float(teacher.cross_entropy(teacher.untrained(), ids)) - math.log(teacher.VOCABULARY)) < 0.1
+
+
+def test_cross_entropy_scores_each_token_by_the_logits_before_it():
+    class Copies(torch.nn.Module):
+        """Is sure that the next token is the present one plus one."""
+
+        def forward(self, ids):
+            logits = 50.0 * torch.nn.functional.one_hot((ids + 1) % 10, 10)
+            return type("Output", (), {"logits": logits})
+
+    rising = torch.arange(10)[None]
+    assert float(teacher.cross_entropy(Copies(), rising)) < 1e-6
+    assert float(teacher.cross_entropy(Copies(), rising.flip(1))) == pytest.approx(50, rel=1e-3)
