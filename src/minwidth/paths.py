@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,18 +21,21 @@ FIGURES = OUT / "figures"
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``target`` that takes its place if the block ends well, else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    unique = uuid.uuid4().hex[:8]
+    temporary, old = (target.with_name(f".{target.name}-{role}-{unique}") for role in ("new", "old"))
+    temporary.mkdir(parents=True)
     try:
         yield temporary
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
         if target.exists():
-            target.rename(old / "replaced")
+            target.rename(old)
         temporary.rename(target)
-        shutil.rmtree(old)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_file(target: Path, content: bytes) -> None:

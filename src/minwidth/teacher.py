@@ -124,7 +124,7 @@ def train() -> None:
         rows=len(text),
         schedule=SCHEDULE,
         seed=SEED,
-        checkpoint=work / "checkpoint",
+        checkpoint=work / "checkpoint.safetensors",
         progress="tiny teacher",
     )
     publish(model, tokenizer, history, text.numpy(), unseen.numpy())

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from minwidth.paths import replace_folder
+from minwidth.paths import replace_file
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -77,7 +78,7 @@ def train(
         loss: (model, row numbers) -> scalar to minimise; draws nothing at random.
         evaluate: model -> held-out loss.
         rows: how many rows of data there are to draw from.
-        checkpoint: folder for the state, written every minute; a run that finds one continues it.
+        checkpoint: file of the state, written every minute; a run that finds one continues it.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -126,19 +127,19 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _save(folder: Path, model, optimizer, step: int, history: list, running: list) -> None:
+def _save(file: Path, model, optimizer, step: int, history: list, running: list) -> None:
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    with replace_folder(folder) as temporary:
-        save_file(
-            {name: value.contiguous().clone() for name, value in tensors.items()}, temporary / "state.safetensors"
-        )
-        (temporary / "state.json").write_text(json.dumps({"step": step, "history": history, "running": running}))
+    place = json.dumps({"step": step, "history": history, "running": running})
+    packed = save({name: value.contiguous() for name, value in tensors.items()}, metadata={"place": place})
+    replace_file(file, packed)
 
 
-def _load(folder: Path, model, optimizer) -> tuple[int, list, list]:
-    tensors = load_file(folder / "state.safetensors")
+def _load(file: Path, model, optimizer) -> tuple[int, list, list]:
+    with safe_open(file, framework="pt") as stored:
+        done = json.loads(stored.metadata()["place"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -148,5 +149,4 @@ def _load(folder: Path, model, optimizer) -> tuple[int, list, list]:
             _, number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    done = json.loads((folder / "state.json").read_text())
     return done["step"], done["history"], done["running"]
