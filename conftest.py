@@ -1,0 +1,22 @@
+"""For tests/ and nbval over notebooks/: what they write goes to a scratch folder, outputs compare with a tolerance."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+pytest_plugins = ["tests.notebooks.tolerance"]
+
+
+def pytest_configure(config):
+    """Records, tables and figures are written beside a copy of the committed tables; the working tree stays clean."""
+    config.scratch = Path(tempfile.mkdtemp(prefix="minwidth-"))
+    os.environ.setdefault("MINWIDTH_RUNS", str(config.scratch / "runs"))
+    os.environ.setdefault("MINWIDTH_OUT", str(config.scratch))
+    committed = Path(__file__).parent / "data" / "results"
+    if committed.exists():
+        shutil.copytree(committed, config.scratch / "data" / "results")
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.scratch, ignore_errors=True)
