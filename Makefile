@@ -1,0 +1,80 @@
+# make paper is the study, make test its proof; both make .venv first if it is missing or older than the pins.
+
+PYTHON ?= python3
+SCALE ?= tiny
+CORES ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SNAKEMAKE_PID := .snakemake/make-paper.pid
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help paper test lab results notebooks bench docs teacher clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES) and print what holds of the paper'
+	@echo 'make test       lint, unit tests, notebooks against their committed outputs'
+	@echo 'make lab        JupyterLab'
+	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
+	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
+	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
+	@echo 'make docs       the committed notebooks as web pages in runs/docs'
+	@echo 'make teacher    train the tiny teacher again (an hour or two)'
+	@echo 'make clean      remove caches and executed copies; results in runs/ stay, and so does .venv'
+	@echo 'PYTHON=$(PYTHON) makes the environment'
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "minwidth needs Python 3.11 or later, and '$(PYTHON)' is not: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,test]'
+	@touch $@
+
+paper: $(INSTALLED)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@mkdir -p .snakemake
+	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
+	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
+	@if [ -n "$$(ls .snakemake/locks 2> /dev/null)" ]; then \
+	  echo 'The last run was interrupted; going on from there.'; $(BIN)/snakemake --quiet all --unlock; fi
+	@sh -c 'echo $$$$ > $(SNAKEMAKE_PID); exec $(BIN)/snakemake --cores $(CORES) --rerun-incomplete \
+	  --show-failed-logs --config scale=$(SCALE)'
+	@rm -f $(SNAKEMAKE_PID)
+	@$(BIN)/python -m minwidth.ledger
+
+test: $(INSTALLED)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --durations=10 tests notebooks
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks/01_theory.ipynb
+
+results: $(INSTALLED)
+	$(BIN)/papermill notebooks/06_ledger.ipynb -p scale $(SCALE)
+	@$(BIN)/python -m minwidth.ledger
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m minwidth.notebooks notebooks/*.py
+
+bench: .venv-bench/.installed
+	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done
+
+.venv-bench/.installed: pyproject.toml $(INSTALLED)
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+docs: $(INSTALLED)
+	$(BIN)/jupyter nbconvert --to html --output-dir runs/docs notebooks/*.ipynb
+
+teacher: $(INSTALLED)
+	$(BIN)/python -m minwidth.teacher
+
+clean:
+	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/docs .venv-bench
+	rm -f runs/*.ipynb
+	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students; done
+	find src tests benchmarks -name __pycache__ -exec rm -rf {} +

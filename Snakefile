@@ -1,0 +1,162 @@
+"""The whole study as one pipeline: six notebooks through papermill, and for 04 first one job a student.
+
+    snakemake --cores 2                          at scale tiny, as `make paper` runs it
+    snakemake --cores 2 --config scale=smollm2   at another scale
+    snakemake -n                                 the plan
+
+Inputs are the notebooks' .py sides and the modules behind them: rewriting committed outputs makes nothing run again.
+Results are found by their parameters in runs/, so a job that has little new to compute is short.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from minwidth import scales
+
+SCALE = config.get("scale", "tiny")
+if SCALE not in scales.SCALES:
+    raise WorkflowError(f"scale = {SCALE} is not known; it can be {', '.join(scales.SCALES)}.")
+COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
+LADDERS = scales.parameters("04_distill", SCALE)
+TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
+
+
+def sources(notebook: str, *modules: str) -> list[str]:
+    """Files that decide what ``notebook`` shows."""
+    everywhere = ["figures", "paths", "runs", "scales"]
+    return [f"notebooks/{notebook}.py", *(f"src/minwidth/{module}.py" for module in [*everywhere, *modules])]
+
+
+def execute(notebook: str) -> str:
+    """The command that leaves an executed copy of ``notebook`` as {output}."""
+    options = "--no-progress-bar --log-level WARNING"
+    return f"{sys.executable} -m papermill notebooks/{notebook}.ipynb {{output}} -p scale {SCALE} {options} 2> {{log}}"
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        expand(COPIES + "/{notebook}.ipynb", notebook=scales.NOTEBOOKS),
+    default_target: True
+
+
+rule theory:
+    input:
+        sources("01_theory", "capacity", "calibration"),
+    output:
+        f"{COPIES}/01_theory.ipynb",
+    log:
+        f"{COPIES}/01_theory.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        execute("01_theory")
+
+
+rule toy_sweep:
+    input:
+        sources("02_toy_sweep", "capacity", "calibration", "toy"),
+    output:
+        f"{COPIES}/02_toy_sweep.ipynb",
+    log:
+        f"{COPIES}/02_toy_sweep.log",
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        execute("02_toy_sweep")
+
+
+rule sae:
+    input:
+        TEXT,
+        sources("03_sae", "capacity", "calibration", "corpus", "models", "residual", "training", "sae"),
+    output:
+        f"{COPIES}/03_sae.ipynb",
+    log:
+        f"{COPIES}/03_sae.log",
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=600,
+    shell:
+        execute("03_sae")
+
+
+rule student:
+    """One student; its record is what 04_distill finds. A record belongs to its parameters, hence the mark."""
+    input:
+        TEXT,
+        expand("src/minwidth/{module}.py", module=["corpus", "models", "residual", "training", "kl", "distill"]),
+    output:
+        touch(COPIES + "/students/{ladder}-w{width}-s{seed}"),
+    log:
+        COPIES + "/students/{ladder}-w{width}-s{seed}.log",
+    threads: lambda wildcards: 1 if int(wildcards.width) <= 256 else 2  # tiny tensors: two jobs beat two threads
+    resources:
+        mem_mb=3000,
+        runtime=600,
+    shell:
+        "{sys.executable} -m minwidth.distill --scale {SCALE} --ladder {wildcards.ladder} --width {wildcards.width}"
+        " --seed {wildcards.seed} 2> {log}"
+
+
+rule distill:
+    input:
+        expand(rules.student.output, ladder=LADDERS.ladders, width=LADDERS.widths, seed=LADDERS.seeds),
+        rules.sae.output,
+        sources("04_distill", "capacity", "calibration", "corpus", "models", "residual", "training", "kl", "distill"),
+    output:
+        f"{COPIES}/04_distill.ipynb",
+    log:
+        f"{COPIES}/04_distill.log",
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=600,
+    shell:
+        execute("04_distill")
+
+
+rule probe:
+    input:
+        rules.distill.output,
+        sources("05_probe", "corpus", "models", "residual", "distill", "probe"),
+    output:
+        f"{COPIES}/05_probe.ipynb",
+    log:
+        f"{COPIES}/05_probe.log",
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    shell:
+        execute("05_probe")
+
+
+rule ledger:
+    input:
+        rules.theory.output,
+        rules.toy_sweep.output,
+        rules.sae.output,
+        rules.distill.output,
+        rules.probe.output,
+        sources("06_ledger", "ledger", "capacity", "calibration"),
+        sorted(map(str, Path("data/paper").glob("*"))),
+    output:
+        f"{COPIES}/06_ledger.ipynb",
+    log:
+        f"{COPIES}/06_ledger.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        execute("06_ledger")
