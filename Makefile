@@ -40,7 +40,7 @@ paper: $(INSTALLED)
 	@if [ -n "$$(ls .snakemake/locks 2> /dev/null)" ]; then \
 	  echo 'The last run was interrupted; going on from there.'; $(BIN)/snakemake --quiet all --unlock; fi
 	@sh -c 'echo $$$$ > $(SNAKEMAKE_PID); exec $(BIN)/snakemake --cores $(CORES) --rerun-incomplete \
-	  --show-failed-logs --config scale=$(SCALE)'
+	  --quiet host reason --show-failed-logs --config scale=$(SCALE)'
 	@rm -f $(SNAKEMAKE_PID)
 	@$(BIN)/python -m minwidth.ledger
 

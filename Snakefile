@@ -41,6 +41,8 @@ localrules:
 rule all:
     input:
         expand(COPIES + "/{notebook}.ipynb", notebook=scales.NOTEBOOKS),
+    message:
+        f"every notebook has run at scale {SCALE}"
     default_target: True
 
 
@@ -51,6 +53,8 @@ rule theory:
         f"{COPIES}/01_theory.ipynb",
     log:
         f"{COPIES}/01_theory.log",
+    message:
+        "01_theory: the theory, recomputed"
     threads: 1
     resources:
         mem_mb=2000,
@@ -66,6 +70,8 @@ rule toy_sweep:
         f"{COPIES}/02_toy_sweep.ipynb",
     log:
         f"{COPIES}/02_toy_sweep.log",
+    message:
+        "02_toy_sweep: the toy models"
     threads: 2
     resources:
         mem_mb=2000,
@@ -82,6 +88,8 @@ rule sae:
         f"{COPIES}/03_sae.ipynb",
     log:
         f"{COPIES}/03_sae.log",
+    message:
+        "03_sae: sparse autoencoders of the teacher"
     threads: 2
     resources:
         mem_mb=6000,
@@ -99,6 +107,8 @@ rule student:
         touch(COPIES + "/students/{ladder}-w{width}-s{seed}"),
     log:
         COPIES + "/students/{ladder}-w{width}-s{seed}.log",
+    message:
+        "04_distill: student of width {wildcards.width}, ladder {wildcards.ladder}, seed {wildcards.seed}"
     threads: lambda wildcards: 1 if int(wildcards.width) <= 256 else 2  # tiny tensors: two jobs beat two threads
     resources:
         mem_mb=3000,
@@ -117,6 +127,8 @@ rule distill:
         f"{COPIES}/04_distill.ipynb",
     log:
         f"{COPIES}/04_distill.log",
+    message:
+        "04_distill: the ladders of students together"
     threads: 2
     resources:
         mem_mb=4000,
@@ -133,6 +145,8 @@ rule probe:
         f"{COPIES}/05_probe.ipynb",
     log:
         f"{COPIES}/05_probe.log",
+    message:
+        "05_probe: probes of teacher and students"
     threads: 2
     resources:
         mem_mb=4000,
@@ -154,6 +168,8 @@ rule ledger:
         f"{COPIES}/06_ledger.ipynb",
     log:
         f"{COPIES}/06_ledger.log",
+    message:
+        "06_ledger: every claim and its verdict"
     threads: 1
     resources:
         mem_mb=2000,
