@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,12 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
         raise ValueError(f"A batch of {batch} blocks cannot be drawn from {total}; lower the batch or add text.")
     an_epoch = total // batch
     epoch, place = divmod(step, an_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(total)
-    return order[place * batch : (place + 1) * batch]
+    return _order(total, epoch, seed)[place * batch : (place + 1) * batch]
+
+
+@lru_cache(maxsize=4)  # the steps of an epoch ask for the same one
+def _order(total: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(total)
 
 
 def train(
