@@ -8,8 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.cli import jupytext
-from jupytext.contentsmanager import TextFileContentsManager
+from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
 from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS
@@ -80,10 +81,10 @@ def test_its_first_code_cells_are_parameters_and_validation(name: str):
 
 def test_jupyterlab_opens_either_side_and_saves_both(tmp_path: Path):
     enabled = json.loads((Path(sys.prefix) / "etc/jupyter/jupyter_server_config.d/jupytext.json").read_text())
-    assert enabled["ServerApp"]["jpserver_extensions"]["jupyterlab_jupytext"]  # which brings the manager used here
+    assert enabled["ServerApp"]["jpserver_extensions"]["jupyterlab_jupytext"]
     shutil.copy(FOLDER / "jupytext.toml", tmp_path)
     (tmp_path / "pair.py").write_text("# %%\nx = 1\n")
-    lab = TextFileContentsManager(root_dir=str(tmp_path))
+    lab = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(tmp_path))
     lab.save(lab.get("pair.py", type="notebook"), "pair.py")
     assert nbformat.read(tmp_path / "pair.ipynb", as_version=4).cells[0].source == "x = 1"
     opened = lab.get("pair.ipynb", type="notebook")
