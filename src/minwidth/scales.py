@@ -91,6 +91,11 @@ class Sae(Parameters):
     batch: Positive  # tokens a step
     learning_rate: Rate
     held_out_tokens: Annotated[int, Field(ge=1000)]  # for statistics
+    kl_tokens: Annotated[int, Field(ge=100)]  # held-out tokens on which KL in nats is measured
+    text: str  # wheels, or The Pile as a hub name or folder
+    percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
+    length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
+    kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
     widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
     seed: Seed
 
@@ -116,6 +121,7 @@ class Distill(Parameters):
     steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
     batch: Positive  # blocks a step
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
+    percent: Annotated[float, Field(gt=0, le=100)]  # share of the documents that is read
     learning_rate: Rate
     warmup: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -149,11 +155,18 @@ class Probe(Parameters):
     passages: Annotated[int, Field(ge=50, le=10_000)]  # positives, and as many negatives
     layer: Annotated[int, Field(ge=0)]  # residual stream read, after that layer
     widths: Annotated[list[Width], Field(min_length=1)]  # students probed
+    tokens: Annotated[int, Field(ge=8, le=2048)]  # of a passage that the models read
     splits: Annotated[int, Field(ge=1, le=100)]  # 80/20 by document
+    train_students: bool  # train a student that 04_distill has not left; else it is left out
     seed: Seed
 
     @model_validator(mode="after")
     def _fits(self):
+        if self.tokens >= self.shape.context:
+            raise ValueError(
+                f"tokens = {self.tokens} and the one before them exceed the teacher's context; "
+                f"give at most {self.shape.context - 1}"
+            )
         if self.layer > self.shape.layers:
             raise ValueError(f"layer = {self.layer} does not exist: {self.scale} has layers 1 to {self.shape.layers}")
         for width in self.widths:
@@ -186,7 +199,7 @@ _TOY = dict(
     seed=0,
 )
 _DISTILL = dict(width=None, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
-_SAE = dict(revision="", kind="l1", topk=32, seed=0)
+_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
 # fmt: off
@@ -195,15 +208,18 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "01_theory": _THEORY,
         "02_toy_sweep": _TOY,
         "03_sae": _SAE | dict(
-            teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.25, 0.5, 1.0, 2.0, 4.0, 8.0], expansion=16,
-            tokens=500_000, steps=2000, batch=512, learning_rate=3e-3, held_out_tokens=100_000,
+            teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.1, 0.3, 1.0, 3.0, 10.0], expansion=16,
+            tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=16_384,
+            length=128,
             widths=[16, 32, 48, 64, 96, 128],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=200, batch=16,
-            length=64, learning_rate=5e-3, warmup=20, evaluations=40, held_out_blocks=64,
+            widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=200, batch=8,
+            length=128, percent=10.0, learning_rate=5e-3, warmup=20, evaluations=40, held_out_blocks=64,
         ),
-        "05_probe": _PROBE | dict(passages=500, layer=2, widths=[16, 64, 128], splits=3),
+        "05_probe": _PROBE | dict(
+            passages=500, layer=2, widths=[16, 64, 128], tokens=64, splits=3, train_students=True
+        ),
         "06_ledger": {},
     },
     "smollm2": {
@@ -211,14 +227,15 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "02_toy_sweep": _TOY,
         "03_sae": _SAE | dict(
             teacher="smollm2", layers=[15], layer=15, lam=1.0, lams=[0.5, 1.0, 2.0], expansion=8,
-            tokens=40_000, steps=1000, batch=1024, learning_rate=1e-3, held_out_tokens=10_000,
+            tokens=40_000, steps=1000, batch=1024, learning_rate=1e-3, held_out_tokens=10_000, kl_tokens=1024,
+            length=128,
             widths=[128, 256, 384, 512, 576],
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=100, batch=4, length=128,
-            learning_rate=3e-4, warmup=10, evaluations=10, held_out_blocks=16,
+            percent=2.0, learning_rate=3e-4, warmup=10, evaluations=10, held_out_blocks=16,
         ),
-        "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], splits=3),
+        "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
         "06_ledger": {},
     },
     "pythia-410m": {  # the paper's own settings
@@ -227,14 +244,17 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "03_sae": _SAE | dict(
             teacher="pythia-410m", layers=[8, 12, 16], layer=12, lam=8e-4,
             lams=[8e-5, 2.5e-4, 8e-4, 2.5e-3, 8e-3, 2.5e-2], expansion=32, tokens=300_000_000, steps=9155,
-            batch=32 * 1024, learning_rate=3e-4, held_out_tokens=10_000_000,
+            batch=32 * 1024, learning_rate=3e-4, held_out_tokens=10_000_000, kl_tokens=65_536,
+            text="monology/pile-uncopyrighted", percent=100.0, length=1024,
             widths=[128, 256, 512, 768, 1024],
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
-            length=512, learning_rate=3e-4, warmup=1000, evaluations=60, held_out_blocks=64,
+            length=512, percent=100.0, learning_rate=3e-4, warmup=1000, evaluations=60, held_out_blocks=64,
         ),
-        "05_probe": _PROBE | dict(passages=2000, layer=12, widths=[128, 768, 1024], splits=5),
+        "05_probe": _PROBE | dict(
+            passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5, train_students=False
+        ),
         "06_ledger": {},
     },
 }

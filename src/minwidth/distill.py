@@ -1,0 +1,550 @@
+"""Distillation (paper, section 6): students trained on the exact offline teacher, their floors, and what explains them.
+
+A floor is the mean held-out loss over the last tenth of the evaluations, the paper's rule. Under a cosine schedule that
+tail is flat because the learning rate goes to 0, so flatness proves nothing. Each student is therefore trained a second
+time for twice as many steps with the schedule stretched: only if that moves its floor by less than a stated share is it
+called a floor, else it is an upper bound, still falling.
+
+``python -m minwidth.distill --scale tiny --ladder random --width 32 --seed 0`` trains one student, both times.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minwidth import calibration, kl, models, residual, runs, scales, training
+
+log = logging.getLogger(__name__)
+
+STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
+BASIS_TOKENS = 32_768  # of training text, for the principal directions of the residual stream
+SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
+ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
+
+
+class Job(NamedTuple):
+    """One training run of a student of a ladder."""
+
+    ladder: str
+    width: int
+    seed: int
+    steps: int
+
+
+class Text(NamedTuple):
+    """Token blocks and the teacher's final states on them."""
+
+    ids: Int[Tensor, "blocks length"]
+    states: Float[np.ndarray, "blocks length d_T"] | None  # None where the teacher runs beside the student
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def read(teacher: models.Teacher, p: scales.Distill) -> dict[str, Text]:
+    """``train`` and ``held_out`` text with the offline teacher's states, computed once for all students.
+
+    There is enough training text for the longest run without repetition, if the corpus has that much.
+    """
+    texts = {}
+    for split, count in (("train", 2 * p.steps * p.batch), ("held_out", p.held_out_blocks)):
+        blocks = _blocks(teacher, p, split)[:count]
+        small = blocks.size * teacher.d * 4 <= STATES_BYTES
+        states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
+        texts[split] = Text(torch.from_numpy(blocks.astype(np.int64)), states)
+    return texts
+
+
+def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
+    """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
+
+    def compute():
+        blocks = torch.from_numpy(_blocks(teacher, p, "train")[: BASIS_TOKENS // p.length].astype(np.int64))
+        return {"moments": models.stream_moments(teacher.model, blocks.split(16)).cpu().numpy()}
+
+    parameters = {"teacher": teacher.revision, "tokens": BASIS_TOKENS, "length": p.length, "percent": p.percent}
+    return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
+
+
+def _blocks(teacher: models.Teacher, p: scales.Distill, split: str) -> np.ndarray:
+    return residual.token_blocks(teacher, split, p.length, p.percent)
+
+
+def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
+    """A student before training: ``random`` is the paper's ladder, ``width_alone`` the teacher cut to its width."""
+    if ladder == "random":
+        return models.make_student(teacher.model, width, seed)
+    basis = models.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
+    return models.cut_to_width(teacher.model, basis, width)
+
+
+# ------------------------------------------------------------------------------------------------------- one student
+
+
+def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
+    """The record of one training run of a student, found or computed; an interrupted run continues exactly.
+
+    Its values: ``history`` (step, train, held_out; nats per token at the temperature), ``untrained``, ``floor``,
+    ``tail_slope``, ``low`` and ``high`` (95 % of the final loss over held-out blocks), ``params``, ``d_teacher``.
+
+    Raises:
+        FloatingPointError: the loss is not finite, or worse than that of a uniform guess.
+        ValueError: the student cannot be made at this width.
+    """
+    what, parameters = key(p, job)
+    if record := runs.find(what, parameters):
+        return record
+    with threads(p):
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=device())
+        return runs.find_or_compute(what, parameters, lambda: _train(p, job, teacher, what, parameters))
+
+
+def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a run's record: everything that its numbers depend on."""
+    chosen = p.model_dump(exclude={"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"})
+    chosen |= job._asdict() | {
+        "teacher": models.teacher_revision(p.shape.teacher),
+        "text_blocks": 2 * p.steps * p.batch,
+    }
+    return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def threads(p: scales.Distill) -> Iterator[None]:
+    """One thread for small models, which two would slow down; as many as torch found otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if p.shape.width <= ONE_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, parameters: dict) -> dict[str, Any]:
+    texts = read(teacher, p)
+    matrix = models.unembedding(teacher.model)
+    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+
+    def batch(text: Text, rows) -> tuple[Tensor, Tensor]:
+        ids = text.ids[rows].to(matrix.device)
+        if text.states is None:
+            with torch.no_grad():
+                return ids, models.final_hidden(teacher.model, ids)
+        return ids, torch.from_numpy(text.states[rows]).to(matrix.device)
+
+    def loss(model, rows) -> Tensor:
+        ids, states = batch(texts["train"], rows)
+        with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):
+            return kl.divergence(
+                models.final_hidden(model, ids), models.unembedding(model), states, matrix, p.temperature
+            )
+
+    @torch.no_grad()
+    def per_block(model) -> np.ndarray:
+        losses = []
+        for rows in np.array_split(np.arange(len(texts["held_out"].ids)), -(-p.held_out_blocks // p.batch)):
+            ids, states = batch(texts["held_out"], rows)
+            hidden = torch.zeros(*ids.shape, 1).to(matrix) if model is None else models.final_hidden(model, ids)
+            vocabulary = matrix.new_zeros(len(matrix), 1) if model is None else models.unembedding(model)
+            losses.append(kl.divergence_per_token(hidden, vocabulary, states, matrix, p.temperature).mean(1).cpu())
+        return torch.cat(losses).numpy()
+
+    guess = float(per_block(None).mean())  # a student that gives every token the same probability
+    start = float(per_block(model).mean())
+
+    def evaluate(model) -> float:
+        value = float(per_block(model).mean())
+        if value > 2 * max(guess, start):
+            raise FloatingPointError(
+                f"The loss rose to {value:.3g} nats from {start:.3g}, a uniform guess having {guess:.3g}; lower the "
+                f"learning rate ({rate(p, job):g})."
+            )
+        return value
+
+    history = [{"step": 0, "train": float("nan"), "held_out": start}]
+    if start > SAME:
+        history += training.train(
+            model,
+            loss,
+            evaluate,
+            rows=len(texts["train"].ids),
+            schedule=schedule(p, job),
+            seed=job.seed,
+            checkpoint=runs.work_folder(what, parameters) / "checkpoint",
+            progress=f"{job.ladder} {job.width}, {job.steps} steps",
+        )
+    else:
+        log.info("The student of width %d is its teacher before any training.", job.width)
+    history = pd.DataFrame(history)
+    final = per_block(model)
+    spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
+    weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
+    runs.store(f"{what}-weights", parameters, weights, seconds=0)
+    return {
+        "history": history,
+        "untrained": start,
+        "uniform": guess,
+        "floor": floor(history),
+        "tail_slope": tail_slope(history),
+        "low": float(final.mean() - spread),
+        "high": float(final.mean() + spread),
+        "params": models.parameter_count(model),
+        "d_teacher": teacher.d,
+    }
+
+
+def schedule(p: scales.Distill, job: Job) -> training.Schedule:
+    """The paper's: AdamW, linear warm-up, cosine to 0; stretched as a whole where a run is longer."""
+    return training.Schedule(
+        steps=job.steps,
+        batch=p.batch,
+        learning_rate=rate(p, job),
+        warmup=round(p.warmup * job.steps / p.steps),
+        weight_decay=p.weight_decay,
+        evaluations=p.evaluations,
+    )
+
+
+def rate(p: scales.Distill, job: Job) -> float:
+    """Peak learning rate."""
+    return p.learning_rate
+
+
+def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
+    """The student of a finished run, in eval mode and without gradients; trained first if it was not yet."""
+    student(p, job, teacher)
+    what, parameters = key(p, job)
+    weights = runs.find(f"{what}-weights", parameters)
+    if weights is None:
+        raise LookupError(f"The weights of {runs.key_of(what, parameters)} are gone; delete it to train it again.")
+    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name]))
+    return model.eval().requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------------- floor and verdict
+
+
+def _tail(history: pd.DataFrame) -> pd.DataFrame:
+    evaluated = history[history.step > 0] if len(history) > 1 else history
+    return evaluated.tail(max(1, round(0.1 * len(evaluated))))
+
+
+def floor(history: pd.DataFrame) -> float:
+    """Mean held-out loss over the last tenth of the evaluations, in nats per token (paper, appendix E)."""
+    return float(_tail(history).held_out.mean())
+
+
+def tail_slope(history: pd.DataFrame) -> float:
+    """Fall per doubling of the steps that the tail alone suggests, as a share of the floor; NaN from one evaluation."""
+    tail = _tail(history)
+    if len(tail) < 2:
+        return float("nan")
+    return float(-np.polyfit(np.log2(tail.step), tail.held_out, 1)[0] / max(tail.held_out.mean(), SAME))
+
+
+def fall_per_doubling(short: float, long: float) -> float:
+    """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
+    return 0.0 if max(short, long) < SAME else 1 - long / short
+
+
+def verdict(fall: float, tolerance: float) -> str:
+    """``floor`` if doubling the steps moved it by less than ``tolerance``, either way; else ``upper bound``."""
+    return "floor" if abs(fall) < tolerance else "upper bound"
+
+
+def describe(fall: float, tolerance: float) -> str:
+    """The verdict in words, with the fall."""
+    if verdict(fall, tolerance) == "floor":
+        return f"a floor: doubling the steps moves it by {100 * fall:.1f} %, less than {100 * tolerance:g} %"
+    if fall < 0:
+        return f"no floor: twice the steps end {-100 * fall:.0f} % higher"
+    return f"an upper bound, still falling {100 * fall:.0f} % per doubling of the steps"
+
+
+# ------------------------------------------------------------------------------------------------------------ ladders
+
+
+def jobs(p: scales.Distill) -> list[Job]:
+    """Every run that the parameters ask for, the most expensive first: each student at ``steps`` and at twice that."""
+    widths = p.widths if p.width is None else [p.width]
+    found = [
+        Job(ladder, width, seed, steps)
+        for width in sorted(set(widths), reverse=True)
+        for ladder in p.ladders
+        for seed in p.seeds
+        for steps in (2 * p.steps, p.steps)
+    ]
+    return found
+
+
+def ladder(p: scales.Distill) -> runs.Record:
+    """All students that the parameters ask for, trained where no record is found.
+
+    Small students are trained by several processes side by side, one thread each; large ones one after the other.
+
+    Returns:
+        A record with ``ladder`` (one row a run), ``curves`` (one row an evaluation) and ``missing_states``.
+
+    Raises:
+        RuntimeError: a process failed; its last line says why.
+    """
+    todo = jobs(p)
+    missing = [job for job in todo if runs.find(*key(p, job)) is None]
+    if missing:
+        _compute(p, missing)
+    records = {job: student(p, job) for job in todo}
+    parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
+    label = "ladder" if p.width is None else f"w{p.width}"
+    parameters = {"runs": parts, "floor_tolerance": p.floor_tolerance}
+    return runs.find_or_compute(f"distill/{p.scale}/{label}", parameters, lambda: _assemble(p, records))
+
+
+def _compute(p: scales.Distill, missing: list[Job]) -> None:
+    with threads(p):
+        teacher = models.load_teacher(p.shape.teacher, device=device())
+        read(teacher, p)  # once, before several processes would ask for it
+        if any(job.ladder == "width_alone" for job in missing):
+            moments(teacher, p)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
+    if p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or device().type != "cpu":
+        for job in tqdm(missing, **options):
+            student(p, job, teacher)
+        return
+    del teacher
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(cores, len(missing)), spawn, initializer=_as_worker) as pool:
+        processes = pool._processes
+        try:
+            waiting = [pool.submit(_key_of_student, p, job) for job in missing]
+            for future in tqdm(as_completed(waiting), **options):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes.values():  # their checkpoints stay
+                process.terminate()
+            raise
+
+
+def _as_worker() -> None:
+    """In a worker: no bars of its own, and an end when its parent ends, also by kill -9."""
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def _teacher(scale: str) -> models.Teacher:
+    return models.load_teacher(scales.SHAPES[scale].teacher, device=device())
+
+
+def _key_of_student(p: scales.Distill, job: Job) -> str:
+    return student(p, job, _teacher(p.scale)).key  # in a worker: the record itself stays on disk
+
+
+def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, Any]:
+    curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
+    rows = []
+    for job, record in records.items():
+        fall = float("nan")
+        if job.steps == 2 * p.steps:
+            fall = fall_per_doubling(records[job._replace(steps=p.steps)]["floor"], record["floor"])
+        names = ("floor", "tail_slope", "low", "high", "untrained", "uniform", "params", "d_teacher")
+        rows.append(
+            job._asdict()
+            | {name: record[name] for name in names}
+            | {
+                "fall_per_doubling": fall,
+                "verdict": "" if np.isnan(fall) else verdict(fall, p.floor_tolerance),
+                "raw_kl": record["floor"] * p.length * p.temperature**2,  # the paper's unit (Table 3)
+            }
+        )
+    order = ["ladder", "seed", "width", "steps"]
+    return {
+        "ladder": pd.DataFrame(rows).sort_values(order, ignore_index=True),
+        "curves": pd.concat(curves).sort_values([*order, "step"], ignore_index=True)[
+            [*order, "step", "train", "held_out"]
+        ],
+    }
+
+
+def longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a ladder's rows, the longest run of each student."""
+    ordered = table.sort_values(["ladder", "width", "seed", "steps"])
+    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------------------- what explains the floors
+
+
+def predictors(p: scales.Distill, widths: list[int]) -> pd.DataFrame:
+    """What might explain floors: ``predictor, lam, chosen, width, value``, the larger the higher a floor should be.
+
+    ``eq2`` is Eq. 2 from 03's table at its layer, once an L1 coefficient; ``chosen`` marks the one fixed before any
+    student was trained (no rows where 03 has not run). The trivial ones need no SAE: ``log_width`` is ln(d_T / d),
+    ``inverse_width`` d_T / d - 1, ``pca_tail`` the share of the normalised residual stream outside as many principal
+    directions as a student of that width holds.
+    """
+    d = p.shape.width
+    widths = np.array(sorted(widths))
+    record = moments(_teacher(p.scale), p)
+    spectrum = np.sort(np.linalg.eigvalsh(record["moments"]))[::-1]
+    tail = 1 - np.concatenate([[0], np.cumsum(spectrum)]) / spectrum.sum()
+    # LayerNorm takes the mean out of the stream: of d_T directions one is empty, and one of d is lost to the mean
+    held = widths - 1 if spectrum[-1] < 1e-6 * spectrum[0] else widths
+    trivial = {
+        "log_width": np.log(d / widths),
+        "inverse_width": d / widths - 1,
+        "pca_tail": np.clip(tail[held], 0, None),
+    }
+    found = [
+        pd.DataFrame({"predictor": name, "lam": np.nan, "chosen": False, "width": widths, "value": value})
+        for name, value in trivial.items()
+    ]
+    floors, layers = (runs.load_results(p.scale, name) for name in ("sae_floors", "sae_layers"))
+    if floors is not None and layers is not None:
+        default = layers[layers["default"].astype(bool)].iloc[0]
+        same = [name for name in ("layer", "expansion", "tokens", "kind") if name in floors and name in layers]
+        floors = floors[(floors[same] == default[same]).all(axis=1) & floors.width.isin(widths)]
+        eq2 = floors.rename(columns={"eq2": "value"})[["lam", "width", "value"]]
+        found.insert(0, eq2.assign(predictor="eq2", chosen=np.isclose(eq2.lam, default.lam)))
+    return pd.concat(found, ignore_index=True)[["predictor", "lam", "chosen", "width", "value"]]
+
+
+def fits(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Calibration of each ladder's floors, means over seeds, by each predictor (Table 4), and its power law (Eq. 4).
+
+    Fits: ``line`` through 0, ``affine``, ``fixed_B`` with B from the student as wide as its teacher (scored on all
+    points), ``power`` in the width itself. With scores ``r2``, ``loo`` (R^2 of points left out), ``aicc``, ``points``.
+    A predictor that is 0 at all widths, or too few widths, gives no row.
+    """
+    rows = []
+    for ladder, students in longest(table).groupby("ladder"):
+        floors = students.groupby("width").floor.mean()
+        control = floors.get(int(students.d_teacher.iloc[0]))
+        for (predictor, lam), group in predicted.groupby(["predictor", "lam"], dropna=False):
+            x = group.set_index("width").value.reindex(floors.index)
+            if x.isna().any():
+                continue
+            head = {"ladder": ladder, "predictor": predictor, "lam": lam, "chosen": bool(group.chosen.iloc[0])}
+            for name, fit in _line_fits(x.to_numpy(), floors.to_numpy(), control).items():
+                rows.append(head | {"fit": name, "points": len(floors)} | _scores(fit))
+        try:
+            power = calibration.power_law(floors.index.to_numpy(float), floors.to_numpy())
+        except ValueError:
+            continue
+        head = {"ladder": ladder, "predictor": "width", "lam": np.nan, "chosen": False, "fit": "power"}
+        rows.append(head | {"points": len(floors)} | _scores(power))
+    return pd.DataFrame(rows)
+
+
+def _line_fits(x: np.ndarray, y: np.ndarray, control: float | None) -> dict[str, calibration.Fit]:
+    attempts = {
+        "line": lambda: calibration.through_zero(x, y),
+        "affine": lambda: calibration.affine(x, y),
+        "fixed_B": lambda: _fixed(x, y, control),
+    }
+    found = {}
+    for name, attempt in attempts.items():
+        try:
+            if fit := attempt():
+                found[name] = fit
+        except ValueError as error:
+            log.info("No %s fit: %s.", name, error)
+    return found
+
+
+def _fixed(x: np.ndarray, y: np.ndarray, control: float | None) -> calibration.Fit | None:
+    if control is None:
+        return None
+    fit = calibration.fixed_baseline(x[y != control], y[y != control], control)
+    return fit._replace(r_squared=calibration.r_squared(y, fit.predict(x)))
+
+
+def _scores(fit: calibration.Fit) -> dict[str, float]:
+    scores = {"r2": fit.r_squared, "loo": fit.leave_one_out, "aicc": fit.aicc}
+    for name, value in fit.parameters.items():
+        low, high = fit.intervals[name]
+        scores |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return scores
+
+
+def architectures(p: scales.Distill) -> pd.DataFrame:
+    """Table 8 for this teacher: ``ladder, width, layers, heads, head_width, ffn_width, params, ratio``."""
+    teacher = _teacher(p.scale)
+    rows = []
+    for ladder in p.ladders:
+        for width in sorted(p.widths if p.width is None else [p.width]):
+            model = untrained(teacher, p, ladder, width, seed=0)
+            config = model.config
+            rows.append(
+                {
+                    "ladder": ladder,
+                    "width": width,
+                    "layers": config.num_hidden_layers,
+                    "heads": config.num_attention_heads,
+                    "head_width": getattr(config, "head_dim", None) or width // config.num_attention_heads,
+                    "ffn_width": config.intermediate_size,
+                    "params": models.parameter_count(model),
+                    "ratio": models.parameter_count(teacher.model) / models.parameter_count(model),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the students of one width and seed, at the scale's steps and at twice as many; records found are kept."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.distill", description=main.__doc__)
+    parser.add_argument("--scale", default="tiny", choices=list(scales.SCALES))
+    parser.add_argument("--ladder", help="random or width_alone; all of the scale's if left out")
+    parser.add_argument("--width", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
+    options = parser.parse_args(arguments)
+    given = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.set)}
+    ladders = [options.ladder] if options.ladder else None
+    try:
+        p = scales.parameters(
+            "04_distill", options.scale, width=options.width, seeds=[options.seed], ladders=ladders, **given
+        )
+    except scales.ParameterError as error:
+        parser.error(str(error))
+    for job in jobs(p):
+        record = student(p, job)
+        log.info("%s: %.4g nats per token", record.key, record["floor"])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()

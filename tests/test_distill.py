@@ -1,0 +1,319 @@
+"""Students: exact resume after kill -9, floors and verdicts by hand, the control that is its teacher, fits."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers import models as token_models
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
+
+from minwidth import distill, models, residual, runs, scales, training
+
+WIDTH, VOCABULARY, LENGTH = 32, 40, 12
+SETTINGS = dict(
+    widths=[16, 32], ladders=["random"], seeds=[0], steps=30, batch=4, length=LENGTH, learning_rate=0.01, warmup=3,
+    evaluations=10, held_out_blocks=6,
+)  # fmt: skip
+
+
+def make_teacher() -> models.Teacher:
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=LENGTH, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    words = Tokenizer(token_models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    return models.Teacher(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0"), "tiny", "0")
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path, monkeypatch):
+    """A teacher of width 32 and random text in place of the scale's; nothing is written outside the test's folder."""
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
+    monkeypatch.setattr(models, "teacher_revision", lambda name: "0")
+    monkeypatch.setattr(distill, "_teacher", lambda scale: make_teacher())
+    monkeypatch.setattr(models, "load_teacher", lambda name, device=None: make_teacher())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+
+    def blocks(teacher, split, length, percent):
+        rng = np.random.default_rng(split == "train")
+        return rng.integers(0, VOCABULARY, (300, length)).astype(np.uint16)
+
+    monkeypatch.setattr(residual, "token_blocks", blocks)
+
+
+def settings(**changes) -> scales.Distill:
+    return scales.parameters("04_distill", "tiny", **(SETTINGS | changes))
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher()
+
+
+# ------------------------------------------------------------------------------------------------------- one student
+
+
+def test_a_student_learns_and_is_found_again(teacher, monkeypatch):
+    p, job = settings(), distill.Job("random", 16, 0, 30)
+    record = distill.student(p, job, teacher)
+    history = record["history"]
+    assert list(history.step) == [0, *range(3, 31, 3)]
+    assert record["untrained"] == history.held_out[0]
+    assert record["floor"] == history.held_out.iloc[-1] < 0.8 * record["untrained"]
+    assert record["low"] < history.held_out.iloc[-1] < record["high"]
+    assert record["params"] == models.parameter_count(models.make_student(teacher.model, 16, 0))
+    monkeypatch.setattr(training, "train", None)
+    assert distill.student(p, job, teacher).key == record.key
+
+
+def test_the_loss_is_the_divergence_of_full_logits(teacher):
+    p, job = settings(), distill.Job("random", 16, 0, 30)
+    record = distill.student(p, job, teacher)
+    student = distill.trained(p, job, teacher)
+    ids = torch.from_numpy(residual.token_blocks(teacher, "held_out", LENGTH, 10)[:6].astype(np.int64))
+    with torch.no_grad():
+        log_p, log_q = (torch.log_softmax(m(ids).logits.double() / 2, -1) for m in (teacher.model, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    assert record["history"].held_out.iloc[-1] == pytest.approx(float(expected), rel=1e-5)
+    uniform = np.log(VOCABULARY) + float((log_p.exp() * log_p).sum(-1).mean())
+    assert record["uniform"] == pytest.approx(uniform, rel=1e-5)
+
+
+def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teacher, monkeypatch):
+    p, job = settings(), distill.Job("random", 16, 0, 30)
+    stored = distill._train(p, job, teacher, "distill/tiny/a", {})
+    monkeypatch.setattr(distill, "STATES_BYTES", 0)
+    beside = distill._train(p, job, teacher, "distill/tiny/b", {})
+    assert beside["floor"] == pytest.approx(stored["floor"], rel=1e-4)
+
+
+def test_width_alone_at_full_width_is_the_teacher(teacher, monkeypatch):
+    monkeypatch.setattr(training, "train", None)  # nothing to train
+    record = distill.student(settings(ladders=["width_alone"]), distill.Job("width_alone", WIDTH, 0, 30), teacher)
+    assert record["floor"] < 1e-6
+    assert len(record["history"]) == 1
+    assert record["tail_slope"] is None
+
+
+def test_width_alone_starts_near_the_teacher_and_learns(teacher):
+    p = settings(ladders=["width_alone"], learning_rate=0.002)
+    record = distill.student(p, distill.Job("width_alone", 24, 0, 30), teacher)
+    random = distill.untrained(teacher, p, "random", 24, 0)
+    assert models.parameter_count(random) != record["params"]  # heads and FFN stay the teacher's
+    assert record["floor"] < record["untrained"] < record["uniform"]
+
+
+def train_slowly(work, seed):
+    """Body of the process that is killed: checkpoints after every step, a moment of rest in each."""
+    training.CHECKPOINT_SECONDS = 0.0
+    original = distill.kl.divergence
+    distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.02), original(*args, **kwargs))[1]
+    torch.set_num_threads(1)
+    distill.student(settings(), distill.Job("random", 16, seed, 30), make_teacher())
+
+
+def test_kill_minus_nine_and_resume_gives_the_same_numbers(teacher, tmp_path, monkeypatch):
+    p, job = settings(), distill.Job("random", 16, 1, 30)
+    what, parameters = distill.key(p, job)
+    checkpoint = runs.work_folder(what, parameters) / "checkpoint"
+    fork = multiprocessing.get_context("fork")  # the child inherits the fixture's small world
+    for pause in (0.05, 0.2):
+        process = fork.Process(target=train_slowly, args=(tmp_path, 1))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not checkpoint.exists() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(pause)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert checkpoint.exists()
+    assert runs.find(what, parameters) is None
+    resumed = distill.student(p, job, teacher)
+    weights = runs.find(f"{what}-weights", parameters)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    plain = distill.student(p, job, teacher)
+    pd.testing.assert_frame_equal(resumed["history"], plain["history"], check_exact=True)
+    for name, value in runs.find(f"{what}-weights", parameters).values.items():
+        np.testing.assert_array_equal(weights[name], value)
+    assert not checkpoint.exists()
+
+
+def test_divergence_stops_with_a_sentence(teacher):
+    p = settings(learning_rate=1.0, warmup=0)
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate \(1"):
+        distill.student(p, distill.Job("random", 16, 0, 30), teacher)
+
+
+def test_lost_weights_are_named(teacher):
+    p, job = settings(), distill.Job("random", 16, 0, 30)
+    distill.student(p, job, teacher)
+    what, parameters = distill.key(p, job)
+    (runs.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
+    with pytest.raises(LookupError, match="random-w16-s0-n30"):
+        distill.trained(p, job, teacher)
+
+
+# ------------------------------------------------------------------------------------------------- floor and verdict
+
+
+def history(losses) -> pd.DataFrame:
+    rows = [{"step": 0, "train": np.nan, "held_out": 9.0}]
+    return pd.DataFrame(rows + [{"step": 10 * i, "train": 0.0, "held_out": x} for i, x in enumerate(losses, 1)])
+
+
+def test_floor_is_the_mean_of_the_last_tenth():
+    losses = [5.0] * 27 + [1.0, 2.0, 3.0]
+    assert distill.floor(history(losses)) == 2.0
+    assert distill.floor(history([4.0, 1.0])) == 1.0
+    assert distill.floor(history([])) == 9.0  # not trained
+
+
+def test_tail_slope_is_the_fall_per_doubling_the_tail_suggests():
+    steps = 10 * np.arange(1, 31)
+    frame = history(3.0 - 0.3 * np.log2(steps))
+    assert distill.tail_slope(frame) == pytest.approx(0.3 / distill.floor(frame))
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "expected", "words"),
+    [
+        (1.0, 0.98, "floor", "a floor: doubling the steps moves it by 2.0 %, less than 3 %"),
+        (1.0, 1.01, "floor", "a floor: doubling the steps moves it by -1.0 %, less than 3 %"),
+        (1.0, 0.75, "upper bound", "an upper bound, still falling 25 % per doubling of the steps"),
+        (1.0, 1.5, "upper bound", "no floor: twice the steps end 50 % higher"),
+        (1e-9, 0.0, "floor", "a floor: doubling the steps moves it by 0.0 %, less than 3 %"),
+    ],
+)
+def test_verdicts(short, long, expected, words):
+    fall = distill.fall_per_doubling(short, long)
+    assert distill.verdict(fall, 0.03) == expected
+    assert distill.describe(fall, 0.03) == words
+
+
+# ------------------------------------------------------------------------------------------------------------ ladder
+
+
+def test_a_ladder_is_trained_tested_by_doubling_and_assembled(teacher):
+    p = settings(ladders=["random", "width_alone"])
+    record = distill.ladder(p)
+    table, curves = record["ladder"], record["curves"]
+    assert len(table) == 8  # two ladders, two widths, two lengths of training
+    narrow = table[(table.ladder == "random") & (table.width == 16)].set_index("steps")
+    assert narrow.fall_per_doubling[60] == pytest.approx(1 - narrow.floor[60] / narrow.floor[30])
+    assert narrow.verdict[60] == distill.verdict(narrow.fall_per_doubling[60], p.floor_tolerance)
+    assert np.isnan(narrow.fall_per_doubling[30])
+    assert narrow.raw_kl[60] == pytest.approx(narrow.floor[60] * LENGTH * 4)
+    control = table[(table.ladder == "width_alone") & (table.width == WIDTH)]
+    assert (control.floor < 1e-6).all()
+    assert (table.d_teacher == WIDTH).all()
+    chosen = curves[(curves.ladder == "random") & (curves.width == 16) & (curves.steps == 60)]
+    assert chosen.step.max() == 60
+    assert set(distill.longest(table).steps) == {60}
+    assert distill.ladder(p).key == record.key
+
+
+def test_jobs_of_one_width_and_of_the_whole_ladder():
+    p = settings(seeds=[0, 1])
+    assert len(distill.jobs(p)) == 8
+    assert distill.jobs(p)[0] == distill.Job("random", 32, 0, 60)
+    assert {job.width for job in distill.jobs(settings(width=16))} == {16}
+
+
+def test_keys_depend_on_what_matters_alone():
+    job = distill.Job("random", 16, 0, 30)
+    keys = {runs.key_of(*distill.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
+    assert len(keys) == 1
+    for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
+        assert runs.key_of(*distill.key(settings(**change), job)) not in keys
+
+
+def test_command_line(caplog):
+    caplog.set_level("INFO")
+    options = ["--scale", "tiny", "--ladder", "random", "--width", "16", "--seed", "3"]
+    changes = [f"--set={name}={value}" for name, value in SETTINGS.items() if name not in ("ladders", "seeds")]
+    distill.main(options + changes)
+    assert runs.find(*distill.key(settings(seeds=[3]), distill.Job("random", 16, 3, 60)))
+    with pytest.raises(SystemExit) as error:
+        distill.main(["--scale", "tiny", "--width", "33"])
+    assert error.value.code == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- fits
+
+
+def table_of(floors: dict[int, float], ladder="random", d_teacher=64) -> pd.DataFrame:
+    rows = [dict(ladder=ladder, width=w, seed=0, steps=60, floor=y, d_teacher=d_teacher) for w, y in floors.items()]
+    short = [row | {"steps": 30, "floor": row["floor"] + 1} for row in rows]  # must not be used
+    return pd.DataFrame(rows + short)
+
+
+def predicted_of(values: dict[int, float], predictor="eq2", lam=1.0) -> pd.DataFrame:
+    rows = [dict(predictor=predictor, lam=lam, chosen=True, width=w, value=x) for w, x in values.items()]
+    return pd.DataFrame(rows)
+
+
+X = {8: 0.08, 16: 0.05, 32: 0.02, 48: 0.008, 64: 0.0}
+
+
+def test_fits_find_an_affine_law():
+    floors = {w: 9 * x + 0.6 for w, x in X.items()}
+    found = distill.fits(table_of(floors), predicted_of(X)).set_index("fit")
+    assert found.r2["affine"] == pytest.approx(1)
+    assert found.slope["affine"] == pytest.approx(9)
+    assert found.baseline["affine"] == pytest.approx(0.6)
+    assert found.slope["fixed_B"] == pytest.approx(9)
+    assert found.baseline["fixed_B"] == pytest.approx(0.6)
+    assert found.r2["line"] < 0.5
+    assert found.points["affine"] == 5
+    assert found.predictor["power"] == "width"
+
+
+def test_fits_leave_out_what_cannot_be_fitted():
+    floors = {w: 9 * x + 0.6 for w, x in X.items() if w < 64}
+    predicted = pd.concat([predicted_of(X), predicted_of(dict.fromkeys(X, 0.0), lam=8.0)])
+    found = distill.fits(table_of(floors), predicted)
+    assert "fixed_B" not in set(found.fit)  # no student is as wide as its teacher
+    assert 8.0 not in set(found.lam)
+    assert distill.fits(table_of({64: 0.1}), predicted_of({64: 0.0})).empty
+
+
+def test_predictors(teacher):
+    p = settings(ladders=["width_alone"])
+    found = distill.predictors(p, [4, 16, 32]).set_index(["predictor", "width"]).value
+    assert found["log_width", 16] == pytest.approx(np.log(2))
+    assert found["inverse_width", 16] == 1
+    assert found["pca_tail", 32] == pytest.approx(0, abs=1e-6)
+    assert 1 > found["pca_tail", 4] > found["pca_tail", 16] > 0.01
+    assert "eq2" not in found.index.get_level_values(0)  # 03 has not run
+
+
+def test_predictors_take_the_layer_that_03_chose(teacher):
+    origin = runs.store("sae/tiny/x", {}, {}, 0)
+    layers = pd.DataFrame({"layer": [1, 2, 2], "lam": [1.0, 1.0, 2.0], "default": [False, True, False]})
+    floors = pd.DataFrame({"layer": [1, 2, 2], "lam": [1.0, 1.0, 2.0], "width": 16, "eq2": [0.1, 0.2, 0.3]})
+    runs.save_results("tiny", "sae_layers", layers, origin)
+    runs.save_results("tiny", "sae_floors", floors, origin)
+    found = distill.predictors(settings(), [16, 32])
+    eq2 = found[found.predictor == "eq2"].set_index("lam")
+    assert eq2.value.to_dict() == {1.0: 0.2, 2.0: 0.3}
+    assert eq2.chosen.to_dict() == {1.0: True, 2.0: False}
+
+
+def test_architectures_are_table_8(teacher):
+    table = distill.architectures(settings(ladders=["random", "width_alone"])).set_index(["ladder", "width"])
+    assert table.ffn_width["random", 16] == 32
+    assert table.heads["random", 16] == 1
+    assert (table.ffn_width["width_alone", 16], table.heads["width_alone", 16]) == (64, 2)
+    assert table.ratio["random", 32] == pytest.approx(1)
