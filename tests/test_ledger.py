@@ -213,7 +213,7 @@ def test_a_reduced_toy_sweep_holds_at_our_scale_only(paper):
 
 def test_superposition_depends_on_the_saes(paper):
     above = rows_with(paper, sae_layers=sae_layers([300.0, 200.0, 150.0]))
-    assert above.verdict["superposition"] == "holds loosely"  # the paper's own readings are divided
+    assert above.verdict["superposition"] == "holds at our scale"
     assert above.verdict["sae-pipeline"] == "does not hold" and "3 of 3" in above.why["superposition"]
     below = rows_with(paper, sae_layers=sae_layers([90.0, 80.0, 70.0]))
     assert below.verdict["superposition"] == "does not hold"
@@ -258,7 +258,7 @@ def test_a_ladder_without_its_control_cannot_judge_the_baseline(paper):
     assert rows.verdict["baseline-architectural"] == "not tested here"
 
 
-def test_fits_are_judged_over_all_coefficients(paper):
+def test_fits_without_a_marked_coefficient_are_judged_at_all(paper):
     columns = ["predictor", "lam", "fit", "r2", "loo"]
     fits = [
         ("eq2", 0.5, "affine", 0.99, 0.98),
@@ -269,6 +269,18 @@ def test_fits_are_judged_over_all_coefficients(paper):
     assert rows.verdict["affine-fits"] == "holds loosely"  # at one coefficient of two
     assert "0.5: 0.99 2: 0.60" in rows.why["affine-fits"]
     assert rows.verdict["linear-fails"] == "not tested here"
+
+
+def test_fits_are_judged_at_the_coefficient_fixed_beforehand(paper):
+    columns = ["predictor", "lam", "fit", "r2", "loo", "chosen"]
+    fits = [
+        ("eq2", 0.5, "affine", 0.99, 0.98, True),
+        ("eq2", 2.0, "affine", 0.6, -0.2, False),
+        ("log_width", np.nan, "affine", 0.99, 0.985, False),
+    ]
+    rows = rows_with(paper, distill_fits=pd.DataFrame(fits, columns=columns).assign(ladder="random"))
+    assert rows.verdict["affine-fits"] == "holds at our scale" and rows.tiny["affine-fits"] == "R² 0.99"
+    assert rows.tiny["affine-special"] == "0.980 against 0.985"
 
 
 def test_probe_claims_compare_with_their_controls(paper):

@@ -114,7 +114,7 @@ def test_half_a_unit_of_the_last_printed_digit(printed, half):
 CONTRADICTIONS = [
     (1, "feature-death", [12.5, 11.0], 0.05),
     (2, "l0-layer8", 234.9, 0.05),
-    (3, "superposition-reading", 957, 0.5),
+    (3, "superposition-reading", [1065, 957, 1094], 0.5),
     (4, "table4-linear-slope", 19.20, 0.005),
     (5, "one-parameter", 9.57, 0.01),
     (6, "table5-sums", 1.008 - 0.945, 0.0005),
@@ -134,7 +134,8 @@ def test_the_papers_contradictions_are_recomputed(paper, verdicts, point, claim,
     check = entry["recompute"]
     found = ledger.CHECKS[check["check"]](paper, **check.get("with", {})).value
     np.testing.assert_allclose(found, value, atol=within + 1e-9, rtol=0)
-    assert verdicts.verdict[claim] == "contradicts the paper itself"
+    # 3 is divided: two readings of three leave the critical width above the teacher's
+    assert verdicts.verdict[claim] == ("holds loosely" if point == 3 else "contradicts the paper itself")
 
 
 def test_the_details_of_the_contradictions(paper, verdicts):

@@ -185,6 +185,9 @@ DERIVED: dict[str, tuple[str, Callable[..., float]]] = {
 }
 
 
+COLUMNS = tuple(dict.fromkeys(key.partition("@")[0] for key in DERIVED))
+
+
 def rederive(paper: Paper, column: str) -> pd.DataFrame:
     """Recompute a derived column ``"table1.g"`` from the cells it follows from, as printed and over their rounding.
 
@@ -358,19 +361,19 @@ def l0_deeper(paper: Paper) -> Finding:
     return Finding(l0.tolist(), digits(l0, 1))
 
 
-def critical_width_all_latents(paper: Paper) -> Finding:
+def critical_width_readings(paper: Paper) -> Finding:
     row, latents = paper.values["table1"].loc[1], paper.numbers["sae_latents"]
-    value = float(capacity.critical_width(row["alive_features"], 1 - row["mean_l0"] / latents))
-    both = float(capacity.critical_width_from_l0(latents, row["mean_l0"]))
-    why = f"{value:.0f} with alpha over all latents, {both:,.0f} with F over all of them too: the verdict flips"
-    return Finding(value, f"{value:,.0f}", why)
+    alive, l0 = row["alive_features"], row["mean_l0"]
+    value = [
+        float(capacity.critical_width(f, 1 - l0 / n)) for f, n in ((alive, alive), (alive, latents), (latents, latents))
+    ]
+    why = f"with alpha over all {latents:,.0f} latents {value[1]:.0f}, with F over all of them too {value[2]:,.0f}"
+    return Finding(value, digits(value, 0), f"{why}: the verdict hangs on what is counted")
 
 
-def superposition_readings(paper: Paper) -> Finding:
-    other = critical_width_all_latents(paper)
+def superposition_printed(paper: Paper) -> Finding:
     ratios = paper.values["table1"]["critical_width"] / paper.numbers["teacher_width"]
-    value = [*ratios, float(other.value) / paper.numbers["teacher_width"]]
-    return Finding(value, digits(value, 2), f"at layer 12 {other.why}")
+    return Finding(ratios.tolist(), digits(ratios, 2))
 
 
 def layer_spread(paper: Paper) -> Finding:
@@ -389,7 +392,7 @@ def _exponents(width: np.ndarray, kept: np.ndarray, floor: np.ndarray) -> np.nda
 def importance_exponents(paper: Paper) -> Finding:
     table = paper.values["table2"]
     slopes = _exponents(table["width"], table["kept_features"], table["predicted_floor"])
-    why = f"the exponent grows along the tail, {digits(slopes, 1)}: steeper than any one power law"
+    why = f"the exponent grows along the tail, {digits(slopes, 1)}: no one power law"
     return Finding(slopes.max() / slopes.min(), digits(slopes, 1), why)
 
 
@@ -858,18 +861,24 @@ def _fits(load: Load, fit: str, predictor: str = "eq2") -> pd.DataFrame:
     return frame.sort_values("lam")
 
 
-def _over_lams(frame: pd.DataFrame) -> str:
-    return f"by lambda {' '.join(f'{lam:g}: {r2:.2f}' for lam, r2 in zip(frame.lam, frame.r2, strict=True))}"
+def _chosen(frame: pd.DataFrame) -> pd.DataFrame:
+    """The fit at the L1 coefficient that was fixed before any student was trained; all fits if none is marked."""
+    marked = frame[frame["chosen"].astype(bool)] if "chosen" in frame else frame
+    return frame if marked.empty else marked
+
+
+def _scored(frame: pd.DataFrame) -> Finding:
+    values = _chosen(frame).r2
+    each = " ".join(f"{lam:g}: {r2:.2f}" for lam, r2 in zip(frame.lam, frame.r2, strict=True))
+    return Finding(values.tolist(), f"R² {digits(values, 2)}", f"by lambda {each}")
 
 
 def distill_affine(load: Load) -> Finding:
-    frame = _fits(load, "affine")
-    return Finding(frame.r2.tolist(), f"R² {frame.r2.min():.2f} to {frame.r2.max():.2f}", _over_lams(frame))
+    return _scored(_fits(load, "affine"))
 
 
 def distill_line(load: Load) -> Finding:
-    frame = _fits(load, "line")
-    return Finding(frame.r2.tolist(), f"R² {frame.r2.min():.2f} to {frame.r2.max():.2f}", _over_lams(frame))
+    return _scored(_fits(load, "line"))
 
 
 def distill_rivals(load: Load) -> Finding:
@@ -878,10 +887,9 @@ def distill_rivals(load: Load) -> Finding:
     rivals = frame[(frame.ladder == "random") & (frame.fit == "affine") & (frame.predictor != "eq2")]
     if rivals.empty:
         raise Untested("no other predictor was fitted")
-    best = rivals.loc[rivals.loo.idxmax()]
-    gaps = ours.loo - best.loo
+    best, chosen = rivals.loc[rivals.loo.idxmax()], _chosen(ours).loo
     why = f"left out, Eq. 2 has {digits(ours.loo, 2)} by lambda, {best.predictor} {best.loo:.3f}"
-    return Finding(gaps.tolist(), f"{ours.loo.max():.3f} against {best.loo:.3f}", why)
+    return Finding((chosen - best.loo).tolist(), f"{digits(chosen, 3)} against {best.loo:.3f}", why)
 
 
 def _probed(load: Load) -> tuple[pd.DataFrame, int]:
@@ -927,8 +935,8 @@ CHECKS: dict[str, Callable[..., Finding]] = {
     for check in (
         # on the paper's numbers
         derived, identity, ideal_decoder, g_at_zero, g_falls, critical_width_rises, g_measured, g_of, toy_points,
-        overestimation, plateau_of_eq2, feature_death, l0_layer8, l0_deeper, critical_width_all_latents,
-        superposition_readings, layer_spread, importance_exponents, importance_exponent, cliff, lost_share,
+        overestimation, plateau_of_eq2, feature_death, l0_layer8, l0_deeper, critical_width_readings,
+        superposition_printed, layer_spread, importance_exponents, importance_exponent, cliff, lost_share,
         predicted_orders, inversions, fall_per_doubling_of_steps, seed_gap, control_share, baseline_gap,
         fixed_baseline_slope, line_slope, line_r2, rival_predictors, decomposition_gap, geometric_share_gap, power_law,
         asymptote, predicted_falls, tail_exponent, normalized_limit, naive_slope_gap, probe_mean_change, probe_examples,
@@ -1040,6 +1048,19 @@ def _row(claim: dict[str, Any], paper: Paper, results: Callable, scales: list[st
     }
 
 
+def with_tolerance(paper: Paper, factor: float) -> Paper:
+    """The same paper with every tolerance of a ``near`` check, ``within`` and ``loosely``, multiplied by ``factor``."""
+
+    def widen(check: dict[str, Any]) -> dict[str, Any]:
+        return check | {
+            name: factor * check[name] for name in ("within", "loosely") if "near" in check and name in check
+        }
+
+    parts = ("recompute", "measure")
+    claims = [claim | {part: widen(claim[part]) for part in parts if part in claim} for claim in paper.claims]
+    return paper._replace(claims=claims)
+
+
 def _loader(results: Callable[[str, str], pd.DataFrame | None], scale: str) -> Load:
     def load(name: str) -> pd.DataFrame:
         frame = results(scale, name)
@@ -1069,10 +1090,14 @@ def counts(frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=list(VERDICTS), fill_value=0).rename_axis(index="section", columns="verdict")
 
 
+def measured_scales(frame: pd.DataFrame) -> list[str]:
+    """The scales at which some claim was measured."""
+    return [scale for scale in SCALES if scale in frame and (frame[scale] != "").any()]
+
+
 def headlines(frame: pd.DataFrame) -> pd.DataFrame:
     """The claims that matter most: claim, paper, ours (and where: a scale, or the paper's own numbers), verdict."""
-    scales = [scale for scale in SCALES if scale in frame]
-    rows = []
+    scales, rows = measured_scales(frame), []
     for _, row in frame[frame["headline"] != ""].iterrows():
         found = [f"{row[scale]} ({scale})" for scale in scales if row[scale]]
         if row["recomputed"] and row["verdict"] != "not tested here":
@@ -1081,24 +1106,24 @@ def headlines(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict"])
 
 
-def styled(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
-    """The ledger for reading: text wrapped, verdicts coloured, scales without any result left out."""
-    scales = [scale for scale in SCALES if scale in frame and (frame[scale] != "").any()]
-    shown = frame[["place", "claim", "printed", "recomputed", *scales, "verdict", "why"]].set_index(frame["id"])
-    wrap = {"white-space": "normal", "text-align": "left", "vertical-align": "top", "overflow-wrap": "anywhere"}
+def styled(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> "pd.io.formats.style.Styler":
+    """Rows of the ledger (or of its ``headlines``) for reading: text wrapped, verdicts coloured.
+
+    Without ``columns``, all that matter, and the scales that have results.
+    """
+    everything = ["id", "place", "claim", "printed", "recomputed", *measured_scales(frame), "verdict", "why"]
+    shown = frame[everything if columns is None else list(columns)]
 
     def paint(verdict: str) -> str:
         ink = "white" if verdict in ("holds", "does not hold") else "black"
         return f"background-color: {COLORS[verdict]}; color: {ink}"
 
-    left = [{"selector": "th", "props": "text-align: left; vertical-align: top"}]
-    return (
-        shown.style.set_properties(**wrap)
-        .set_properties(subset=["claim", "why"], **{"min-width": "16em"})
-        .map(paint, subset="verdict")
-        .set_table_styles(left)
-        .set_uuid("ledger")
-    )
+    wrap = {"white-space": "normal", "text-align": "left", "vertical-align": "top", "overflow-wrap": "break-word"}
+    wide = [column for column in ("claim", "why") if column in shown]
+    table = shown.style.hide().set_properties(**wrap).set_properties(subset=wide, **{"min-width": "14em"})
+    table = table.set_table_styles([{"selector": "th", "props": "text-align: left; vertical-align: top"}])
+    painted = table.map(paint, subset=["verdict"]) if "verdict" in shown else table
+    return painted.set_uuid("-".join(["ledger", str(len(shown)), *shown.columns[-2:]]))  # the same in each run
 
 
 def summary_markdown(frame: pd.DataFrame) -> str:
