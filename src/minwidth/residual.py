@@ -117,7 +117,7 @@ def _sha256(array: np.ndarray) -> str:
 @torch.no_grad()
 def _final_states(teacher: models.Teacher, blocks: np.ndarray, dtype: str, bar: tqdm) -> np.ndarray:
     states = []
-    for ids in _batches(blocks, teacher.model.device):
+    for ids in batches(blocks, teacher.model.device):
         states.append(models.final_hidden(teacher.model, ids).float().cpu().numpy())
         bar.update(ids.numel())
     states = np.concatenate(states)
@@ -126,7 +126,7 @@ def _final_states(teacher: models.Teacher, blocks: np.ndarray, dtype: str, bar: 
     return states.astype(dtype)
 
 
-def _batches(blocks: np.ndarray, device: torch.device) -> Iterator[Int[Tensor, "batch length"]]:
+def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tensor, "batch length"]]:
     a_batch = max(1, FORWARD_TOKENS // blocks.shape[1])
     for start in range(0, len(blocks), a_batch):
         yield torch.from_numpy(np.asarray(blocks[start : start + a_batch], dtype=np.int64)).to(device)
@@ -235,7 +235,7 @@ class Activations(NamedTuple):
 def calibrate(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], layers: Sequence[int]) -> Calibration:
     """Fix the rule and the scale of each layer on the first ``CALIBRATION_TOKENS`` tokens of training blocks."""
     norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for ids in _batches(blocks[: max(1, CALIBRATION_TOKENS // blocks.shape[1])], teacher.model.device):
+    for ids in batches(blocks[: max(1, CALIBRATION_TOKENS // blocks.shape[1])], teacher.model.device):
         for layer, stream in streams(teacher.model, ids, layers).items():
             norms[layer].append(stream[:, 1:].float().norm(dim=-1).flatten().cpu())
     flat = {layer: torch.cat(parts) for layer, parts in norms.items()}
@@ -250,19 +250,14 @@ def activations(
     blocks: Int[np.ndarray, "blocks length"],
     layers: Sequence[int],
     calibration: Calibration,
-    first_document: int = 0,
     progress: str = "reading the residual stream",
 ) -> Activations:
-    """Scaled streams of ``blocks`` at several layers from one pass each, position 0 and massive tokens left out.
-
-    Args:
-        first_document: number of the document that the first token belongs to.
-    """
-    document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer.eos_token_id)).flatten() + first_document
+    """Scaled streams of ``blocks`` at several layers from one pass each, position 0 and massive tokens left out."""
+    document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer.eos_token_id)).flatten()
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     keeps = []
     bar = tqdm(total=blocks.size, desc=progress, unit=" tokens", leave=False)
-    for ids in _batches(blocks, teacher.model.device):
+    for ids in batches(blocks, teacher.model.device):
         found = streams(teacher.model, ids, layers)
         keep = kept_tokens(found, calibration)
         for layer, stream in found.items():

@@ -1,0 +1,861 @@
+"""Sparse autoencoders of a residual stream: the paper's (appendix D) and TopK, their training and what they measure.
+
+x_hat = W_dec z + b_pre with z = ReLU(W_enc (x - b_pre) + b_enc), columns of W_dec of unit norm, and loss
+||x - x_hat||^2 + lambda sum_i |z_i|, summed over dimensions and features, averaged over the batch. Inputs have a mean
+norm of sqrt(d), so lambda and the importance I_i = E[z_i^2] mean the same at every layer and in every model.
+
+After warm-up one latent in a hundred fires. A training step on a CPU therefore forms the pre-activations densely (one
+matrix product) and everything else on the active entries alone, which is exact: token by token for the
+reconstruction, feature by feature for gradients and Adam. Above ``DENSE`` active entries it uses matrix products.
+"""
+
+import itertools
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from scipy import sparse
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minwidth import capacity, corpus, kl, models, residual, runs, scales
+from minwidth.paths import replace_file
+from minwidth.training import batch_rows
+
+log = logging.getLogger(__name__)
+
+ALIVE = 1e-5  # a latent is alive if it is active on more than this share of the tokens
+TEMPERATURE = 2.0  # of KL in nats, as students are distilled
+DRAWS = 200  # of the bootstrap over documents
+DENSE = 0.05  # share of active latents above which matrix products are faster
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+WARMUP = 0.1  # share of the steps in which lambda rises from 0
+DECAY = 0.3  # share of the steps, the last, in which the learning rate falls to 0
+RETRY = 20  # steps after which sparsity is tried again
+CHECKPOINT_SECONDS = 60.0
+_KERNEL = dict(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+
+
+class Sae:
+    """Parameters of a sparse autoencoder with ``latents`` features of a stream of width d.
+
+    Attributes:
+        encoder, decoder: ``[latents, d]``, a row a feature; the decoder's have unit norm.
+        bias_pre: ``[d]``, taken from the input and added to the reconstruction.
+        bias_encoder: ``[latents]``; the paper names none, so by default it is 0 and not trained.
+        topk: number of latents kept per token, None for plain ReLU.
+    """
+
+    def __init__(self, encoder, decoder, bias_pre, bias_encoder, topk: int | None = None):
+        self.encoder, self.decoder, self.bias_pre, self.bias_encoder = encoder, decoder, bias_pre, bias_encoder
+        self.topk = topk
+
+    @classmethod
+    def initial(cls, mean: Float[Tensor, "d"], latents: int, seed: int, topk: int | None = None) -> "Sae":
+        """Random unit decoder rows, the encoder 2 d / latents times the decoder, biases at the mean and 0.
+
+        With half of the latents firing, that encoder makes the first reconstruction about as large as the input.
+        """
+        d = len(mean)
+        decoder = torch.randn(latents, d, generator=torch.Generator().manual_seed(seed)).to(mean)
+        decoder /= decoder.norm(dim=1, keepdim=True)
+        return cls(decoder * (2 * d / latents), decoder, mean.clone(), mean.new_zeros(latents), topk)
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.encoder, self.decoder, self.bias_pre, self.bias_encoder
+
+    def encode(self, x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens latents"]:
+        """Activations z of the latents."""
+        pre = torch.addmm(self.bias_encoder, x - self.bias_pre, self.encoder.T)
+        return _keep_top(pre.relu_(), self.topk)
+
+    def decode(self, z: Float[Tensor, "tokens latents"]) -> Float[Tensor, "tokens d"]:
+        """Reconstruction from activations."""
+        return torch.addmm(self.bias_pre, z, self.decoder)
+
+
+def _keep_top(z: Tensor, topk: int | None) -> Tensor:
+    """All but the ``topk`` largest activations of a row set to 0."""
+    if topk is None:
+        return z
+    values, places = z.topk(topk, dim=1)
+    return torch.zeros_like(z).scatter_(1, places, values)
+
+
+# ---------------------------------------------------------------------------------------------------- one step
+
+
+class Gradients(NamedTuple):
+    """Gradients of a batch's loss, and what the batch says of the fit."""
+
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor]  # as Sae.parameters; rows of silent latents hold anything
+    counts: Int[Tensor, "latents"]  # tokens on which a latent is active
+    error: float  # mean squared norm of x - x_hat
+    l0: float  # mean number of active latents
+
+
+def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float) -> Gradients:
+    """Loss gradients by matrix products, on any device."""
+    tokens = len(x)
+    centred = x - sae.bias_pre
+    z = _keep_top(torch.addmm(sae.bias_encoder, centred, sae.encoder.T).relu_(), sae.topk)
+    residual = torch.addmm(-centred, z, sae.decoder)
+    error = float(residual.square().sum()) / tokens
+    residual *= 2 / tokens
+    active = z > 0
+    dz = torch.mm(residual, sae.decoder.T).add_(lam / tokens).mul_(active)
+    d_bias = dz.sum(0)
+    d_pre = residual.sum(0) - d_bias @ sae.encoder
+    counts = active.sum(0)
+    return Gradients((dz.T @ centred, z.T @ residual, d_pre, d_bias), counts, error, float(counts.sum()) / tokens)
+
+
+class Buffers:
+    """Scratch of the sparse step, kept from step to step."""
+
+    def __init__(self, tokens: int, latents: int, d: int):
+        self.pre = torch.empty(tokens, latents)
+        self.residual = torch.empty(tokens, d)
+        self.d_encoder, self.d_decoder = torch.empty(latents, d), torch.empty(latents, d)
+        self.d_bias = torch.empty(latents)
+        room = int(DENSE * tokens * latents) + latents
+        self.latent, self.token = np.empty(room, np.int32), np.empty(room, np.int32)
+        self.z, self.dz = np.empty(room, np.float32), np.empty(room, np.float32)
+        self.z_by_latent, self.dz_by_latent = np.empty(room, np.float32), np.empty(room, np.float32)
+        self.rows, self.columns = np.empty(tokens + 1, np.int64), np.empty(latents + 1, np.int64)
+
+
+def sparse_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers: Buffers) -> Gradients | None:
+    """The same on the active entries alone, on a CPU; None if there are more than ``DENSE`` of them."""
+    b = buffers
+    centred = x - sae.bias_pre
+    torch.addmm(sae.bias_encoder, centred, sae.encoder.T, out=b.pre)
+    if sae.topk is not None:
+        b.pre = _keep_top(b.pre.relu_(), sae.topk)
+    active = _list_active(b.pre.numpy(), b.rows, b.latent, b.z)
+    if active < 0:
+        return None
+    error = _reconstruct(
+        centred.numpy(), sae.decoder.numpy(), b.rows, b.latent, b.z, lam / len(x), b.residual.numpy(), b.dz
+    )
+    _by_latent(b.rows, b.latent, b.z, b.dz, b.columns, b.token, b.z_by_latent, b.dz_by_latent)
+    _row_gradients(
+        b.columns, b.token, b.z_by_latent, b.dz_by_latent, b.residual.numpy(), centred.numpy(),
+        b.d_encoder.numpy(), b.d_decoder.numpy(), b.d_bias.numpy(),
+    )  # fmt: skip
+    d_pre = b.residual.sum(0) - b.d_bias @ sae.encoder
+    counts = torch.from_numpy(np.diff(b.columns))
+    return Gradients((b.d_encoder, b.d_decoder, d_pre, b.d_bias), counts, error, active / len(x))
+
+
+@numba.njit(**_KERNEL)
+def _list_active(pre, rows, latent, z):
+    """Positive entries row by row; -1 if they don't fit. Written without a branch: each entry, the next over it."""
+    count, room = 0, len(z) - pre.shape[1]
+    rows[0] = 0
+    for t in range(pre.shape[0]):
+        for i in range(pre.shape[1]):
+            latent[count], z[count] = i, pre[t, i]
+            count += pre[t, i] > 0
+        if count > room:
+            return -1
+        rows[t + 1] = count
+    return count
+
+
+@numba.njit(**_KERNEL)
+def _reconstruct(centred, decoder, rows, latent, z, penalty, residual, dz):
+    """Residuals times 2 / tokens, the derivative of the loss by z, and the mean squared error; token by token."""
+    tokens, d = centred.shape
+    total = 0.0
+    scale = np.float32(2.0 / tokens)
+    for t in range(tokens):
+        r, c = residual[t], centred[t]
+        for j in range(d):
+            r[j] = -c[j]
+        for k in range(rows[t], rows[t + 1]):
+            w, value = decoder[latent[k]], z[k]
+            for j in range(d):
+                r[j] += value * w[j]
+        square = np.float32(0.0)
+        for j in range(d):
+            square += r[j] * r[j]
+            r[j] *= scale
+        total += square
+        for k in range(rows[t], rows[t + 1]):
+            w = decoder[latent[k]]
+            dot = np.float32(0.0)
+            for j in range(d):
+                dot += r[j] * w[j]
+            dz[k] = dot + np.float32(penalty)
+    return total / tokens
+
+
+@numba.njit(**_KERNEL)
+def _by_latent(rows, latent, z, dz, columns, token, z_by_latent, dz_by_latent):
+    """Counting sort of the active entries by latent, tokens rising within each."""
+    columns[:] = 0
+    for k in range(rows[-1]):
+        columns[latent[k] + 1] += 1
+    for i in range(1, len(columns)):
+        columns[i] += columns[i - 1]
+    place = columns[:-1].copy()
+    for t in range(len(rows) - 1):
+        for k in range(rows[t], rows[t + 1]):
+            p = place[latent[k]]
+            token[p], z_by_latent[p], dz_by_latent[p] = t, z[k], dz[k]
+            place[latent[k]] = p + 1
+
+
+@numba.njit(**_KERNEL)
+def _row_gradients(columns, token, z, dz, residual, centred, d_encoder, d_decoder, d_bias):
+    """Gradients of the rows of the latents that fired; of the biases of all."""
+    d = centred.shape[1]
+    for i in range(len(columns) - 1):
+        total = np.float32(0.0)
+        first = columns[i]
+        ge, gd = d_encoder[i], d_decoder[i]
+        for k in range(first, columns[i + 1]):
+            r, c, value, slope = residual[token[k]], centred[token[k]], z[k], dz[k]
+            total += slope
+            if k == first:
+                for j in range(d):
+                    ge[j] = slope * c[j]
+                    gd[j] = value * r[j]
+            else:
+                for j in range(d):
+                    ge[j] += slope * c[j]
+                    gd[j] += value * r[j]
+        d_bias[i] = total
+
+
+class Adam:
+    """Adam with gradient clipping by the global norm; silent latents have gradient 0 and unit decoder rows stay so."""
+
+    def __init__(self, sae: Sae, clip: float = 1.0):
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in sae.parameters]
+        self.steps, self.clip = 0, clip
+
+    def step(self, sae: Sae, gradients: Gradients, rate: float, bias: bool = False) -> None:
+        """Change the parameters of ``sae`` in place; its encoder bias only if ``bias`` is set."""
+        self.steps += 1
+        fired = gradients.counts > 0
+        wanted = list(zip(sae.parameters, gradients.parameters, self.moments, strict=True))[: 4 if bias else 3]
+        squares = [_square(g, fired if g.ndim == 2 else None) for _, g, _ in wanted]
+        norm = float(sum(squares)) ** 0.5
+        clip = min(1.0, self.clip / (norm + 1e-12))
+        first, second = 1 - BETAS[0] ** self.steps, 1 - BETAS[1] ** self.steps
+        for p, g, (m, v) in wanted:
+            rows = fired if p.ndim == 2 else torch.ones(1, dtype=torch.bool, device=p.device)
+            if p.device.type == "cpu":
+                shape = (-1, p.shape[-1])
+                arrays = [tensor.view(shape).numpy() for tensor in (p, g.contiguous(), m, v)]
+                _adam(*arrays, rows.numpy(), clip, rate / first, second, p is sae.decoder)
+            else:
+                g = g * clip  # dense: silent rows are 0 already
+                m.lerp_(g, 1 - BETAS[0])
+                v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+                p.addcdiv_(m, (v / second).sqrt_().add_(EPSILON), value=-rate / first)
+                if p is sae.decoder:
+                    p /= p.norm(dim=1, keepdim=True)
+
+
+def _square(gradient: Tensor, fired: Tensor | None) -> Tensor | float:
+    if gradient.device.type == "cpu" and fired is not None:
+        return _square_of_rows(gradient.contiguous().numpy(), fired.numpy())
+    return gradient.double().square().sum()
+
+
+@numba.njit(**_KERNEL)
+def _square_of_rows(gradient, fired):
+    total = 0.0
+    for i in range(len(fired)):
+        if fired[i]:
+            square = np.float32(0.0)
+            for j in range(gradient.shape[1]):
+                square += gradient[i, j] * gradient[i, j]
+            total += square
+    return total
+
+
+@numba.njit(**_KERNEL)
+def _adam(p, g, m, v, fired, clip, rate, correction, unit):
+    """One pass over parameters and moments, a row at a time, so that each is read from memory once."""
+    b1, b2 = np.float32(BETAS[0]), np.float32(BETAS[1])
+    a1, a2 = np.float32(1 - BETAS[0]) * np.float32(clip), np.float32(1 - BETAS[1]) * np.float32(clip * clip)
+    scale, small, lr = np.float32(1 / correction), np.float32(EPSILON), np.float32(rate)
+    for i in range(p.shape[0]):
+        pi, gi, mi, vi = p[i], g[i], m[i], v[i]
+        if fired[i]:
+            for j in range(p.shape[1]):
+                mi[j] = b1 * mi[j] + a1 * gi[j]
+                vi[j] = b2 * vi[j] + a2 * gi[j] * gi[j]
+                pi[j] -= lr * mi[j] / (math.sqrt(vi[j] * scale) + small)
+        else:
+            for j in range(p.shape[1]):
+                mi[j] = b1 * mi[j]
+                vi[j] = b2 * vi[j]
+                pi[j] -= lr * mi[j] / (math.sqrt(vi[j] * scale) + small)
+        if unit:
+            square = np.float32(0.0)
+            for j in range(p.shape[1]):
+                square += pi[j] * pi[j]
+            inverse = np.float32(1.0 / math.sqrt(square))
+            for j in range(p.shape[1]):
+                pi[j] *= inverse
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+class Settings(NamedTuple):
+    """One autoencoder to train: of which layer, and how."""
+
+    layer: int
+    lam: float
+    latents: int
+    steps: int
+    batch: int  # tokens a step
+    learning_rate: float
+    seed: int
+    topk: int | None = None
+    bias: bool = False  # train a bias of the encoder too
+
+    def rate(self, step: int) -> float:
+        """Learning rate: constant, then down to 0 in a straight line over the last ``DECAY`` of the steps."""
+        return self.learning_rate * min(1.0, (self.steps - step) / (DECAY * self.steps))
+
+    def penalty(self, step: int) -> float:
+        """lambda: up from 0 in a straight line over the first ``WARMUP`` of the steps; 0 for TopK."""
+        return 0.0 if self.topk else self.lam * min(1.0, (step + 1) / (WARMUP * self.steps))
+
+
+class Run:
+    """An autoencoder in training: parameters, moments, its curve. ``advance`` continues it on given activations."""
+
+    WINDOWS = 60  # points of the curve
+
+    def __init__(self, settings: Settings, mean: Float[Tensor, "d"]):
+        self.settings = settings
+        self.sae = Sae.initial(mean, settings.latents, settings.seed, settings.topk)
+        self.adam, self.step, self.began, self.curve = Adam(self.sae), 0, 0, []
+        self.buffers: Buffers | None = None  # of the sparse step; none on a GPU
+        self.sparse = True
+
+    def advance(
+        self,
+        x: Float[Tensor, "tokens d"],
+        until: int,
+        checkpoint: Path | None = None,
+        seen: Callable[[int], object] = lambda steps: None,
+    ) -> None:
+        """Train up to step ``until`` on batches drawn from ``x``, one epoch of a fresh permutation after the other.
+
+        Args:
+            checkpoint: file for the state, written at most once a minute and at the end.
+            seen: told the number of steps done, now and then.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+        """
+        s, device = self.settings, self.sae.decoder.device
+        if device.type == "cpu" and self.buffers is None:
+            self.buffers = Buffers(s.batch, s.latents, x.shape[1])
+        window = max(1, s.steps // self.WINDOWS)
+        saved = time.monotonic()
+        while self.step < until:
+            steps = min(until, (self.step // window + 1) * window) - self.step
+            error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
+            for _ in range(steps):
+                rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
+                gradients = self._gradients(x[rows].to(device))
+                self.adam.step(self.sae, gradients, s.rate(self.step), s.bias)
+                self.step += 1
+                error, l0, fired = error + gradients.error, l0 + gradients.l0, fired | (gradients.counts > 0)
+            if not math.isfinite(error):
+                raise FloatingPointError(
+                    f"The loss of the autoencoder is not finite at step {self.step}; "
+                    f"lower learning_rate = {s.learning_rate}."
+                )
+            point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
+            self.curve.append(point)
+            seen(steps)
+            if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == until):
+                self.save(checkpoint)
+                saved = time.monotonic()
+
+    def _gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:
+        penalty = self.settings.penalty(self.step)
+        if self.buffers is not None and self.step % RETRY == 0:
+            self.sparse = True
+        if self.buffers is not None and self.sparse:
+            gradients = sparse_gradients(self.sae, batch, penalty, self.buffers)
+            if gradients is not None:
+                return gradients
+            self.sparse = False
+        return dense_gradients(self.sae, batch, penalty)
+
+    def visit(self) -> None:
+        """From here on, ``advance`` is given other activations."""
+        self.began = self.step
+
+    def save(self, path: Path) -> None:
+        """Write the state to ``path``, atomically."""
+        moments = [moment for pair in self.adam.moments for moment in pair]
+        tensors = {str(n): tensor.contiguous() for n, tensor in enumerate([*self.sae.parameters, *moments])}
+        state = {"step": self.step, "began": self.began, "sparse": self.sparse, "curve": self.curve}
+        replace_file(path, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+
+    def load(self, path: Path) -> None:
+        """Continue from a state that ``save`` wrote."""
+        with safetensors.safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            moments = [moment for pair in self.adam.moments for moment in pair]
+            for n, tensor in enumerate([*self.sae.parameters, *moments]):
+                tensor.copy_(file.get_tensor(str(n)))
+        self.step, self.began, self.sparse, self.curve = (state[k] for k in ("step", "began", "sparse", "curve"))
+        self.adam.steps = self.step
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+class Sums(NamedTuple):
+    """What an autoencoder does on held-out documents, summed within each, so that documents can be drawn again."""
+
+    tokens: Float[np.ndarray, "documents"]
+    active: sparse.csr_array  # tokens on which a latent is active ``[documents, latents]``
+    squares: sparse.csr_array  # sum of z^2 ``[documents, latents]``
+    error: float  # sum of ||x - x_hat||^2
+    spread: float  # sum of ||x - mean||^2
+
+
+@torch.no_grad()
+def sums(sae: Sae, x: Float[Tensor, "tokens d"], document: Int[Tensor, "tokens"]) -> Sums:
+    """Encode ``x`` and sum by document."""
+    names, document = np.unique(document.numpy(), return_inverse=True)
+    shape = (len(names), len(sae.decoder))
+    active, squares = sparse.csr_array(shape), sparse.csr_array(shape)
+    error, mean = 0.0, x.mean(0)
+    for start in range(0, len(x), 4096):
+        part = x[start : start + 4096].to(sae.decoder.device)
+        z = sae.encode(part)
+        error += float((part - sae.decode(z)).square().sum())
+        token, latent = z.nonzero(as_tuple=True)
+        value = z[token, latent].cpu().numpy().astype(float)
+        place = (document[start + token.cpu().numpy()], latent.cpu().numpy())
+        active = active + sparse.coo_array((np.ones(len(value)), place), shape).tocsr()
+        squares = squares + sparse.coo_array((value**2, place), shape).tocsr()
+    spread = float((x - mean).square().sum())
+    return Sums(np.bincount(document).astype(float), active, squares, error, spread)
+
+
+class Statistics(NamedTuple):
+    """Feature statistics of one sample; arrays have one entry a latent."""
+
+    alive: int  # latents with frequency above ALIVE
+    l0: float  # mean number of active latents
+    frequency: Float[np.ndarray, "latents"]
+    importance: Float[np.ndarray, "latents"]  # I_i = E[z_i^2]
+
+    @property
+    def alpha(self) -> float:
+        """Share of zeros among the alive latents, 1 - L0 / F."""
+        return 1 - self.l0 / self.alive
+
+    @property
+    def d_star(self) -> float:
+        """Critical width F / g(alpha) = L0 ln(F / L0)."""
+        return float(capacity.critical_width_from_l0(self.alive, self.l0))
+
+    @property
+    def tail(self) -> Float[np.ndarray, "alive"]:
+        """Importance of the alive latents, in falling order."""
+        return np.sort(self.importance[self.frequency > ALIVE])[::-1]
+
+
+def statistics(sums: Sums, weights: Float[np.ndarray, "documents"] | None = None) -> Statistics:
+    """Statistics of the sample, or of one in which each document counts as often as ``weights`` says.
+
+    Raises:
+        ValueError: fewer than two alive latents, or all of them active on every token.
+    """
+    weights = np.ones(len(sums.tokens)) if weights is None else weights
+    tokens = weights @ sums.tokens
+    frequency = weights @ sums.active / tokens
+    alive, l0 = int((frequency > ALIVE).sum()), float(frequency.sum())
+    if alive < 2 or not 0 < l0 < alive:
+        raise ValueError(
+            f"The autoencoder has {alive} alive latents and L0 = {l0:g}, which measures nothing; "
+            "lower lam or train longer."
+        )
+    return Statistics(alive, l0, frequency, weights @ sums.squares / tokens)
+
+
+def bootstrap(sums: Sums, draws: int, seed: int) -> list[Statistics]:
+    """Statistics of samples of as many documents, drawn with replacement."""
+    documents = len(sums.tokens)
+    weights = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), draws)
+    return [statistics(sums, row) for row in weights.astype(float)]
+
+
+def interval(value: float, replicates: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval, shifted so that the replicates' mean lies on the value.
+
+    The shift matters where resampling is biased: documents drawn again hold fewer distinct features.
+    """
+    low, high = np.quantile(replicates, [0.025, 0.975]) - np.mean(replicates) + value
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------- in nats
+
+
+class Reference(NamedTuple):
+    """Held-out blocks and the teacher's final states on them, to compare other models with."""
+
+    teacher: models.Teacher
+    blocks: Int[np.ndarray, "blocks length"]
+    states: np.ndarray  # of residual.offline_teacher
+
+
+@torch.no_grad()
+def divergence(reference: Reference, model: torch.nn.Module) -> float:
+    """Mean KL(teacher || model) over all positions of the blocks, in nats per token at T = ``TEMPERATURE``."""
+    teacher, total = reference.teacher, 0.0
+    device = teacher.model.device
+    a_batch = max(1, residual.FORWARD_TOKENS // reference.blocks.shape[1])
+    for start in range(0, len(reference.blocks), a_batch):
+        ids = torch.from_numpy(reference.blocks[start : start + a_batch].astype(np.int64)).to(device)
+        states = torch.from_numpy(reference.states[start : start + a_batch].copy()).to(device)
+        total += float(
+            kl.divergence_per_token(
+                models.final_hidden(model, ids),
+                models.unembedding(model),
+                states,
+                models.unembedding(teacher.model),
+                TEMPERATURE,
+            ).sum()
+        )
+    return total / reference.blocks.size
+
+
+def spliced_divergence(
+    reference: Reference, layer: int, calibration: residual.Calibration, reconstruct: Callable[[Tensor], Tensor]
+) -> float:
+    """KL in nats when the model continues from ``reconstruct(x)`` at a layer; tokens left out stay as they are."""
+
+    def replace(stream: Tensor) -> Tensor:
+        keep = residual.kept_tokens({layer: stream}, calibration)
+        scale = calibration.scale[layer]
+        stream = stream.clone()
+        stream[keep] = reconstruct(stream[keep] * scale) / scale
+        return stream
+
+    with residual.spliced(reference.teacher.model, layer, replace) as model:
+        return divergence(reference, model)
+
+
+def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"], widths: Sequence[int]) -> list[float]:
+    """KL in nats of the untrained width-alone students: the teacher cut to its stream's first principal directions.
+
+    An upper bound on what training can reach at a width, from minutes of work. NaN for families that can't be cut.
+
+    Args:
+        text: training blocks, for the principal directions.
+    """
+    model = reference.teacher.model
+    try:
+        basis = models.stream_basis(model, residual.batches(text, "cpu"))
+    except ValueError as error:
+        log.warning("%s", error)
+        return [math.nan] * len(widths)
+    return [divergence(reference, models.cut_to_width(model, basis, width)) for width in widths]
+
+
+# --------------------------------------------------------------------------------------------------- the measurement
+
+RANKS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # features, by importance, whose strongest tokens are shown
+FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of d_T: widths predicted for a teacher that is no scale's
+TOKENS_A_DOCUMENT = 500  # fewer than The Pile's average, so that enough of them are read
+ACTIVATION_BYTES = 2**32  # of the residual stream held at once
+
+
+def measure(p: scales.Sae) -> runs.Record:
+    """Train autoencoders on a teacher's residual stream and predict floors at every width; found if done before.
+
+    One autoencoder with the default lambda at each layer, and one for each lambda at the predicting layer. Nothing
+    here has seen a student.
+
+    Returns:
+        A record with the tables ``layers`` (a row an autoencoder: F, L0, alpha, g, d*, quality, intervals),
+        ``floors`` (autoencoder x width: Eq. 2, log capacity, tail of the principal components, KL of the student cut
+        to that width), ``curves`` (training) and ``features`` (strongest tokens of the default autoencoder); the
+        arrays ``importance`` and ``frequency`` (default autoencoder, alive latents, falling importance),
+        ``importance/<layer>/<lam>``, ``eigenvalues/<layer>`` and the default autoencoder itself (``load``);
+        the values ``alive``, ``alpha``, ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``left_out``,
+        ``calibration``.
+    """
+    place = "-".join(re.findall(r"[A-Za-z0-9_.]+", p.teacher)[-2:])
+    parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
+    what = f"sae/{p.scale}/{place}-l{p.layer}"
+    return runs.find_or_compute(what, parameters, lambda: _measure(p, runs.work_folder(what, parameters)))
+
+
+def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = models.load_teacher(p.teacher, p.revision or None, device)
+    p = _fitted(p, teacher)
+    text, unseen = _text(p, teacher, "train", p.tokens), _text(p, teacher, "held_out", p.held_out_tokens)
+    layers = sorted({p.layer, *p.layers})
+    calibration = residual.calibrate(teacher, text, layers)
+    every = _settings(p, teacher.d)
+    trained = _train(teacher, text, layers, calibration, every, work)
+
+    held_out = residual.activations(teacher, unseen, layers, calibration, "reading held-out documents")
+    blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
+    states = residual.offline_teacher(teacher, blocks, f"{p.scale}-sae")
+    reference = Reference(teacher, blocks, states)
+    cut = cut_divergences(reference, text[: len(blocks)], p.widths)
+    means = {layer: x.mean(0).to(device) for layer, x in held_out.layers.items()}
+    eigenvalues = {layer: torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).numpy() for layer, x in held_out.layers.items()}
+    ablated = {
+        layer: spliced_divergence(reference, layer, calibration, lambda x, layer=layer: means[layer].expand_as(x))
+        for layer in layers
+    }
+
+    rows, floors, curves, values = [], [], [], {}
+    for run in tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False):
+        s, sae = run.settings, run.sae
+        names = {
+            "layer": s.layer,
+            "lam": s.lam,
+            "expansion": s.latents // teacher.d,
+            "tokens": p.tokens,
+            "seed": s.seed,
+        }
+        x = held_out.layers[s.layer]
+        all_sums = sums(sae, x, held_out.document)
+        found, draws = statistics(all_sums), bootstrap(all_sums, DRAWS, s.seed)
+        spliced = spliced_divergence(reference, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x)))
+        bounds = {
+            f"{name}_{side}": bound
+            for name in ("alive", "l0", "alpha", "d_star")
+            for side, bound in zip(
+                ("low", "high"), interval(getattr(found, name), [getattr(d, name) for d in draws]), strict=True
+            )
+        }
+        is_default = s.layer == p.layer and s.lam == p.lam
+        rows.append(
+            names
+            | {
+                "kind": p.kind, "steps": s.steps, "held_out_tokens": len(x), "documents": len(all_sums.tokens),
+                "latents": s.latents, "alive": found.alive, "l0": found.l0, "alpha": found.alpha,
+                "alpha_all": 1 - found.l0 / s.latents, "g": float(capacity.g(found.alpha)), "d_star": found.d_star,
+                "d_star_all": float(capacity.critical_width_from_l0(s.latents, found.l0)), **bounds,
+                "d_teacher": teacher.d, "fvu": all_sums.error / all_sums.spread, "kl_spliced": spliced,
+                "kl_ablated": ablated[s.layer], "default": is_default,
+            }
+        )  # fmt: skip
+        floors += _floors(p, names, found, draws, eigenvalues[s.layer], cut)
+        curves += [names | point | {"tokens_seen": point["step"] * s.batch} for point in run.curve]
+        values[f"importance/{s.layer}/{s.lam:g}"] = found.tail.astype(np.float32)
+        if is_default:
+            order = [i for i in np.argsort(-found.importance, kind="stable") if found.frequency[i] > ALIVE]
+            values |= {"importance": found.importance[order], "frequency": found.frequency[order]}
+            values |= {"alive": found.alive, "alpha": found.alpha, "l0": found.l0, "d_star": found.d_star}
+            values["features"] = strongest_tokens(teacher, unseen, held_out, sae, s.layer, order, found.frequency)
+            arrays = ("encoder", "decoder", "bias_pre", "bias_encoder")
+            values |= {f"sae/{name}": getattr(sae, name).cpu().numpy() for name in arrays}
+    values |= {f"eigenvalues/{layer}": spectrum for layer, spectrum in eigenvalues.items()}
+    values |= {"lam": p.lam, "layer": p.layer, "d_teacher": teacher.d, "widths": p.widths}
+    values |= {"topk": p.topk if p.kind == "topk" else None, "left_out": held_out.left_out}
+    values["calibration"] = {"limit": calibration.limit[p.layer], "scale": calibration.scale[p.layer]}
+    tables = {"layers": rows, "floors": floors, "curves": curves}
+    return values | {name: pd.DataFrame(table) for name, table in tables.items()}
+
+
+def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
+    """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
+    arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
+    rule = record["calibration"]
+    calibration = residual.Calibration({record["layer"]: rule["limit"]}, {record["layer"]: rule["scale"]})
+    return Sae(*(torch.from_numpy(array) for array in arrays), record["topk"]), calibration
+
+
+def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
+    """The scale's widths and layers are its teacher's: another teacher gets shares of its own width, and one layer."""
+    context = getattr(teacher.model.config, "max_position_embeddings", p.length)
+    changes: dict[str, Any] = {"length": min(p.length, context)}
+    if p.teacher != p.shape.teacher:
+        usual = scales.SCALES[p.scale]["03_sae"]
+        if p.layers == usual["layers"]:
+            changes["layers"] = [p.layer]
+        if p.widths == usual["widths"]:
+            changes["widths"] = [round(share * teacher.d) for share in FRACTIONS]
+    widths = changes.get("widths", p.widths)
+    if max(widths) > teacher.d:
+        raise ValueError(f"width = {max(widths)} is wider than {p.teacher}; give at most {teacher.d}.")
+    return p.model_copy(update=changes)
+
+
+def _text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
+    """As many token blocks of the split as hold ``tokens``."""
+    documents, name = None, "wheels"
+    if p.text != "wheels":
+        count = math.ceil(max(p.tokens / 0.95, p.held_out_tokens / 0.05) / TOKENS_A_DOCUMENT)
+        documents, name = itertools.islice(corpus.pile(p.text), count), f"{Path(p.text).name}-{count}"
+    blocks = residual.token_blocks(teacher, split, p.length, p.percent, documents, name)
+    wanted = math.ceil(tokens / p.length)
+    if len(blocks) < wanted:
+        raise ValueError(
+            f"The {split} split has {blocks.size} tokens and {tokens} are wanted; raise percent = {p.percent} "
+            "or ask for fewer."
+        )
+    return blocks[:wanted]
+
+
+def _settings(p: scales.Sae, d: int) -> list[Settings]:
+    """The default lambda at every layer, every lambda at the predicting one."""
+    pairs = {(layer, p.lam) for layer in p.layers} | {(p.layer, lam) for lam in [p.lam, *p.lams]}
+    if p.kind == "topk":  # lambda plays no part
+        pairs = {(layer, p.lam) for layer in [p.layer, *p.layers]}
+    topk = p.topk if p.kind == "topk" else None
+    rest = (p.expansion * d, p.steps, p.batch, p.learning_rate, p.seed, topk)
+    return [Settings(layer, lam, *rest) for layer, lam in sorted(pairs)]
+
+
+def _train(
+    teacher: models.Teacher,
+    text: Int[np.ndarray, "blocks length"],
+    layers: Sequence[int],
+    calibration: residual.Calibration,
+    every: Sequence[Settings],
+    work: Path,
+) -> list[Run]:
+    """Train all autoencoders side by side, a core each, on one shard of the text after the other."""
+    device = teacher.model.device
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    jobs = [Run(s, torch.zeros(teacher.d, device=device)) for s in every]
+    files = [work / f"layer{s.layer}-lam{s.lam:g}.safetensors" for s in every]
+    for job, file in zip(jobs, files, strict=True):
+        if file.exists():
+            job.load(file)
+    bar = tqdm(total=len(jobs) * every[0].steps, desc="training autoencoders", unit=" steps", leave=False)
+    bar.update(sum(job.step for job in jobs))
+    a_shard = max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * text.shape[1]))
+    for start, first, until in _visits(len(text), a_shard, text.shape[1], every[0]):
+        if all(job.step >= until for job in jobs):
+            continue
+        part = residual.activations(teacher, text[start : start + a_shard], layers, calibration).layers
+
+        def advance(job: Run, file: Path, part=part, first=first, until=until) -> None:
+            torch.set_num_threads(1)  # of this thread
+            x = part[job.settings.layer]
+            if job.step == 0:
+                job.sae.bias_pre.copy_(x.mean(0))
+            if job.step == first:
+                job.visit()
+            job.advance(x, until, file, bar.update)
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(advance, jobs, files))
+    bar.close()
+    return jobs
+
+
+def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tuple[int, int, int]]:
+    """Which shard of the text serves which steps: first block, first step, step after the last."""
+    if a_shard >= blocks:
+        yield 0, 0, s.steps
+        return
+    step = 0
+    for epoch in itertools.count():
+        for shard in np.random.default_rng([s.seed, epoch]).permutation(blocks // a_shard):
+            until = min(s.steps, step + max(1, int(0.9 * a_shard * length) // s.batch))  # 0.9: tokens are left out
+            yield int(shard) * a_shard, step, until
+            step = until
+            if step == s.steps:
+                return
+
+
+def _floors(
+    p: scales.Sae,
+    names: dict[str, Any],
+    found: Statistics,
+    draws: Sequence[Statistics],
+    spectrum: Float[np.ndarray, "d"],
+    cut: Sequence[float],
+) -> list[dict]:
+    """Predictions at each width, in squared units of the scaled stream, and the cut student's KL in nats."""
+
+    def eq2(s: Statistics) -> np.ndarray:
+        return capacity.eq2_floor(s.tail, np.array(p.widths), s.alpha)
+
+    kept = np.minimum(capacity.features_kept(np.array(p.widths), found.alpha), found.alive)
+    floor, replicates = eq2(found), np.array([eq2(draw) for draw in draws])
+    logarithmic = capacity.eq2_floor(
+        found.tail, np.array(p.widths), found.alpha, capacity=capacity.log_capacity(found.alpha, p.kappa)
+    )
+    rows = []
+    for n, width in enumerate(p.widths):
+        low, high = interval(floor[n], replicates[:, n])
+        row = {"width": width, "kept": int(kept[n]), "dropped": int(found.alive - kept[n]), "eq2": floor[n]}
+        row |= {"eq2_low": max(0.0, low), "eq2_high": high, "log_capacity": logarithmic[n]}
+        row |= {"pca_tail": float(spectrum[width:].sum()), "total": float(found.tail.sum()), "kl_cut": cut[n]}
+        rows.append(names | row)
+    return rows
+
+
+@torch.no_grad()
+def strongest_tokens(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    held_out: residual.Activations,
+    sae: Sae,
+    layer: int,
+    order: Sequence[int],
+    frequency: Float[np.ndarray, "latents"],
+    top: int = 5,
+) -> pd.DataFrame:
+    """The tokens of different documents on which features of stated ranks are most active, in a few words of context.
+
+    Args:
+        order: latents by falling importance.
+    """
+    picked = [(rank, order[rank - 1]) for rank in RANKS if rank <= len(order)]
+    x = held_out.layers[layer].to(sae.decoder.device)
+    z = torch.cat([sae.encode(part)[:, [latent for _, latent in picked]].cpu() for part in x.split(4096)])
+    flat, end = np.asarray(blocks).ravel(), teacher.tokenizer.eos_token_id
+    rows = []
+    for column, (rank, latent) in enumerate(picked):
+        seen: set[int] = set()
+        for token in z[:, column].argsort(descending=True).tolist():
+            document, place = int(held_out.document[token]), int(held_out.place[token])
+            if z[token, column] <= 0 or len(seen) == top:
+                break
+            if document in seen:
+                continue
+            seen.add(document)
+            start = place // blocks.shape[1] * blocks.shape[1]
+            pieces = (flat[max(start, place - 10) : place], flat[place : place + 1], flat[place + 1 : place + 4])
+            before, here, after = (
+                re.sub(r"\s+", " ", teacher.tokenizer.decode([i for i in piece if i != end])) for piece in pieces
+            )
+            rows.append({"rank": rank, "latent": int(latent), "frequency": float(frequency[latent])})
+            rows[-1] |= {"activation": float(z[token, column]), "before": before, "token": here, "after": after}
+    return pd.DataFrame(rows)
