@@ -302,6 +302,31 @@ def test_probe_claims_compare_with_their_controls(paper):
     assert weak["probe-survives"] == "holds at our scale" == weak["probe-above-chance"]
 
 
+def test_probes_are_those_of_the_ladder_from_random_weights(paper):
+    rows = [
+        ("teacher", "none", 128, "none", 0.97),
+        ("teacher", "none", 128, "untrained", 0.99),  # says nothing of the student
+        ("student", "random", 16, "none", 0.80),
+        ("student", "random", 16, "untrained", 0.60),
+        ("student", "width_alone", 16, "none", 0.96),
+        ("student", "width_alone", 8, "none", 0.95),
+        ("none", "none", 0, "bag_of_words", 0.70),
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "ladder", "width", "control", "accuracy"])
+    frame = frame.assign(concept="french", low=frame.accuracy - 0.01, high=frame.accuracy + 0.01)
+    judged = rows_with(paper, probe_accuracy=frame)
+    assert judged.tiny["probe-survives"] == "17.0 pp" and judged.tiny["probe-mechanism"] == "1 of 1"
+
+
+def test_features_encoded_are_compared_with_the_budget(paper):
+    frame = toy_frame(eq2)
+    frame["represented"] = capacity.features_kept(frame.width, frame.alpha)
+    assert rows_with(paper, toy_points=frame).verdict["toy-capacity"] == "holds"
+    frame["represented"] = 2 * frame.width
+    assert rows_with(paper, toy_points=frame).verdict["toy-capacity"] == "does not hold"
+    assert "not kept" in rows_with(paper, toy_points=frame.drop(columns="represented")).why["toy-capacity"]
+
+
 def test_each_scale_has_its_column_and_they_are_weighed_together(paper):
     good, bad = distill_ladder([1.3, 1.0, 0.7]), distill_ladder([0.7, 1.0, 1.3])
     tables = {"tiny": good, "smollm2": bad}

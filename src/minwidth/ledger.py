@@ -628,6 +628,17 @@ def toy_boundary_error(load: Load) -> Finding:
     return Finding(value, f"{value:.0f} %", f"median over {len(near)} points near d*", own)
 
 
+def toy_capacity(load: Load) -> Finding:
+    frame, own = _toy(load)
+    if "represented" not in frame:
+        raise Untested("the number of represented features was not kept")
+    frame = frame[frame.eq2 > 0]  # else the budget is above n
+    ratio = frame.represented / capacity.features_kept(frame.width, frame.alpha)
+    by_alpha = (frame.represented / frame.width).groupby(frame.alpha).mean()
+    why = f"features a dimension by sparsity {digits(by_alpha, 1)}, g = {digits(capacity.g(by_alpha.index), 1)}"
+    return Finding(float(ratio.median()), f"{ratio.median():.2f}", why, own)
+
+
 def _correlation(frame: pd.DataFrame, predictor: str) -> float:
     return float(np.corrcoef(frame[predictor], frame.floor_mean)[0, 1])
 
@@ -892,63 +903,57 @@ def distill_rivals(load: Load) -> Finding:
     return Finding((chosen - best.loo).tolist(), f"{digits(chosen, 3)} against {best.loo:.3f}", why)
 
 
-def _probed(load: Load) -> tuple[pd.DataFrame, int]:
-    """Accuracies in percent, and the narrowest student's width."""
-    frame = load("probe_accuracy")
+def _probed(load: Load) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The teacher's rows and the narrowest student's (from random weights, where there are both), in percent.
+
+    The student's rows hold its controls, and those of the words alone.
+    """
+    frame = load("probe_accuracy").assign(control=lambda table: table["control"].fillna("none"))
     if frame.accuracy.max() <= 1:
         frame = frame.assign(**{column: 100 * frame[column] for column in ("accuracy", "low", "high")})
-    return frame, int(frame[frame.model == "student"].width.min())
+    students = frame[frame.model == "student"]
+    if "ladder" in frame and (students.ladder == "random").any():
+        students = students[students.ladder == "random"]
+    if students.empty:
+        raise Untested("no student was probed")
+    narrowest = students[students.width == students.width.min()]
+    return frame[frame.model == "teacher"], pd.concat([narrowest, frame[frame.control == "bag_of_words"]])
 
 
-def _plain(frame: pd.DataFrame, model: str, width: int | None = None) -> pd.DataFrame:
-    chosen = (frame.model == model) & (frame.control.fillna("none") == "none")
-    return frame[chosen & (True if width is None else frame.width == width)].set_index("concept")
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame.control == "none"].set_index("concept")
 
 
 def probe_lowest_bound(load: Load) -> Finding:
-    frame, width = _probed(load)
-    low = _plain(frame, "student", width).low
-    return Finding(low.min(), f"{low.min():.0f} %", f"{low.idxmin()} at width {width}, {len(low)} concepts")
+    student = _plain(_probed(load)[1])
+    low = student.low
+    return Finding(
+        low.min(), f"{low.min():.0f} %", f"{low.idxmin()} at width {student.width.iloc[0]}, {len(low)} concepts"
+    )
 
 
 def probe_change(load: Load) -> Finding:
-    frame, width = _probed(load)
-    change = (_plain(frame, "student", width).accuracy - _plain(frame, "teacher").accuracy).dropna()
-    return Finding(change.abs().mean(), f"{change.abs().mean():.1f} pp", f"{len(change)} concepts at width {width}")
+    teacher, student = map(_plain, _probed(load))
+    change = (student.accuracy - teacher.accuracy).dropna().abs()
+    return Finding(change.mean(), f"{change.mean():.1f} pp", f"{len(change)} concepts at width {student.width.iloc[0]}")
 
 
 def probe_beats_controls(load: Load) -> Finding:
-    frame, width = _probed(load)
-    controls = frame[frame.control.isin(["bag_of_words", "embedding", "untrained"])]
+    _, student = _probed(load)
+    controls = student[student.control.isin(["bag_of_words", "embedding", "untrained"])]
     if controls.empty:
         raise Untested("no control was probed")
-    best = controls.groupby("concept").high.max()
-    low = _plain(frame, "student", width).low
-    wins = (low > best.reindex(low.index)).sum()
-    return Finding(
-        wins / len(low), f"{wins} of {len(low)}", f"concepts at which the width-{width} student beats every control"
-    )
+    low, best = _plain(student).low, controls.groupby("concept").high.max()
+    wins = int((low > best.reindex(low.index)).sum())
+    names = ", ".join(sorted(controls.control.unique())).replace("_", " ")
+    return Finding(wins / len(low), f"{wins} of {len(low)}", f"concepts at which the narrowest student beats {names}")
 
 
-CHECKS: dict[str, Callable[..., Finding]] = {
-    check.__name__: check
-    for check in (
-        # on the paper's numbers
-        derived, identity, ideal_decoder, g_at_zero, g_falls, critical_width_rises, g_measured, g_of, toy_points,
-        overestimation, plateau_of_eq2, feature_death, l0_layer8, l0_deeper, critical_width_readings,
-        superposition_printed, layer_spread, importance_exponents, importance_exponent, cliff, lost_share,
-        predicted_orders, inversions, fall_per_doubling_of_steps, seed_gap, control_share, baseline_gap,
-        fixed_baseline_slope, line_slope, line_r2, rival_predictors, decomposition_gap, geometric_share_gap, power_law,
-        asymptote, predicted_falls, tail_exponent, normalized_limit, naive_slope_gap, probe_mean_change, probe_examples,
-        probe_largest_shift, probe_largest_z, probe_lowest,
-        # on our results
-        toy_share_above, toy_share_overestimated, toy_boundary_error, toy_pearson, toy_accuracy, toy_median_accuracy,
-        toy_r2, toy_beats_naive, toy_r2_by_alpha, toy_accuracy_rises, toy_beyond, toy_plateau, toy_collapse,
-        toy_sparsity_lowers, sae_superposition, sae_layer_spread, sae_lam_spread, sae_reconstruction,
-        sae_importance_exponents, distill_inversions, distill_fall, distill_seed_gap, distill_width_alone_control,
-        distill_affine, distill_line, distill_rivals, probe_lowest_bound, probe_change, probe_beats_controls,
-    )
-}  # fmt: skip
+CHECKS: dict[str, Callable[..., Finding]] = {  # every public function above that returns a Finding
+    name: check
+    for name, check in list(globals().items())
+    if not name.startswith("_") and getattr(check, "__annotations__", {}).get("return") is Finding
+}
 
 
 # ---------------------------------------------------------------------------------------------------------- judgement
