@@ -226,6 +226,14 @@ def test_one_layer_or_one_coefficient_is_said_to_be_too_few(paper):
     assert "one L1 coefficient only" in rows.why["sae-pipeline"] and "one layer only" in rows.why["layers-agree"]
 
 
+def test_an_undefined_number_is_not_a_verdict(paper):
+    rows = rows_with(paper, distill_ladder=distill_ladder([1.3, np.nan, 0.7]))
+    assert rows.verdict["floors-ordered"] == "not tested here" and "has no loss" in rows.why["floors-ordered"]
+    fits = pd.DataFrame({"ladder": ["random"], "predictor": ["eq2"], "lam": [1.0], "fit": ["affine"], "r2": [np.nan]})
+    judged = rows_with(paper, distill_fits=fits.assign(loo=np.nan, chosen=True))
+    assert judged.verdict["affine-fits"] == "not tested here" and "undefined" in judged.why["affine-fits"]
+
+
 def test_importance_exponents_come_from_the_floors(paper):
     rank = np.arange(1, 3001.0)
     kept = np.array([50, 100, 200, 400, 800])

@@ -381,7 +381,7 @@ def layer_spread(paper: Paper) -> Finding:
     return Finding(widths.max() / widths.min() - 1, f"{widths.max() / widths.min() - 1:.1%}")
 
 
-def _exponents(width: np.ndarray, kept: np.ndarray, floor: np.ndarray) -> np.ndarray:
+def _exponents(kept: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """Local power-law exponents of importance over rank, from the floors at increasing widths."""
     kept, floor = np.asarray(kept, dtype=float), np.asarray(floor, dtype=float)
     density = -np.diff(floor) / np.diff(kept)
@@ -391,7 +391,7 @@ def _exponents(width: np.ndarray, kept: np.ndarray, floor: np.ndarray) -> np.nda
 
 def importance_exponents(paper: Paper) -> Finding:
     table = paper.values["table2"]
-    slopes = _exponents(table["width"], table["kept_features"], table["predicted_floor"])
+    slopes = _exponents(table["kept_features"], table["predicted_floor"])
     why = f"the exponent grows along the tail, {digits(slopes, 1)}: no one power law"
     return Finding(slopes.max() / slopes.min(), digits(slopes, 1), why)
 
@@ -801,8 +801,11 @@ def sae_importance_exponents(load: Load) -> Finding:
     frame = frame[frame.dropped > 0]
     if len(frame) < 3:
         raise Untested("fewer than three widths drop a feature")
-    slopes = _exponents(frame.width, frame.kept, frame.eq2)
-    return Finding(slopes.max() / slopes.min(), digits(slopes, 1), f"exponents {digits(slopes, 1)} along the tail")
+    slopes = _exponents(frame.kept, frame.eq2)
+    if not np.isfinite(slopes).all():
+        raise Untested("two widths have the same Eq. 2")
+    spread = slopes.max() / slopes.min() if slopes.min() > 0 else math.inf
+    return Finding(spread, digits(slopes, 1), f"exponents {digits(slopes, 1)} along the tail")
 
 
 def _distilled(load: Load, ladder: str) -> pd.DataFrame:
@@ -811,6 +814,8 @@ def _distilled(load: Load, ladder: str) -> pd.DataFrame:
     frame = frame[frame.ladder == ladder].sort_values(["width", "seed", "steps"])
     if frame.empty:
         raise Untested(f"the ladder {ladder!r} was not trained")
+    if frame.floor.isna().any():
+        raise Untested(f"a student of the ladder {ladder!r} has no loss")
     return frame.drop_duplicates(["width", "seed"], keep="last")
 
 
@@ -1028,6 +1033,8 @@ def _row(claim: dict[str, Any], paper: Paper, results: Callable, scales: list[st
         for scale in expected.get("scales", scales):
             try:
                 finding = CHECKS[expected["check"]](_loader(results, scale), **expected.get("with", {}))
+                if np.isnan(np.asarray(finding.value, dtype=float)).any():
+                    raise Untested("the records leave the number undefined")
             except Untested as lack:
                 lacking.append((scale, str(lack)))
                 continue
