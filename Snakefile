@@ -101,6 +101,7 @@ rule sae:
 rule student:
     """One student; its record is what 04_distill finds. A record belongs to its parameters, hence the mark."""
     input:
+        rules.sae.output,  # the floors are predicted before any student is trained
         TEXT,
         expand("src/minwidth/{module}.py", module=["corpus", "models", "residual", "training", "kl", "distill"]),
     output:
@@ -121,7 +122,6 @@ rule student:
 rule distill:
     input:
         expand(rules.student.output, ladder=LADDERS.ladders, width=LADDERS.widths, seed=LADDERS.seeds),
-        rules.sae.output,
         sources("04_distill", "capacity", "calibration", "corpus", "models", "residual", "training", "kl", "distill"),
     output:
         f"{COPIES}/04_distill.ipynb",

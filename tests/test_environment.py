@@ -1,8 +1,11 @@
-"""The pins: exact, the same for pip and conda, and the ones installed here."""
+"""The pins: exact, complete, the same for pip and conda, and the ones installed here."""
 
+import ast
 import re
+import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,11 +15,13 @@ from minwidth.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PINS = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"]]
+CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 
 
 @pytest.mark.parametrize("pin", [*PINS, *EXTRAS["bench"], *EXTRAS["slurm"]])
 def test_every_requirement_is_pinned_exactly(pin: str):
     assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin)
+    assert pin in CONSTRAINTS
 
 
 def test_conda_and_pip_install_the_same():
@@ -27,7 +32,31 @@ def test_conda_and_pip_install_the_same():
     assert PROJECT["requires-python"] == f">={python.removeprefix('python=')}"
 
 
-@pytest.mark.parametrize("pin", PINS)
-def test_what_is_installed_is_what_is_pinned(pin: str):
-    name, _, version = pin.partition("==")
-    assert metadata.version(name).split("+")[0] == version  # a local part such as +cpu names the build
+def test_what_is_installed_is_what_is_pinned():
+    wanted = dict(line.split("==") for line in CONSTRAINTS)
+    optional = {"psutil"} | {name for name in wanted if name.startswith("snakemake-executor")}
+    installed = {_normal(item.metadata["Name"]): item.version.split("+")[0] for item in metadata.distributions()}
+    for name, version in wanted.items():  # a local part such as +cpu names the build
+        if name not in optional:
+            assert installed.get(_normal(name)) == version, f"{name} is {installed.get(_normal(name))}: run make again"
+
+
+@pytest.mark.parametrize("folders", [["src", "notebooks"], ["tests"]])
+def test_what_is_imported_is_pinned(folders: list[str]):
+    pinned = {_normal(pin.split("==")[0]) for pin in (PROJECT["dependencies"] if "src" in folders else PINS)}
+    providers = metadata.packages_distributions()
+    for file in (file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))):
+        for module in _imports(file) - set(sys.stdlib_module_names) - {"minwidth", "tests"}:
+            names = {_normal(name) for name in providers.get(module, [module])}
+            assert names & pinned, f"{file.relative_to(ROOT)} imports {module}, which pyproject.toml does not pin"
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level names of all modules that ``file`` imports."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
