@@ -1,0 +1,587 @@
+"""Linear probes on mean-pooled hidden states, with the controls that say what their accuracy is worth (section 7).
+
+A probe sees the mean of the residual stream over a passage's first tokens. Splits keep documents whole; the penalty is
+chosen on the training side alone; intervals resample documents. Controls: the words themselves, the embedding layer,
+the same model untrained, labels dealt at random, and sources of text that the probe was not trained on.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import issparse
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from torch import nn
+from tqdm.auto import tqdm
+
+from minwidth import capacity, concepts, distill, models, residual, runs, sae, scales
+
+log = logging.getLogger(__name__)
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
+WORD_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)  # the same on a bag of words
+FOLDS = 5  # four train, one tests: 80/20
+INNER = 3  # folds of the training side that choose the penalty
+RESAMPLES = 1000  # of documents, for 95 % intervals
+FORWARD_TOKENS = 8192  # of one forward pass
+WORDS = 5000  # most frequent words that the bag of words counts
+DEPTHS = 9  # of the teacher's layer curve, at most
+READ_OUT_TOKENS = 40_000  # that a read-out of single features is fitted on; half as many judge it
+READ_OUT_ACTIVE = 20  # held-out tokens on which a feature must be active to be judged
+RIDGE = 1e-3  # of a read-out, on standardised streams
+
+
+# -------------------------------------------------------------------------------------------------- what a probe sees
+
+
+def tokenized(tokenizer, texts: Sequence[str], tokens: int) -> list[list[int]]:
+    """The first ``tokens`` token ids of each text."""
+    return [ids[:tokens] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+@torch.no_grad()
+def pooled(
+    model: nn.Module, ids: Sequence[Sequence[int]], start: int, layers: Sequence[int], progress: str = "probing"
+) -> Float[np.ndarray, "layers passages d"]:
+    """Mean residual stream of each passage at each layer (0: the embedding).
+
+    Each passage stands behind the token ``start``, as documents do in training text; that first position, whose
+    activations are massive in many models, is not part of the mean.
+    """
+    features = np.zeros((len(layers), len(ids), model.config.hidden_size), np.float32)
+    device = next(model.parameters()).device
+    lengths = np.array([len(passage) for passage in ids])
+    order = np.argsort(lengths, kind="stable")
+    bar = tqdm(total=int(lengths.sum()), desc=progress, unit=" tokens", leave=False)
+    for rows in np.array_split(order, -(-len(ids) * (1 + lengths.max()) // FORWARD_TOKENS)):
+        longest = 1 + lengths[rows].max()
+        batch = torch.full((len(rows), longest), start)
+        inside = torch.zeros(len(rows), longest)
+        for place, i in enumerate(rows):
+            batch[place, 1 : 1 + len(ids[i])] = torch.tensor(ids[i])
+            inside[place, 1 : 1 + len(ids[i])] = 1 / len(ids[i])
+        found = residual.streams(model, batch.to(device), layers)  # causal: padding at the end changes nothing
+        for number, layer in enumerate(layers):
+            mean = torch.einsum("bl,bld->bd", inside.to(device), found[layer].float())
+            features[number, rows] = mean.cpu().numpy()
+        bar.update(int(lengths[rows].sum()))
+    bar.close()
+    return features
+
+
+def bag_of_words(texts: Sequence[str]):
+    """Which of the most frequent words each text has, as a sparse matrix ``[texts, words]``."""
+    return CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b").fit_transform(texts) * 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+
+class Split(NamedTuple):
+    """Row numbers of one split, and the folds of its training side that choose the penalty."""
+
+    train: Int[np.ndarray, "train"]
+    test: Int[np.ndarray, "test"]
+    inner: list[tuple[np.ndarray, np.ndarray]]
+
+
+def folds(labels: np.ndarray, groups: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold of each passage: groups whole, classes balanced; large groups are dealt first, equal ones at random."""
+    names, member = np.unique(groups, return_inverse=True)
+    sizes = np.stack([np.bincount(member, labels == label, len(names)) for label in (0, 1)], axis=1)
+    order = rng.permutation(len(names))
+    filled, fold = np.zeros((count, 2)), np.zeros(len(names), dtype=int)
+    for group in order[np.argsort(-sizes[order].max(1), kind="stable")]:
+        fold[group] = filled[:, sizes[group].argmax()].argmin()
+        filled[fold[group]] += sizes[group]
+    return fold[member]
+
+
+def splits(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
+    """80/20 splits that keep groups whole and classes balanced.
+
+    Up to five splits test on different passages; more deal the groups anew.
+    """
+    dealt = [folds(labels, groups, FOLDS, np.random.default_rng([seed, n])) for n in range(-(-count // FOLDS))]
+    sides = [dealt[n // FOLDS] == n % FOLDS for n in range(count)]
+    return [inside(np.flatnonzero(~test), np.flatnonzero(test), labels, groups, seed) for test in sides]
+
+
+def inside(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Split:
+    """A split of given sides, with folds inside its training side.
+
+    Raises:
+        ValueError: a group stands on both sides.
+    """
+    if both := set(groups[train]) & set(groups[test]):
+        raise ValueError(f"'{min(both)}' stands on both sides of a split; documents must be kept whole.")
+    fold = folds(labels[train], groups[train], INNER, np.random.default_rng(seed))
+    return Split(train, test, [(train[fold != n], train[fold == n]) for n in range(INNER)])
+
+
+def unseen_sources(passages: pd.DataFrame, seed: int) -> list[Split]:
+    """Splits of one concept's passages that test on sources of both classes which the training side lacks."""
+    (name,) = passages.concept.unique()
+    labels, groups = passages.label.to_numpy(), passages.group.to_numpy()
+    found = []
+    for positives, negatives in concepts.CONCEPTS[name].unseen:
+        pattern = np.where(labels == 1, positives, negatives)
+        is_unseen = [bool(re.fullmatch(p, source)) for p, source in zip(pattern, passages.source, strict=True)]
+        test = np.flatnonzero(is_unseen)
+        train = (passages.set == "main").to_numpy() & ~np.isin(groups, groups[test]) & ~np.array(is_unseen)
+        found.append(inside(np.flatnonzero(train), test, labels, groups, seed))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- probes
+
+
+def scores(features, labels: np.ndarray, parts: Sequence[Split]) -> pd.DataFrame:
+    """Train a probe a split and apply it to the split's test side.
+
+    Args:
+        features: ``[passages, d]``, standardised by the training side's mean and deviation; or a sparse bag of words.
+        labels: 1 or 0.
+
+    Returns:
+        One row a tested passage: ``split``, ``row`` and ``score``, the log-odds of the concept.
+    """
+    penalties = WORD_PENALTIES if issparse(features) else PENALTIES
+    tables = []
+    with threadpool_limits(1):  # small matrices: a second thread costs more than it gives
+        for number, split in enumerate(parts):
+            loss = np.zeros(len(penalties))
+            for train, test in split.inner:
+                for place, odds in enumerate(_log_odds(features, labels, train, test, penalties)):
+                    loss[place] += np.logaddexp(0, np.where(labels[test] == 1, -odds, odds)).mean()
+            (odds,) = _log_odds(features, labels, split.train, split.test, [penalties[int(loss.argmin())]])
+            tables.append(pd.DataFrame({"split": number, "row": split.test, "score": odds}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _log_odds(features, labels, train, test, penalties) -> list[np.ndarray]:
+    seen, asked = features[train], features[test]
+    probe = LogisticRegression(max_iter=1000)
+    if issparse(features):
+        probe.set_params(solver="liblinear", random_state=0)  # much faster on words
+    else:
+        scaler = StandardScaler().fit(seen)
+        seen, asked = scaler.transform(seen), scaler.transform(asked)
+    return [probe.set_params(C=C).fit(seen, labels[train]).decision_function(asked) for C in penalties]
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+def summary(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, float]:
+    """Accuracy and area under the ROC curve with 95 % intervals from resampling groups (documents), over all splits.
+
+    Args:
+        table: as ``scores`` gives it.
+        labels, groups: of all passages; ``row`` numbers into them.
+    """
+    rows, odds = table.row.to_numpy(), table.score.to_numpy()
+    truth = labels[rows]
+    weights, member = _resampled(groups[rows], seed)
+    accuracy = _mean(((odds > 0) == truth), weights, member)
+    area = np.mean(
+        [
+            _roc_area(odds[part], truth[part], weights[:, member[part]])
+            for part in (table.split.to_numpy() == number for number in table.split.unique())
+        ],
+        axis=0,
+    )
+    names = ("accuracy", "low", "high", "auroc", "auroc_low", "auroc_high")
+    return dict(zip(names, [*_interval(accuracy), *_interval(area)], strict=True))
+
+
+def difference(one: pd.DataFrame, other: pd.DataFrame, labels, groups, seed: int) -> tuple[float, float, float]:
+    """Accuracy of ``one`` less that of ``other`` on the same splits, with its 95 % interval from resampling groups."""
+    rows = one.row.to_numpy()
+    if not np.array_equal(one[["split", "row"]], other[["split", "row"]]):
+        raise ValueError("The two probes were tested on different passages; use the same seed and splits.")
+    right = [(table.score.to_numpy() > 0) == labels[rows] for table in (one, other)]
+    return _interval(_mean(right[0].astype(float) - right[1], *_resampled(groups[rows], seed)))
+
+
+def _resampled(groups: np.ndarray, seed: int) -> tuple[Float[np.ndarray, "resamples groups"], np.ndarray]:
+    """How often each group is drawn, the first row once each; and the group number of each passage."""
+    names, member = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    return np.concatenate([np.ones((1, len(names))), drawn]), member
+
+
+def _mean(values: np.ndarray, weights: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Weighted means ``[resamples]`` of one value a passage."""
+    groups = weights.shape[1]
+    total = weights @ np.bincount(member, values.astype(float), groups)
+    return total / (weights @ np.bincount(member, minlength=groups))
+
+
+def _roc_area(odds: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Areas under the ROC curve ``[resamples]``: how often a positive scores above a negative, ties counted half."""
+    order = np.argsort(odds, kind="stable")
+    positive, negative = weights[:, order] * (truth[order] == 1), weights[:, order] * (truth[order] == 0)
+    _, first = np.unique(odds[order], return_index=True)
+    positive, negative = (np.add.reduceat(side, first, axis=1) for side in (positive, negative))
+    below = np.cumsum(negative, axis=1) - negative / 2
+    pairs = positive.sum(1) * negative.sum(1)
+    return np.divide((positive * below).sum(1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _interval(resampled: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.nanpercentile(resampled[1:], [2.5, 97.5])
+    return float(resampled[0]), float(low), float(high)
+
+
+# -------------------------------------------------------------------------------------------------------- the survey
+
+
+class Subject(NamedTuple):
+    """A model to probe: the teacher (``ladder`` empty), a student after ``steps`` of training, or before (0)."""
+
+    ladder: str
+    width: int
+    seed: int
+    steps: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.ladder}-w{self.width}-s{self.seed}-n{self.steps}" if self.ladder else "teacher"
+
+
+def students(p: scales.Probe) -> tuple[list[Subject], list[Subject]]:
+    """The trained students to probe, of both ladders, and those left out because 04_distill has not trained them.
+
+    At full width the width-alone student is the teacher, so it is not among them.
+    """
+    d = scales.parameters("04_distill", p.scale)
+    wanted = [
+        Subject(ladder, width, d.seeds[0], 2 * d.steps)
+        for ladder in d.ladders
+        for width in sorted(p.widths)
+        if not (ladder == "width_alone" and width == p.shape.width)
+    ]
+    if p.train_students:
+        return wanted, []
+    there = [s for s in wanted if runs.find(*distill.key(d, distill.Job(*s))) is not None]
+    return there, [s for s in wanted if s not in there]
+
+
+def survey(p: scales.Probe) -> runs.Record:
+    """Probe the teacher and its students for every concept, with all controls; each model once, then found.
+
+    Returns:
+        A record with ``accuracy`` (one row a concept, model and control) and ``layers`` (the teacher at every depth);
+        its parameter ``missing`` names the students that were not trained.
+    """
+    text = concepts.labelled(p.passages, p.seed)
+    found, missing = students(p)
+    teacher = Subject("", p.shape.width, 0, 0)
+    untrained_teacher = Subject("random", p.shape.width, scales.parameters("04_distill", p.scale).seeds[0], 0)
+    untrained = {s: s._replace(steps=0) for s in found} | {teacher: untrained_teacher}
+    loaded: list[models.Teacher] = []  # by the first record that is not found
+
+    def load() -> models.Teacher:
+        if not loaded:
+            loaded.append(models.load_teacher(p.shape.teacher, device=distill.device()))
+        return loaded[0]
+
+    records = {
+        subject: _measured(p, subject, text, load)
+        for subject in tqdm([*dict.fromkeys([*untrained, *untrained.values()])], desc="models", leave=False)
+    }
+    words = _words(p, text, load)
+    parts = {subject.label: record.key for subject, record in records.items()} | {"words": words.key}
+    return runs.find_or_compute(
+        f"probe/{p.scale}/survey",
+        {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed},
+        lambda: _assemble(p, text["passages"], records, untrained, words),
+    )
+
+
+def _model(d: scales.Distill, subject: Subject, teacher: models.Teacher) -> nn.Module:
+    """The model itself, in eval mode."""
+    if not subject.ladder:
+        return teacher.model
+    if subject.steps:
+        return distill.trained(d, distill.Job(*subject), teacher)
+    return distill.untrained(teacher, d, subject.ladder, subject.width, subject.seed).eval()
+
+
+def _settings(p: scales.Probe, text: runs.Record) -> dict[str, Any]:
+    return {
+        "concepts": p.concepts,
+        "layer": p.layer,
+        "tokens": p.tokens,
+        "splits": p.splits,
+        "seed": p.seed,
+        "text": text.key,
+        "teacher": models.teacher_revision(p.shape.teacher),
+    }
+
+
+def _measured(p: scales.Probe, subject: Subject, text: runs.Record, load) -> runs.Record:
+    """The record of one model's probes; ``load`` gives the teacher."""
+    d = scales.parameters("04_distill", p.scale)
+    trained = subject.ladder and subject.steps
+    identity: dict[str, Any] = subject._asdict()
+    if trained:  # what it was trained on and how
+        identity["run"] = distill.student(d, distill.Job(*subject)).key
+
+    def compute():
+        teacher = load()
+        model = _model(d, subject, teacher)
+        layers = {0, p.layer}
+        if not subject.ladder:  # the curve
+            layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
+        controls = ("none",) if subject.ladder and not trained else ("none", "embedding", "shuffled", "unseen_source")
+        return probe_model(model, teacher.tokenizer, text["passages"], p, sorted(layers), controls, subject.label)
+
+    with distill.threads(d):
+        return runs.find_or_compute(f"probe/{p.scale}/{subject.label}", _settings(p, text) | identity, compute)
+
+
+def probe_model(model, tokenizer, passages: pd.DataFrame, p: scales.Probe, layers, controls, label: str) -> dict:
+    """One model's ``accuracy`` by concept and control, its ``layers``, and the ``scores`` of its probes at p.layer."""
+    rows, curve, kept = [], [], []
+    used = passages[passages.concept.isin(p.concepts)]
+    ids = tokenized(tokenizer, used.text, p.tokens)
+    states = pooled(model, ids, tokenizer.eos_token_id, layers, label)
+    at = {layer: states[number] for number, layer in enumerate(layers)}
+    for name in tqdm(p.concepts, desc=f"concepts, {label}", leave=False):
+        chosen = (used.concept == name).to_numpy()
+        table = used[chosen].reset_index(drop=True)
+        parts, labels, groups = _main_splits(table, p)
+        for layer in layers:
+            found = scores(at[layer][chosen], labels, parts)
+            result = _row(name, found, labels, groups, p)
+            curve.append(result | {"layer": layer})
+            if layer == p.layer:
+                rows.append(result | {"control": "none"})
+                kept.append(found.assign(concept=name))
+            if layer == 0 and "embedding" in controls:
+                rows.append(result | {"control": "embedding"})
+        here = at[p.layer][chosen]
+        if "shuffled" in controls:
+            dealt = labels.copy()
+            main = np.flatnonzero(table.set == "main")
+            dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
+            parts_dealt = splits_of_main(table, dealt, p)
+            rows.append(_row(name, scores(here, dealt, parts_dealt), dealt, groups, p) | {"control": "shuffled"})
+        if "unseen_source" in controls and concepts.CONCEPTS[name].unseen:
+            parts = unseen_sources(table, p.seed)
+            rows.append(_row(name, scores(here, labels, parts), labels, groups, p) | {"control": "unseen_source"})
+    return {"accuracy": pd.DataFrame(rows), "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
+
+
+def splits_of_main(table: pd.DataFrame, labels: np.ndarray, p: scales.Probe) -> list[Split]:
+    """The splits of one concept's main passages; its second set stays out."""
+    main = np.flatnonzero(table.set == "main")
+    parts = splits(labels[main], table.group.to_numpy()[main], p.splits, p.seed)
+    return [Split(main[s.train], main[s.test], [(main[a], main[b]) for a, b in s.inner]) for s in parts]
+
+
+def _main_splits(table: pd.DataFrame, p: scales.Probe) -> tuple[list[Split], np.ndarray, np.ndarray]:
+    labels = table.label.to_numpy()
+    return splits_of_main(table, labels, p), labels, table.group.to_numpy()
+
+
+def _row(name: str, found: pd.DataFrame, labels, groups, p: scales.Probe) -> dict[str, Any]:
+    tested = {"passages": len(found), "documents": len(np.unique(groups[found.row])), "splits": found.split.nunique()}
+    return {"concept": name} | summary(found, labels, groups, p.seed) | tested
+
+
+def _words(p: scales.Probe, text: runs.Record, load) -> runs.Record:
+    """The bag-of-words control: what the words alone give, of exactly the text that the models read."""
+
+    def compute():
+        rows = []
+        tokenizer = load().tokenizer
+        for name in tqdm(p.concepts, desc="concepts, bag of words", leave=False):
+            passages = text["passages"]
+            table = passages[passages.concept == name].reset_index(drop=True)
+            bag = bag_of_words(tokenizer.batch_decode(tokenized(tokenizer, table.text, p.tokens)))
+            parts, labels, groups = _main_splits(table, p)
+            rows.append(_row(name, scores(bag, labels, parts), labels, groups, p) | {"control": "bag_of_words"})
+            if concepts.CONCEPTS[name].unseen:
+                found = scores(bag, labels, unseen_sources(table, p.seed))
+                rows.append(_row(name, found, labels, groups, p) | {"control": "bag_of_words_unseen_source"})
+        return {"accuracy": pd.DataFrame(rows)}
+
+    return runs.find_or_compute(f"probe/{p.scale}/words", _settings(p, text), compute)
+
+
+def _assemble(p, passages, records, untrained, words) -> dict[str, pd.DataFrame]:
+    parts = []
+    teacher = next(subject for subject in untrained if not subject.ladder)
+    for subject, twin in untrained.items():
+        found = records[subject]["accuracy"]
+        before = records[twin]["accuracy"]
+        # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
+        before = before[before.control == "none"].assign(control="cut" if twin.ladder == "width_alone" else "untrained")
+        frame = pd.concat([found, before], ignore_index=True)
+        frame["model"] = "student" if subject.ladder else "teacher"
+        frame["ladder"], frame["width"] = subject.ladder or "none", subject.width
+        for name in p.concepts:  # against the teacher, on the same passages
+            table = passages[passages.concept == name]
+            one, other = (_of(records[s]["scores"], name) for s in (subject, teacher))
+            shift = difference(one, other, table.label.to_numpy(), table.group.to_numpy(), p.seed)
+            here = (frame.concept == name) & (frame.control == "none")
+            frame.loc[here, ["shift", "shift_low", "shift_high"]] = shift
+        parts.append(frame)
+    parts.append(words["accuracy"].assign(model="none", ladder="none", width=0))
+    frame = pd.concat(parts, ignore_index=True)
+    first = ["concept", "model", "ladder", "width", "control"]
+    layers = records[teacher]["layers"]
+    return {"accuracy": frame[[*first, *(name for name in frame if name not in first)]], "layers": layers}
+
+
+def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table[table.concept == name].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------------------------- single features: the staircase
+
+
+def staircase(p: scales.Probe) -> runs.Record:
+    """How well each feature of the teacher's autoencoder can be read, linearly, from each student's hidden state.
+
+    Section 3 of the paper has a student keep the F_S = d_S g(alpha) most important features and lose the others: then
+    the quality of the read-out, by rank of importance, is a step at F_S. The read-out is a least-squares map from the
+    student's stream to the activations of all features on the same training tokens, judged on held-out documents.
+
+    Returns:
+        A record with ``features`` (rank, importance, frequency), ``models`` (a row a model: model, ladder, width,
+        state, kept = F_S) and the array ``r2`` [models, features] on held-out tokens; ``alpha``.
+    """
+    s = scales.parameters("03_sae", p.scale)
+    found = sae.measure(s)
+    trained, _ = students(p)
+    teacher = Subject("", p.shape.width, 0, 0)
+    subjects = [teacher, *trained, *(subject._replace(steps=0) for subject in trained)]
+    d = scales.parameters("04_distill", p.scale)
+    labels = [distill.student(d, distill.Job(*subject)).key if subject.steps else subject.label for subject in subjects]
+    tokens = {"train": READ_OUT_TOKENS, "held_out": READ_OUT_TOKENS // 2}
+
+    def compute():
+        loaded = models.load_teacher(p.shape.teacher, device=distill.device())
+        autoencoder, rule = sae.load(found)
+        texts = {}
+        for split, count in tokens.items():
+            blocks = residual.token_blocks(loaded, split, s.length, s.percent)[: -(-count // s.length)]
+            kept = residual.activations(loaded, blocks, [s.layer], rule)
+            texts[split] = blocks, kept.place, autoencoder.encode(kept.layers[s.layer])
+        seen, unseen = (texts[split][2] for split in tokens)
+        importance, frequency = seen.square().mean(0), (seen > 0).float().mean(0)
+        judged = (frequency > sae.ALIVE) & ((unseen > 0).sum(0) >= READ_OUT_ACTIVE)
+        order = torch.argsort(importance, descending=True)
+        order = order[judged[order]]
+        rows, r2 = [], []
+        for subject in tqdm(subjects, desc="reading features", leave=False):
+            model = _model(d, subject, loaded)
+            streams = {split: _stream(model, *texts[split][:2], s.layer) for split in tokens}
+            r2.append(read_out(streams["train"], seen[:, order], streams["held_out"], unseen[:, order]).numpy())
+            rows.append(
+                {
+                    "model": "student" if subject.ladder else "teacher",
+                    "ladder": subject.ladder or "none",
+                    "width": subject.width,
+                    "state": "trained" if subject.steps or not subject.ladder else "untrained",
+                    "kept": float(capacity.features_kept(subject.width, found["alpha"])),
+                }
+            )
+        features = {"rank": np.arange(1.0, len(order) + 1)}
+        features |= {"importance": importance[order].numpy(), "frequency": frequency[order].numpy()}
+        return {
+            "features": pd.DataFrame(features),
+            "models": pd.DataFrame(rows),
+            "r2": np.stack(r2),
+            "alpha": found["alpha"],
+            "alive": found["alive"],
+        }
+
+    with distill.threads(d):
+        return runs.find_or_compute(
+            f"probe/{p.scale}/staircase", {"sae": found.key, "models": labels, "tokens": tokens}, compute
+        )
+
+
+def read_out(
+    stream: Float[torch.Tensor, "tokens d"],
+    features: Float[torch.Tensor, "tokens F"],
+    unseen_stream: Float[torch.Tensor, "unseen d"],
+    unseen_features: Float[torch.Tensor, "unseen F"],
+) -> Float[torch.Tensor, "F"]:
+    """Held-out R^2 of the least-squares read-out of each feature from a stream, with a whiff of ridge.
+
+    1 is exact, 0 no better than the feature's mean on the training tokens; below 0 is worse than that.
+    """
+    mean, deviation = stream.mean(0), stream.std(0).clamp_min(1e-6)
+    x, y = (stream - mean) / deviation, (unseen_stream - mean) / deviation
+    level = features.mean(0)
+    gram = (x.T @ x / len(x)).double() + RIDGE * torch.eye(x.shape[1]).double()
+    weights = torch.linalg.solve(gram, (x.T @ (features - level) / len(x)).double()).float()
+    error = (unseen_features - level - y @ weights).square().sum(0)
+    return 1 - error / (unseen_features - level).square().sum(0)
+
+
+@torch.no_grad()
+def _stream(model: nn.Module, blocks: np.ndarray, place: torch.Tensor, layer: int) -> torch.Tensor:
+    parts = [
+        residual.streams(model, torch.from_numpy(part.astype(np.int64)).to(model.device), [layer])[layer].flatten(0, 1)
+        for part in np.array_split(blocks, -(-blocks.size // FORWARD_TOKENS))
+    ]
+    return torch.cat(parts)[place].float().cpu()
+
+
+def by_rank(record: runs.Record, bins: int = 14) -> pd.DataFrame:
+    """The staircase in bins of rank, evenly spaced in its logarithm: mean R^2 of each model's features, with intervals.
+
+    Returns:
+        One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``r2``, ``low`` and ``high``
+        (95 %, features resampled).
+    """
+    total = record["r2"].shape[1]
+    edges = np.unique(np.round(np.geomspace(1, total + 1, bins + 1)).astype(int)) - 1
+    rng = np.random.default_rng(0)
+    rows = []
+    for model, r2 in zip(record["models"].to_dict("records"), record["r2"], strict=True):
+        for first, last in pairwise(edges):
+            part = r2[first:last]
+            draws = rng.choice(part, (RESAMPLES, len(part))).mean(1)
+            low, high = np.quantile(draws, [0.025, 0.975])
+            middle = float(np.sqrt((first + 1) * last))
+            rows.append(model | {"rank": middle, "features": len(part), "r2": part.mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def step_sizes(record: runs.Record) -> pd.DataFrame:
+    """Is there a step at F_S? What each student reads of the features on either side of it, and far from it.
+
+    Every share is the student's summed R^2 over the teacher's own: for the features ranked from F_S / 2 to F_S
+    (``before``), from F_S to 2 F_S (``after``), and for the first and last tenth of all. The law says 1 before and 0
+    after. Where F_S exceeds the number of features there is no such pair, and both are NaN.
+    """
+    total = record["r2"].shape[1]
+    teacher = record["r2"][(record["models"]["model"] == "teacher").to_numpy()][0]
+    rows = []
+    for model, r2 in zip(record["models"].to_dict("records"), record["r2"], strict=True):
+        kept = round(model["kept"])
+        parts = {"first": (0, total // 10), "last": (total - total // 10, total)}
+        if kept < total:
+            parts |= {"before": (kept // 2, kept), "after": (kept, min(2 * kept, total))}
+        shares = {name: float(r2[a:b].sum() / teacher[a:b].sum()) for name, (a, b) in parts.items()}
+        rows.append(model | {"before": np.nan, "after": np.nan} | shares)
+    frame = pd.DataFrame(rows)
+    return frame[frame["model"] == "student"].reset_index(drop=True)
