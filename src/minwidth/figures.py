@@ -443,8 +443,9 @@ def fig03_predicted(points) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def toy_predictors(points, target: str = "floor_min") -> Figure:
-    """Every predictor against the measured floors, all points; predictions of 0 are open markers on the left edge."""
+def toy_predictors(cells, target: str = "floor_min") -> Figure:
+    """Every predictor against the measured floors, a marker a cell; predictions of 0 are open, on the left edge."""
+    points = cells[cells["width"] < cells["n"]]
     low, high = 0.5 * points[target].min(), 1.4 * points["naive"].max()
     figure, axes = panels(3, 2, height=2.3, sharex=True, sharey=True)
     for axis, (predictor, name) in zip(axes.flat, PREDICTOR_NAMES.items(), strict=True):
@@ -579,6 +580,7 @@ def fig14_curves(curves) -> Figure:
                 axis.axhline(line["eq2"].iloc[0], color=colours[width], linestyle="--", linewidth=0.9)
         axis.axvline(200, color="0.6", linestyle=":", linewidth=1)
         axis.set(xscale="log", yscale="log", title=f"n = {n}, α = {alpha}")
+        axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     for axis in axes[-1]:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
@@ -640,7 +642,7 @@ def toy_represented(cells, capacities) -> Figure:
     axis.annotate("pairs: 2", (0.985, 2), xycoords=("axes fraction", "data"), va="bottom", ha="right", color="0.4")
     axis.set(yscale="log", xlabel="width d_S", ylabel="represented features / d_S", title=f"n = {cells['n'].iloc[0]}")
     axis.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
-    axis.legend(loc="upper right", ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -696,4 +698,344 @@ def toy_teacher(points) -> Figure:
     axes[0].set_ylabel("loss / total (open: against x)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------ 05_probe
+
+CONTROLS = {  # marker, colour: the controls of a probe, the strongest claim first
+    "none": ("o", PALETTE[0]),
+    "untrained": ("v", PALETTE[1]),
+    "embedding": ("s", PALETTE[2]),
+    "bag_of_words": ("D", PALETTE[4]),
+    "unseen_source": ("^", PALETTE[3]),
+    "shuffled": ("x", "0.5"),
+}
+
+
+@matplotlib.rc_context(STYLE)
+def fig08_probes(accuracy, paper) -> Figure:
+    """Paper's Fig. 8: (a) accuracies as a heat map, (b) change against the teacher in percentage points.
+
+    ``accuracy``: rows without control, columns concept, name (of the model), accuracy, shift, shift_low, shift_high.
+    ``paper``: concept, relative_width, shift; drawn open beside ours.
+    """
+    figure, ((left, right),) = panels(2, height=3.4, width_ratios=[1.15, 1])
+    names, concepts = list(dict.fromkeys(accuracy["name"])), list(dict.fromkeys(accuracy["concept"]))
+    grid = accuracy.pivot(index="concept", columns="name", values="accuracy").loc[concepts, names]
+    sns.heatmap(
+        100 * grid, ax=left, vmin=50, vmax=100, cmap="Blues", annot=True, fmt=".0f", annot_kws={"size": 8},
+        linewidths=0.5, linecolor="white", cbar=False,
+    )  # fmt: skip
+    left.set(xlabel="", ylabel="", title="(a) accuracy, % (chance 50)")
+    left.set_xticks(np.arange(len(names)) + 0.5, names, rotation=40, ha="right")
+    left.tick_params(length=0)
+    left.set_yticks(np.arange(len(concepts)) + 0.5, concepts, rotation=0)
+    students = [name for name in names if name != "teacher"]
+    for place, name in enumerate(students):
+        rows = accuracy[accuracy["name"] == name].set_index("concept").loc[concepts]
+        y = np.arange(len(concepts)) + 0.6 * ((place + 0.5) / len(students) - 0.5)
+        shift = 100 * rows["shift"].to_numpy()
+        reach = np.abs(100 * rows[["shift_low", "shift_high"]].to_numpy().T - shift)
+        colour = sns.color_palette("viridis", len(students))[place]
+        right.errorbar(
+            shift, y, xerr=reach, linestyle="none", color=colour, marker="os^Dv<>"[place % 7], markersize=3.5,
+            elinewidth=0.9, label=name,
+        )  # fmt: skip
+    if len(paper):
+        y = paper["concept"].map({name: place for place, name in enumerate(concepts)})
+        right.plot(paper["shift"], y, label="paper's students", **(PAPER | {"markersize": 4}))
+    right.axvline(0, color="0.4", linewidth=0.8)
+    right.set_yticks(np.arange(len(concepts)), [""] * len(concepts))
+    right.set_ylim(len(concepts) - 0.5, -0.5)
+    right.set(xlabel="change against the teacher (points, 95 %)", title="(b) what distillation moved")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def probe_controls(accuracy, labels: dict[str, str]) -> Figure:
+    """One model's accuracy and its controls: columns concept, control, accuracy, low, high; ``labels`` names them."""
+    figure, ((axes,),) = panels(height=3.2)
+    concepts = list(dict.fromkeys(accuracy["concept"]))
+    for place, control in enumerate(labels):
+        rows = accuracy[accuracy["control"] == control]
+        marker, colour = CONTROLS[control]
+        x = rows["concept"].map(concepts.index) + 0.7 * ((place + 0.5) / len(labels) - 0.5)
+        value = 100 * rows["accuracy"]
+        reach = np.abs(100 * rows[["low", "high"]].to_numpy().T - value.to_numpy())
+        axes.errorbar(
+            x, value, yerr=reach, linestyle="none", marker=marker, color=colour, markersize=5, elinewidth=0.9,
+            label=labels[control],
+        )  # fmt: skip
+    axes.axhline(50, color="0.4", linewidth=0.8, linestyle=":")
+    for edge in np.arange(len(concepts) - 1) + 0.5:
+        axes.axvline(edge, color="0.9", linewidth=0.8)
+    axes.set_xticks(np.arange(len(concepts)), concepts)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="probe accuracy (%, 95 % interval)", ylim=(38, 101), xlim=(-0.5, len(concepts) - 0.5))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def probe_layers(layers, words) -> Figure:
+    """Accuracy against depth: columns concept, layer, accuracy, low, high; ``words``: concept -> bag of words."""
+    concepts = list(dict.fromkeys(layers["concept"]))
+    rows = -(-len(concepts) // 3)
+    figure, axes = panels(min(3, len(concepts)), rows, height=1.7, sharex=True, sharey=True)
+    for panel, concept in zip(axes.flat, concepts, strict=False):
+        part = layers[layers["concept"] == concept]
+        value = 100 * part["accuracy"]
+        reach = np.abs(100 * part[["low", "high"]].to_numpy().T - value.to_numpy())
+        panel.errorbar(part["layer"], value, yerr=reach, color=PALETTE[0], elinewidth=0.9, label="teacher", **OURS)
+        panel.axhline(100 * words[concept], color=PALETTE[4], linestyle="--", label="bag of words")
+        panel.axhline(50, color="0.4", linewidth=0.8, linestyle=":")
+        panel.set(title=concept, ylim=(45, 102))
+    for panel in axes.flat[len(concepts) :]:
+        panel.set_visible(False)
+    for panel in axes[-1]:
+        panel.set_xlabel("layer (0: embedding)")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    for row in axes:
+        row[0].set_ylabel("accuracy (%)")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- 04_distill
+
+LADDERS = {"random": ("random weights, heads and FFN scaled", "o", "-"), "width_alone": ("width alone", "s", "--")}
+
+
+def _by_width(widths) -> dict[int, tuple]:
+    """A colour for each width, dark for narrow ones."""
+    widths = sorted(set(widths))
+    return dict(zip(widths, sns.color_palette("viridis", len(widths)), strict=True))
+
+
+def _first_seed(frame):
+    return frame[frame["seed"] == frame["seed"].min()]
+
+
+def _eval_curves(axis, curves, table, ladder: str) -> None:
+    """Held-out loss of a ladder's longest runs, the floors as dashes at the right end."""
+    part = _first_seed(curves[curves["ladder"] == ladder])
+    colours = _by_width(part["width"])
+    for width, runs_of_width in part.groupby("width"):
+        line = runs_of_width[runs_of_width["steps"] == runs_of_width["steps"].max()]
+        axis.plot(line["step"], line["held_out"], color=colours[width], label=f"{width}")
+    rows = _first_seed(table[table["ladder"] == ladder])
+    for width, rows_of_width in rows.groupby("width"):
+        longest = rows_of_width[rows_of_width["steps"] == rows_of_width["steps"].max()].iloc[0]
+        axis.plot(
+            [0.9 * longest["steps"], 1.06 * longest["steps"]],
+            2 * [longest["floor"]],
+            color=colours[width],
+            linestyle=":",
+        )
+    axis.set(yscale="log", xlabel="step")
+
+
+@matplotlib.rc_context(STYLE)
+def fig06_distillation(curves, table) -> Figure:
+    """Paper's Fig. 6: held-out loss against training step, a colour a width, floors dotted; one panel a ladder.
+
+    ``curves``: ladder, width, seed, steps, step, held_out. ``table``: ladder, width, seed, steps, floor.
+    """
+    ladders = [name for name in LADDERS if (curves["ladder"] == name).any()]
+    figure, (axes,) = panels(len(ladders), sharey=True)
+    for axis, ladder in zip(axes, ladders, strict=True):
+        visible = curves[(curves["ladder"] != "width_alone") | (curves["held_out"] > 1e-4)]
+        _eval_curves(axis, visible, table[table["floor"] > 1e-4], ladder)
+        axis.set_title(LADDERS[ladder][0])
+    axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="student's width")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def fig07_decomposition(points, fits, paper) -> Figure:
+    """Paper's Fig. 7: floors against Eq. 2 with (a) the line through zero, (b) the affine fit; both axes normalised.
+
+    Both are divided by their value at the narrowest width, which leaves every R^2 as it is. ``points`` and ``paper``:
+    width, predicted, observed. ``fits``: fit, r2, slope, baseline of ours (line, affine), in the original units.
+    """
+    figure, (axes,) = panels(2, sharey=True)
+    for axis, name, title in zip(axes, ("line", "affine"), ("(a) line through 0", "(b) affine"), strict=True):
+        for frame, marks, who in (
+            (points, OURS | {"linestyle": "none", "color": PALETTE[0]}, "ours"),
+            (paper, PAPER, "paper"),
+        ):
+            if frame.empty:
+                continue
+            top = frame.loc[frame["width"].idxmin()]
+            x, y = frame["predicted"] / top["predicted"], frame["observed"] / top["observed"]
+            axis.plot(x, y, label=who, **marks)
+            grid = np.linspace(0, 1.02, 2)
+            fitted = grid * (x @ y) / (x @ x) if name == "line" else np.polyval(np.polyfit(x, y, 1), grid)
+            axis.plot(grid, fitted, color=marks["color"], linewidth=1, linestyle="-" if who == "ours" else "--")
+        chosen = fits[fits["fit"] == name]
+        r2 = f", ours R² = {chosen['r2'].iloc[0]:.2f}" if len(chosen) else ""
+        axis.set(title=title + r2, xlabel="Eq. 2 / Eq. 2 at the narrowest", xlim=(-0.03, 1.06), ylim=(0, None))
+    axes[0].set_ylabel("loss / loss at the narrowest")
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def fig16_training(curves, ladder: str = "random") -> Figure:
+    """Paper's Fig. 16: (a) training loss at every width, (b) the narrowest student's runs along their schedules.
+
+    ``curves``: ladder, width, seed, steps, step, train, held_out.
+    """
+    figure, ((left, right),) = panels(2)
+    part = curves[curves["ladder"] == ladder]
+    colours = _by_width(part["width"])
+    for width, group in _first_seed(part).groupby("width"):
+        line = group[(group["steps"] == group["steps"].max()) & (group["step"] > 0)]
+        left.plot(line["step"], line["train"], color=colours[width], label=f"{width}")
+    left.set(yscale="log", xlabel="step", ylabel="KL at T = 2 (nats/token)", title="(a) training loss by width")
+    left.legend(title="width", ncols=2)
+    narrow = part[part["width"] == part["width"].min()]
+    for number, ((seed, steps), group) in enumerate(narrow.groupby(["seed", "steps"])):
+        line = group[group["step"] > 0]
+        right.plot(
+            line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
+            linestyle=("-", "--", "-.", ":")[number % 4],
+        )  # fmt: skip
+    right.set(yscale="log", xlabel="share of the schedule", title=f"(b) width {narrow['width'].min()}, held-out")
+    right.legend()
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def fig17_normalised(points, paper) -> Figure:
+    """Paper's Fig. 17: predicted (Eq. 2) and observed losses, each divided by its value at the narrowest width.
+
+    ``points`` and ``paper``: relative_width (d_S / d_T), predicted, observed, width.
+    """
+    figure, ((axis,),) = panels(height=3.0)
+    _normalised(axis, points, paper)
+    axis.legend()
+    return figure
+
+
+def _normalised(axis, points, paper) -> None:
+    for frame, who in ((points, "ours"), (paper, "paper")):
+        if frame.empty:
+            continue
+        frame = frame.sort_values("width")
+        x = frame["relative_width"]
+        for column, colour, line in (("observed", PALETTE[3], "-"), ("predicted", "0.45", "--")):
+            marks = OURS if who == "ours" else {"marker": "o", "markersize": 6, "markerfacecolor": "none"}
+            label = f"{column}, {who}"
+            axis.plot(x, frame[column] / frame[column].iloc[0], color=colour, linestyle=line, label=label, **marks)
+    axis.set(xlabel="width / teacher's width", ylabel="share of the narrowest's", ylim=(-0.03, 1.05))
+
+
+@matplotlib.rc_context(STYLE)
+def fig18_summary(curves, table, points, paper, power) -> Figure:
+    """Paper's Fig. 18: held-out curves, loss against width with its power law, normalised losses, the narrowest's runs.
+
+    ``power``: mapping with scale, exponent, asymptote, or None. ``paper``: width, relative_width, predicted, observed.
+    """
+    figure, axes = panels(2, 2, height=2.6)
+    _eval_curves(axes[0, 0], curves, table, "random")
+    axes[0, 0].set(ylabel="held-out KL (nats/token)", title="(a) held-out loss, random weights")
+    axis = axes[0, 1]
+    for name, (label, marker, _) in LADDERS.items():
+        rows = table[table["ladder"] == name]
+        rows = rows[rows["steps"] == rows["steps"].max()].groupby("width")["floor"].mean()
+        axis.plot(rows.index, rows, marker=marker, linestyle="none", markersize=5, label=label.split(",")[0])
+    if power is not None:
+        grid = np.geomspace(table["width"].min(), table["width"].max(), 100)
+        fitted = power["scale"] * grid ** -power["exponent"] + power["asymptote"]
+        axis.plot(grid, fitted, color=PALETTE[0], linewidth=1, label="power law")
+    axis.plot(paper["relative_width"] * table["d_teacher"].max(), paper["observed"], label="paper, d_T alike", **PAPER)
+    axis.set(xscale="log", xlabel="width d_S", ylabel="nats/token", title="(b) loss where training ended")
+    axis.legend(fontsize=7)
+    _normalised(axes[1, 0], points, paper)
+    axes[1, 0].set_title("(c) normalised")
+    axes[1, 0].legend(fontsize=7)
+    part = curves[curves["ladder"] == "random"]
+    narrow = part[(part["width"] == part["width"].min()) & (part["step"] > 0)]
+    for number, ((seed, steps), line) in enumerate(narrow.groupby(["seed", "steps"])):
+        axes[1, 1].plot(
+            line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
+            linestyle=("-", "--", "-.", ":")[number % 4],
+        )  # fmt: skip
+    axes[1, 1].set(xlabel="share of the schedule", yscale="log", title=f"(d) width {narrow['width'].min()}")
+    axes[1, 1].legend(fontsize=7)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def distill_doubling(table) -> Figure:
+    """What doubling the steps does at every width: open at N steps, filled at 2 N; one panel a ladder.
+
+    ``table``: ladder, width, seed, steps, floor, verdict; a student that starts as its teacher is left out.
+    """
+    ladders = [name for name in LADDERS if (table["ladder"] == name).any()]
+    figure, (axes,) = panels(len(ladders), sharey=True)
+    for axis, ladder in zip(axes, ladders, strict=True):
+        part = table[(table["ladder"] == ladder) & (table["floor"] > 1e-6)]
+        means = part.groupby(["width", "steps"])["floor"].mean().unstack()
+        if means.empty:
+            continue
+        short, long = means.columns.min(), means.columns.max()
+        for width, row in means.iterrows():
+            axis.annotate("", (width, row[long]), (width, row[short]), arrowprops={"arrowstyle": "->", "color": "0.5"})
+        marker = LADDERS[ladder][1]
+        axis.plot(means.index, means[short], marker, markerfacecolor="none", color=PALETTE[0], label=f"{short} steps")
+        axis.plot(means.index, means[long], marker, color=PALETTE[0], label=f"{long} steps")
+        axis.set(xscale="log", yscale="log", xlabel="width d_S", title=LADDERS[ladder][0])
+        axis.set_xticks(means.index, [str(width) for width in means.index], minor=False)
+        axis.minorticks_off()
+        axis.legend()
+    axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def distill_predictors(fits) -> Figure:
+    """How well each predictor explains a ladder: R^2 of points left out (filled) and of the affine fit (open).
+
+    ``fits``: ladder, predictor, lam, chosen, fit, r2, loo; affine rows are shown, the chosen L1 coefficient named.
+    """
+    part = fits[fits["fit"] == "affine"].copy()
+    names = {"log_width": "ln(d_T / d)", "inverse_width": "d_T / d - 1", "pca_tail": "PCA tail of the stream"}
+    eq2 = [f"Eq. 2, λ = {lam:g}" for lam in part["lam"].fillna(0)]
+    part["label"] = [names.get(name, text) for name, text in zip(part["predictor"], eq2, strict=True)]
+    ladders = [name for name in LADDERS if (part["ladder"] == name).any()]
+    order = list(dict.fromkeys(part.sort_values(["lam"])["label"]))[::-1]
+    figure, (axes,) = panels(max(1, len(ladders)), height=0.9 + 0.22 * len(order), sharey=True)
+    for axis, ladder in zip(axes, ladders, strict=False):
+        rows = part[part["ladder"] == ladder]
+        y = rows["label"].map(order.index)
+        left_out = rows["loo"].clip(lower=-1)
+        fitted = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "color": "0.25", "label": "fitted"}
+        axis.plot(rows["r2"].clip(lower=-1), y, **fitted)
+        colours = np.where(rows["predictor"] == "eq2", "C0", "C1")
+        axis.scatter(left_out, y, color=[PALETTE[int(c[1])] for c in colours], s=26, zorder=3, label="left out")
+        axis.axvline(0, color="0.4", linewidth=0.8)
+        axis.set(xlabel="R² of the affine fit (below -1 at -1)", title=LADDERS[ladder][0], xlim=(-1.08, 1.08))
+    axes[0].set_yticks(range(len(order)), order)
+    axes[-1].legend(loc="lower left")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def distill_student(curves, table) -> Figure:
+    """Held-out loss of the students of one width: a line a run, from the untrained loss on, floors dotted."""
+    figure, ((axis,),) = panels(height=3.0)
+    for number, ((ladder, seed, steps), line) in enumerate(curves.groupby(["ladder", "seed", "steps"])):
+        label = f"{LADDERS[ladder][0].split(',')[0]}, seed {seed}, {steps} steps"
+        colour = PALETTE[number % 10]
+        axis.plot(line["step"], line["held_out"], color=colour, marker="o", markersize=3, label=label)
+        row = table[(table["ladder"] == ladder) & (table["seed"] == seed) & (table["steps"] == steps)].iloc[0]
+        axis.plot([0.8 * steps, 1.05 * steps], 2 * [row["floor"]], color=colour, linestyle=":")
+    axis.set(yscale="log", xlabel="step", ylabel="held-out KL at T = 2 (nats/token)")
+    axis.legend()
     return figure
