@@ -80,7 +80,7 @@ def test_training_is_adam_with_a_cosine_on_the_pool_in_a_fresh_order_each_epoch(
     importance, start = capacity.zipf(n), toy.initial_model(n, 3, np.random.default_rng(1))
     packed = toy._pack(inputs)
     rows = Rows(packed, packed, np.zeros(12, dtype=np.float32), alpha**n)
-    trained, curve, history = toy.train(start, rows, importance, steps, np.random.default_rng(2), snapshots=True)
+    trained, curve, history = toy.train(start, rows, importance, steps, np.random.default_rng(2), 256, snapshots=True)
 
     rng = np.random.default_rng(2)
     batches = np.concatenate([rng.permutation(16) for _ in range(3)])

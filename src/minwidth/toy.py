@@ -493,7 +493,7 @@ def train(
     importance: Float[NDArray, "n"],
     steps: int,
     rng: np.random.Generator,
-    batch: int = 256,
+    batch: int = 128,
     snapshots: bool = False,
 ) -> tuple[Model, Float[NDArray[np.float64], "checkpoints"], list[Model]]:
     """Train by Adam (betas .9, .999), its rate falling from 1e-2 to 1e-5 by half a cosine.
@@ -587,7 +587,7 @@ def train_all(
     teacher_widths: int | Iterable[int] = (3, 5, 8, 10),
     importance: Importance = zipf,
     activation: Activation = "uniform",
-    batch: int = 256,
+    batch: int = 128,
     threads: int | None = None,
 ) -> Sweep:
     """Train every (n, alpha, width, seed) to its floor; paper section 4 with the defaults.
@@ -602,7 +602,8 @@ def train_all(
             of seed s is the model of width d_T and seed s that was trained on x.
         importance: a vector for one n, or a function n -> vector; Zipf's 1/i scaled to sum 1 if left out.
         activation: active features are uniform on [0, 1], or 1 (``fixed``).
-        batch: rows a step, a multiple of 128, drawn from 65,536 rows that have an active feature.
+        batch: rows a step, a multiple of 128, drawn from 65,536 rows that have an active feature. More give the same
+            floors at a higher cost.
         threads: one for each processor if left out; the results do not depend on it.
 
     Returns:
@@ -663,7 +664,7 @@ def _fit(n, alpha, teacher, width, seed, rows, importance, steps, batch):
 
 def watch(n: int, alpha: float, width: int, seed: int = 0, steps: int = 6000) -> tuple[pd.DataFrame, list[Model]]:
     """One cell of the sweep (target x, Zipf importance) with the model at every checkpoint: steps, losses; models."""
-    importance = _checked([n], [alpha], [width], [0], [seed], steps, "features", zipf, "uniform", 256)[n]
+    importance = _checked([n], [alpha], [width], [0], [seed], steps, "features", zipf, "uniform", TILE)[n]
     rng = np.random.default_rng([MODEL, seed, n, round(alpha * 1e9), 0, width])
     first = initial_model(n, width, rng)
     _, curve, history = train(
@@ -698,7 +699,7 @@ def _checked(counts, alphas, widths, teachers, seeds, steps, target, importance,
     if widest := max([*widths, *teachers]) > min(counts) and max([*widths, *teachers]):
         raise ValueError(f"width = {widest} is wider than features = {min(counts)}: give widths of at most n")
     if not (isinstance(batch, int) and batch % TILE == 0 and 0 < batch <= POOL_ROWS):
-        raise ValueError(f"batch = {batch} is not a multiple of {TILE} up to {POOL_ROWS}: 256 is the default")
+        raise ValueError(f"batch = {batch} is not a multiple of {TILE} up to {POOL_ROWS}: {TILE} is the default")
     importances = {n: np.asarray(importance(n) if callable(importance) else importance, dtype=float) for n in counts}
     for n, vector in importances.items():
         if vector.shape != (n,) or not np.isfinite(vector).all() or (vector < 0).any() or not vector.any():
