@@ -4,10 +4,11 @@
     snakemake --cores 2 --config scale=smollm2   at another scale
     snakemake -n                                 the plan
 
-Inputs are the notebooks' .py sides and the modules behind them: rewriting committed outputs makes nothing run again.
+Inputs are the notebooks' .py sides and the modules they import: rewriting committed outputs makes nothing run again.
 Results are found by their parameters in runs/, so a job that has little new to compute is short.
 """
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -22,10 +23,18 @@ LADDERS = scales.parameters("04_distill", SCALE)
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
 
 
-def sources(notebook: str, *modules: str) -> list[str]:
-    """Files that decide what ``notebook`` shows."""
-    everywhere = ["figures", "paths", "runs", "scales"]
-    return [f"notebooks/{notebook}.py", *(f"src/minwidth/{module}.py" for module in [*everywhere, *modules])]
+def sources(start: str) -> list[str]:
+    """``start`` and every module of the package that it imports, also through others."""
+    found, todo = [], [start]
+    while todo:
+        file = todo.pop()
+        if file not in found and Path(file).exists():
+            found.append(file)
+            for node in ast.walk(ast.parse(Path(file).read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minwidth":
+                    names = node.module.split(".")[1:] or [alias.name for alias in node.names]
+                    todo += [f"src/minwidth/{name}.py" for name in names]
+    return sorted(found)
 
 
 def execute(notebook: str) -> str:
@@ -48,7 +57,7 @@ rule all:
 
 rule theory:
     input:
-        sources("01_theory", "capacity", "calibration"),
+        sources("notebooks/01_theory.py"),
     output:
         f"{COPIES}/01_theory.ipynb",
     log:
@@ -65,7 +74,7 @@ rule theory:
 
 rule toy_sweep:
     input:
-        sources("02_toy_sweep", "capacity", "calibration", "toy"),
+        sources("notebooks/02_toy_sweep.py"),
     output:
         f"{COPIES}/02_toy_sweep.ipynb",
     log:
@@ -83,7 +92,7 @@ rule toy_sweep:
 rule sae:
     input:
         TEXT,
-        sources("03_sae", "capacity", "calibration", "corpus", "models", "residual", "training", "sae"),
+        sources("notebooks/03_sae.py"),
     output:
         f"{COPIES}/03_sae.ipynb",
     log:
@@ -103,14 +112,14 @@ rule student:
     input:
         rules.sae.output,  # the floors are predicted before any student is trained
         TEXT,
-        expand("src/minwidth/{module}.py", module=["corpus", "models", "residual", "training", "kl", "distill"]),
+        sources("src/minwidth/distill.py"),
     output:
         touch(COPIES + "/students/{ladder}-w{width}-s{seed}"),
     log:
         COPIES + "/students/{ladder}-w{width}-s{seed}.log",
     message:
         "04_distill: student of width {wildcards.width}, ladder {wildcards.ladder}, seed {wildcards.seed}"
-    threads: lambda wildcards: 1 if int(wildcards.width) <= 256 else 2  # tiny tensors: two jobs beat two threads
+    threads: 1 if LADDERS.shape.width <= 256 else 2  # with small tensors two jobs beat two threads
     resources:
         mem_mb=3000,
         runtime=600,
@@ -122,7 +131,7 @@ rule student:
 rule distill:
     input:
         expand(rules.student.output, ladder=LADDERS.ladders, width=LADDERS.widths, seed=LADDERS.seeds),
-        sources("04_distill", "capacity", "calibration", "corpus", "models", "residual", "training", "kl", "distill"),
+        sources("notebooks/04_distill.py"),
     output:
         f"{COPIES}/04_distill.ipynb",
     log:
@@ -140,7 +149,7 @@ rule distill:
 rule probe:
     input:
         rules.distill.output,
-        sources("05_probe", "corpus", "models", "residual", "distill", "probe"),
+        sources("notebooks/05_probe.py"),
     output:
         f"{COPIES}/05_probe.ipynb",
     log:
@@ -162,7 +171,7 @@ rule ledger:
         rules.sae.output,
         rules.distill.output,
         rules.probe.output,
-        sources("06_ledger", "ledger", "capacity", "calibration"),
+        sources("notebooks/06_ledger.py"),
         sorted(map(str, Path("data/paper").glob("*"))),
     output:
         f"{COPIES}/06_ledger.ipynb",
