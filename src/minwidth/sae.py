@@ -519,7 +519,7 @@ def interval(value: float, replicates: Sequence[float]) -> tuple[float, float]:
     The shift matters where resampling is biased: documents drawn again hold fewer distinct features.
     """
     low, high = np.quantile(replicates, [0.025, 0.975]) - np.mean(replicates) + value
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
 # ---------------------------------------------------------------------------------------------------------- in nats

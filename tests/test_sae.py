@@ -1,0 +1,326 @@
+"""The sparse step is the dense step is autograd; training resumes to the bit; known dictionaries are recovered."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers import models as token_models
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
+
+from minwidth import models, residual, runs, sae, scales
+
+
+def autoencoder(d: int, latents: int, seed: int, density: float, topk: int | None = None):
+    """Random parameters and inputs on which about ``density`` of the latents fire."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, d, generator=generator) + 0.3
+    model = sae.Sae.initial(x.mean(0), latents, seed, topk)
+    model.encoder += 0.1 * torch.randn(latents, d, generator=generator)
+    pre = (x - model.bias_pre) @ model.encoder.T
+    if topk is None:
+        model.bias_encoder -= torch.quantile(pre, 1 - density)
+    return model, x
+
+
+def autograd(model: sae.Sae, x: torch.Tensor, lam: float):
+    """The paper's loss as it is written, in float64, under the same active mask."""
+    encoder, decoder, bias_pre, bias_encoder = (p.double().requires_grad_() for p in model.parameters)
+    z = ((x.double() - bias_pre) @ encoder.T + bias_encoder) * (model.encode(x) > 0)
+    error = (x.double() - z @ decoder - bias_pre).square().sum(1).mean()
+    (error + lam * z.abs().sum(1).mean()).backward()
+    return float(error.detach()), [p.grad for p in (encoder, decoder, bias_pre, bias_encoder)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    d=st.integers(2, 40),
+    latents=st.integers(8, 200),
+    seed=st.integers(0, 10**6),
+    lam=st.floats(0, 3),
+    topk=st.sampled_from([None, None, 1]),
+)
+def test_gradients_are_those_of_autograd(d, latents, seed, lam, topk):
+    topk = topk if topk is None or topk <= sae.DENSE * latents else None
+    model, x = autoencoder(d, latents, seed, 0.6 * sae.DENSE, topk)
+    error, expected = autograd(model, x, lam)
+    found = sae.sparse_gradients(model, x, lam, sae.Buffers(len(x), latents, d))
+    dense = sae.dense_gradients(model, x, lam)
+    assert found is not None and found.l0 == dense.l0 == int((model.encode(x) > 0).sum()) / len(x)
+    assert found.error == pytest.approx(error, rel=1e-5) and dense.error == pytest.approx(error, rel=1e-5)
+    assert torch.equal(found.counts, dense.counts)
+    fired = found.counts > 0
+    for ours, plain, reference in zip(found.parameters, dense.parameters, expected, strict=True):
+        scale = float(reference.abs().max()) + 1e-12
+        rows = fired if ours.ndim == 2 else slice(None)
+        torch.testing.assert_close(ours[rows].double(), reference[rows], rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(plain.double(), reference, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_step_is_that_of_torch_adam_with_clipping_and_unit_rows():
+    model, x = autoencoder(16, 64, 0, 0.01)
+    reference = [p.clone().requires_grad_() for p in model.parameters]
+    optimizer, ours = torch.optim.Adam(reference, lr=0.01), sae.Adam(model, clip=0.5)
+    buffers = sae.Buffers(len(x), 64, 16)
+    for _ in range(3):
+        twin = sae.Sae(*(p.detach() for p in reference))
+        _, gradients = autograd(twin, x, 0.2)
+        for parameter, gradient in zip(reference, gradients, strict=True):
+            parameter.grad = gradient.float()
+        assert torch.nn.utils.clip_grad_norm_(reference, 0.5) > 0.5  # it does clip
+        optimizer.step()
+        with torch.no_grad():
+            reference[1] /= reference[1].norm(dim=1, keepdim=True)
+        ours.step(model, sae.sparse_gradients(model, x, 0.2, buffers), 0.01, bias=True)
+    for parameter, expected in zip(model.parameters, reference, strict=True):
+        torch.testing.assert_close(parameter, expected.detach(), rtol=1e-3, atol=2e-5)
+
+
+def test_dense_batches_fall_back():
+    model, x = autoencoder(16, 64, 0, 2 * sae.DENSE)
+    assert sae.sparse_gradients(model, x, 0.2, sae.Buffers(len(x), 64, 16)) is None
+
+
+def test_the_sparse_path_trains_the_same_autoencoder(monkeypatch):
+    x = planted(40, 32, 0.03, 2000)[0]
+    setting = sae.Settings(0, 3.0, 80, 250, 64, 1e-2, 0)
+    sparse, dense = sae.Run(setting, x.mean(0)), sae.Run(setting, x.mean(0))
+    sparse.advance(x, 250)
+    assert sparse.sparse  # it did use it
+    monkeypatch.setattr(sae, "sparse_gradients", lambda *_: None)
+    dense.advance(x, 250)
+    a, b = (np.array([[p["error"], p["l0"]] for p in run.curve]) for run in (sparse, dense))
+    np.testing.assert_allclose(a, b, rtol=0.01)
+
+
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
+    x = planted(40, 32, 0.03, 2000)[0]
+    setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0)
+    whole = sae.Run(setting, x.mean(0))
+    whole.advance(x, 120)
+    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
+    killed, file = sae.Run(setting, x.mean(0)), tmp_path / "state.safetensors"
+
+    def kill(steps):
+        if killed.step >= 46:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.advance(x, 120, file, kill)
+    resumed = sae.Run(setting, torch.zeros(32))
+    resumed.load(file)
+    assert 0 < resumed.step < 120
+    resumed.advance(x, 120, file)
+    assert resumed.curve == whole.curve
+    assert all(torch.equal(a, b) for a, b in zip(resumed.sae.parameters, whole.sae.parameters, strict=True))
+
+
+def test_topk_sets_l0():
+    x = planted(40, 32, 0.03, 2000)[0]
+    run = sae.Run(sae.Settings(0, 1.0, 80, 60, 64, 1e-2, 0, topk=3, bias=True), x.mean(0))
+    run.advance(x, 60)
+    assert (run.sae.encode(x) > 0).sum(1).max() == 3
+    assert run.curve[-1]["error"] < run.curve[0]["error"]
+
+
+def test_a_diverging_run_stops_with_a_sentence():
+    x = planted(40, 32, 0.03, 500)[0]
+    x[0] = math.inf
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        sae.Run(sae.Settings(0, 1.0, 80, 20, 64, 1e-2, 0), torch.zeros(32)).advance(x, 20)
+
+
+# ---------------------------------------------------------------------------------------------------- ground truth
+
+
+def planted(features: int, d: int, p: float, tokens: int):
+    """Tokens that are sparse sums of known random directions, scaled to a mean norm of sqrt(d), and their alpha."""
+    generator = torch.Generator().manual_seed(0)
+    dictionary = torch.randn(features, d, generator=generator)
+    dictionary /= dictionary.norm(dim=1, keepdim=True)
+    active = torch.rand(tokens, features, generator=generator) < p
+    x = (active * (0.5 + 0.5 * torch.rand(tokens, features, generator=generator))) @ dictionary
+    return x * d**0.5 / x.norm(dim=1).mean(), dictionary, 1 - float(active.float().mean())
+
+
+def measured(features: int, p: float, steps: int) -> tuple[sae.Statistics, float, float]:
+    """Statistics of an autoencoder on planted features in 64 dimensions, the true alpha, and the share recovered."""
+    x, dictionary, alpha = planted(features, 64, p, 60_000)
+    run = sae.Run(sae.Settings(0, 5.0, 3 * features // 2, steps, 256, 1e-2, 0), x.mean(0))
+    run.advance(x[:40_000], steps)
+    found = sae.statistics(sae.sums(run.sae, x[40_000:], torch.arange(20_000) // 400))
+    closest = (run.sae.decoder[torch.from_numpy(found.frequency > sae.ALIVE)] @ dictionary.T).amax(0)
+    return found, alpha, float((closest > 0.9).float().mean())
+
+
+def test_a_known_dictionary_is_recovered_where_features_are_sparse():
+    found, alpha, recovered = measured(features=80, p=0.03, steps=3000)  # in superposition: 80 in 64 dimensions
+    assert found.alive == pytest.approx(80, rel=0.05)
+    assert found.alpha == pytest.approx(alpha, abs=0.002)
+    assert recovered == 1
+
+
+def test_and_is_not_where_they_interfere():
+    found, alpha, recovered = measured(features=192, p=0.1, steps=1000)
+    assert abs(found.alpha - alpha) > 0.01 or abs(found.alive / 192 - 1) > 0.1
+    assert recovered < 1
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+def by_hand() -> tuple[sae.Sums, torch.Tensor]:
+    """Three latents that read the three positive axes, on four tokens of two documents."""
+    eye = torch.eye(3)
+    model = sae.Sae(eye.clone(), eye.clone(), torch.zeros(3), torch.zeros(3))
+    x = torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 1, -1], [0, 0, -1]])
+    return sae.sums(model, x, torch.tensor([0, 0, 7, 7])), x
+
+
+def test_statistics_by_hand():
+    sums, x = by_hand()
+    found = sae.statistics(sums)
+    assert found.alive == 2 and found.l0 == 1.0 and found.alpha == 0.5
+    np.testing.assert_allclose(found.frequency, [0.5, 0.5, 0])
+    np.testing.assert_allclose(found.importance, [5 / 4, 2 / 4, 0])
+    np.testing.assert_allclose(found.tail, [5 / 4, 2 / 4])
+    assert found.d_star == pytest.approx(1.0 * math.log(2))
+    assert sums.error == 2.0  # the two negative entries
+    assert sums.spread == pytest.approx(float((x - x.mean(0)).square().sum()))
+
+
+def test_weights_count_documents_as_often_as_they_say():
+    sums, _ = by_hand()
+    twice = sae.statistics(sums, np.array([2.0, 1.0]))
+    assert twice.l0 == pytest.approx((2 * 3 + 1) / 6)
+    np.testing.assert_allclose(twice.importance, [10 / 6, (2 + 1) / 6, 0])
+
+
+def test_an_autoencoder_that_never_fires_measures_nothing():
+    eye = torch.eye(3)
+    silent = sae.Sae(eye, eye, torch.zeros(3), torch.full((3,), -100.0))
+    with pytest.raises(ValueError, match="lower lam"):
+        sae.statistics(sae.sums(silent, torch.ones(10, 3), torch.zeros(10, dtype=torch.long)))
+
+
+def test_the_interval_lies_around_the_value_and_shrinks_with_documents():
+    generator = np.random.default_rng(0)
+    widths = []
+    for documents in (20, 500):
+        counts = generator.poisson(5.0, (documents, 4)).astype(float)
+        sums = sae.Sums(np.full(documents, 50.0), sae.sparse.csr_array(counts), sae.sparse.csr_array(counts), 1, 1)
+        found = sae.statistics(sums)
+        low, high = sae.interval(found.l0, [draw.l0 for draw in sae.bootstrap(sums, 100, 0)])
+        assert low < found.l0 < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+@pytest.mark.parametrize(("blocks", "shard", "steps"), [(100, 200, 37), (100, 30, 37), (64, 8, 500)])
+def test_visits_cover_every_step_once(blocks, shard, steps):
+    visits = list(sae._visits(blocks, shard, 16, sae.Settings(0, 1.0, 8, steps, 16, 1e-3, 0)))
+    assert visits[0][1] == 0 and visits[-1][2] == steps
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(visits))
+    assert all(0 <= start < blocks for start, _, _ in visits)
+
+
+# -------------------------------------------------------------------------------------------------- the measurement
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A random GPT-NeoX in a folder, made-up text, and parameters small enough for seconds."""
+    for module in (runs, residual):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPTNeoXConfig(
+            vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
+    words = {"<end>": 0} | {f"w{i}": i for i in range(1, 40)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(token_models.WordLevel(words, unk_token="w1")), eos_token="<end>"
+    ).save_pretrained(tmp_path / "teacher")
+    text = np.random.default_rng(0).zipf(1.3, (800, 16)) % 40
+    splits = {"train": text[:700], "held_out": text[700:]}
+    monkeypatch.setattr(residual, "token_blocks", lambda teacher, split, *_: splits[split])
+    small = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
+    return scales.parameters(
+        "03_sae", "tiny", teacher=str(tmp_path / "teacher"), layer=2, layers=[1, 2], lams=[0.3, 3.0], lam=1.0, **small
+    )
+
+
+def test_a_measurement_trains_every_layer_and_lambda_once(world):
+    record = sae.measure(world)
+    layers, floors = record["layers"], record["floors"]
+    assert set(zip(layers.layer, layers.lam, strict=True)) == {(1, 1.0), (2, 0.3), (2, 1.0), (2, 3.0)}
+    assert layers["default"].sum() == 1
+    assert (layers.l0.to_numpy()[1:].argsort() == [2, 1, 0]).all()  # a larger lambda, fewer active
+    for bound in ("alive", "l0", "alpha", "d_star"):
+        assert (layers[f"{bound}_low"] <= layers[bound]).all() and (layers[bound] <= layers[f"{bound}_high"]).all()
+    np.testing.assert_allclose(layers.d_star, layers.alive / layers.g)
+    assert (layers.alpha < layers.alpha_all).all() or (layers.alive == layers.latents).any()
+    assert len(floors) == len(layers) * 6 and set(floors.width) == {4, 8, 12, 16, 24, 32}  # shares of its own width
+    default = floors[(floors.layer == 2) & (floors.lam == 1.0)]
+    assert (np.diff(default.eq2) <= 0).all() and (np.diff(default.log_capacity) <= 0).all()
+    assert (default.kept + default.dropped == record["alive"]).all()
+    assert default.kl_cut.iloc[-1] == pytest.approx(0, abs=1e-6) and (np.diff(default.kl_cut) < 0).all()
+    assert default.pca_tail.iloc[-1] == 0
+    assert len(record["importance"]) == record["alive"] and (np.diff(record["importance"]) <= 0).all()
+    assert record["importance"].sum() == pytest.approx(default.total.iloc[0], rel=1e-5)
+    assert record["left_out"] == {"position 0": 100, "massive": 0}
+    assert (layers.kl_spliced < layers.kl_ablated).all()
+
+
+def test_a_measurement_is_found_and_its_autoencoder_loads(world, monkeypatch):
+    record = sae.measure(world)
+    monkeypatch.setattr(sae, "_measure", lambda *_: pytest.fail("computed again"))
+    again = sae.measure(world)
+    assert again.key == record.key
+    model, calibration = sae.load(again)
+    teacher = models.load_teacher(world.teacher)
+    held_out = residual.activations(teacher, residual.token_blocks(teacher, "held_out"), [2], calibration)
+    found = sae.statistics(sae.sums(model, held_out.layers[2], held_out.document))
+    assert found.alive == record["alive"] and found.alpha == pytest.approx(record["alpha"])
+
+
+def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
+    expected = sae.measure(world)
+    monkeypatch.setattr(sae, "ACTIVATION_BYTES", 4 * 32 * 2 * 16 * 200)  # three shards
+    in_shards = sae._measure(world, runs.RUNS / "uninterrupted")
+    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
+    real, calls = sae.Adam.step, []
+
+    def dies(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 130:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sae.Adam, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sae._measure(world, runs.RUNS / "killed")
+    monkeypatch.setattr(sae.Adam, "step", real)
+    resumed = sae._measure(world, runs.RUNS / "killed")
+    for table in ("layers", "floors", "curves", "features"):
+        assert resumed[table].equals(in_shards[table])
+    assert resumed["d_star"] == pytest.approx(expected["d_star"], rel=0.2)  # one shard or three: another order of data
+
+
+def test_topk_is_measured_too(world):
+    record = sae.measure(world.model_copy(update={"kind": "topk", "topk": 5}))
+    assert list(record["layers"].layer) == [1, 2]
+    assert record["l0"] <= 5 and sae.load(record)[0].topk == 5
+
+
+def test_too_little_text_and_too_wide_students_are_named(world):
+    with pytest.raises(ValueError, match="raise percent"):
+        sae.measure(world.model_copy(update={"tokens": 20_000}))
+    with pytest.raises(ValueError, match="width = 64 is wider"):
+        sae.measure(world.model_copy(update={"widths": [64]}))
