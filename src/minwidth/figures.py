@@ -803,6 +803,43 @@ def probe_layers(layers, words) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def probe_staircase(binned) -> Figure:
+    """How well students read the teacher's features, by rank of importance; a panel a width.
+
+    ``binned``: model, ladder, width, state, kept, rank, r2, low, high; students of one ladder, and the teacher.
+    """
+    students = binned[binned["model"] == "student"]
+    widths = sorted(students["width"].unique())
+    columns = min(3, len(widths))
+    figure, axes = panels(columns, -(-len(widths) // columns), height=2.4, sharex=True, sharey=True)
+    teacher = binned[binned["model"] == "teacher"]
+    for panel, width in zip(axes.flat, widths, strict=False):
+        panel.plot(teacher["rank"], teacher["r2"], color="0.4", linestyle="-", label="the teacher's own state")
+        kept = students[students["width"] == width]["kept"].iloc[0]
+        for state, colour, marker in (("trained", PALETTE[0], "o"), ("untrained", PALETTE[1], "v")):
+            rows = students[(students["width"] == width) & (students["state"] == state)]
+            reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["r2"].to_numpy())
+            panel.errorbar(
+                rows["rank"], rows["r2"], yerr=reach, color=colour, marker=marker, markersize=3.5, elinewidth=0.9,
+                label=f"{state} student",
+            )  # fmt: skip
+        last = teacher["rank"].max()
+        inside = kept < last
+        panel.axvline(min(kept, last), color=PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the step")
+        panel.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+        where = f"$F_S$ = {kept:,.0f}" if inside else f"$F_S$ = {kept:,.0f}, past the last"
+        panel.set(xscale="log", ylim=(-0.1, 1), title=f"$d_S$ = {width} ({where})")
+    for panel in axes.flat[len(widths) :]:
+        panel.set_visible(False)
+    for panel in axes[-1]:
+        panel.set_xlabel("feature, by rank of importance")
+    for row in axes:
+        row[0].set_ylabel("held-out $R^2$ of a linear read-out")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------------------- 04_distill
 
 LADDERS = {"random": ("random weights, heads and FFN scaled", "o", "-"), "width_alone": ("width alone", "s", "--")}
@@ -1038,4 +1075,131 @@ def distill_student(curves, table) -> Figure:
         axis.plot([0.8 * steps, 1.05 * steps], 2 * [row["floor"]], color=colour, linestyle=":")
     axis.set(yscale="log", xlabel="step", ylabel="held-out KL at T = 2 (nats/token)")
     axis.legend()
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------------------- 03_sae
+
+_LAYER_STYLES = [(PALETTE[0], "-", "o"), (PALETTE[1], "--", "s"), (PALETTE[2], "-.", "^"), (PALETTE[4], ":", "D")]
+
+
+def _layer_styles(layers) -> dict:
+    """Colour, line and marker of each layer, shallowest first."""
+    return dict(zip(sorted(set(layers)), _LAYER_STYLES * len(set(layers)), strict=False))
+
+
+@matplotlib.rc_context(STYLE)
+def fig04_sae_training(curves) -> Figure:
+    """Paper's Fig. 4: reconstruction error and L0 against tokens seen, one line a layer, at the default lambda.
+
+    ``curves``: layer, tokens_seen, error (squared norm, of inputs with mean norm sqrt(d)), l0.
+    """
+    figure, ((left, right),) = panels(2)
+    for layer, (color, line, _) in _layer_styles(curves["layer"]).items():
+        part = curves[curves["layer"] == layer]
+        left.plot(part["tokens_seen"], part["error"], line, color=color, label=f"layer {layer}")
+        right.plot(part["tokens_seen"], part["l0"], line, color=color, label=f"layer {layer}")
+    for axis, label in ((left, "squared error per token"), (right, "active latents per token L0")):
+        axis.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel=label)
+    left.legend()
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def fig15_sae_layers(curves, latents: int) -> Figure:
+    """Paper's Fig. 15: the same curves layer by layer, with the number of latents that fire within a window."""
+    layers = sorted(set(curves["layer"]))
+    figure, axes = panels(3, len(layers), height=1.6, sharex=True, sharey="col")
+    columns = (("error", "squared error"), ("l0", "L0"), ("firing", "latents firing"))
+    for row, layer in zip(axes, layers, strict=True):
+        part = curves[curves["layer"] == layer]
+        for axis, (column, label), color in zip(row, columns, PALETTE, strict=False):
+            axis.plot(part["tokens_seen"], part[column], color=color)
+            axis.set(yscale="log" if column != "firing" else "linear", ylabel=label)
+        row[2].axhline(latents, color="0.5", linewidth=0.8, linestyle=":")
+        row[2].set_ylim(0, 1.08 * latents)
+        row[0].set_title(f"layer {layer}", loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("tokens seen")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def fig05_importance(tails, floors, paper) -> Figure:
+    """Paper's Fig. 5: importance against rank (a), and Eq. 2 against width, relative to the narrowest (b).
+
+    ``tails``: layer -> importance in falling order. ``floors``: layer, width, d_teacher, eq2. ``paper``: the same of
+    Table 2 as share (width / d_T) and normalized.
+    """
+    figure, ((left, right),) = panels(2)
+    for layer, (color, line, marker) in _layer_styles(tails).items():
+        tail = np.asarray(tails[layer])
+        left.plot(np.arange(1, len(tail) + 1), tail, line, color=color, label=f"layer {layer}")
+        part = floors[floors["layer"] == layer].sort_values("width")
+        shown = part[part["eq2"] > 0]
+        right.plot(
+            shown["width"] / shown["d_teacher"], shown["eq2"] / part["eq2"].iloc[0], line, color=color, marker=marker,
+            markersize=4, label=f"layer {layer}",
+        )  # fmt: skip
+    largest = max(float(np.max(tail)) for tail in tails.values())
+    left.set(xscale="log", yscale="log", ylim=(largest * 1e-9, largest * 3))
+    left.set(xlabel="feature rank", ylabel="importance $I_i = E[z_i^2]$")
+    left.legend(loc="lower left")
+    right.plot(paper["share"], paper["normalized"], label="paper, layer 12", **PAPER)
+    right.set(yscale="log", xlabel="student's width $d_S / d_T$", ylabel="Eq. 2, relative to the narrowest")
+    right.legend(loc="lower left")
+    left.set_title("(a)", loc="left")
+    right.set_title("(b)", loc="left")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def sae_sensitivity(grid) -> Figure:
+    """d*, and how good the autoencoder is, against lambda at one layer; the bars are 95 % intervals over documents.
+
+    ``grid``: lam, d_star, d_star_low, d_star_high, d_teacher, fvu, kl_spliced, kl_ablated, default.
+    """
+    grid = grid.sort_values("lam")
+    figure, ((left, right),) = panels(2)
+    bars = np.stack([grid["d_star"] - grid["d_star_low"], grid["d_star_high"] - grid["d_star"]])
+    left.errorbar(grid["lam"], grid["d_star"], bars, color=PALETTE[0], capsize=2, **OURS)
+    default = grid[grid["default"]]
+    left.plot(default["lam"], default["d_star"], linestyle="none", color=PALETTE[3], label="default λ", **OURS)
+    width = grid["d_teacher"].iloc[0]
+    left.axhline(width, color="0.4", linestyle="--", linewidth=1, label=f"$d_T$ = {width}")
+    left.set(xscale="log", yscale="log", xlabel="L1 coefficient λ", ylabel="critical width d* (dimensions)")
+    left.legend()
+    right.plot(grid["lam"], grid["fvu"], color=PALETTE[1], label="variance unexplained", **OURS)
+    lost = grid["kl_spliced"] / grid["kl_ablated"]
+    right.plot(grid["lam"], lost, "--", color=PALETTE[2], label="KL, as share of the mean's", marker="s", markersize=4)
+    right.set(xscale="log", yscale="log", xlabel="L1 coefficient λ", ylabel="share lost (0: perfect)")
+    right.legend()
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def sae_predictions(floors, d_teacher: int) -> Figure:
+    """Predictions at each width relative to the narrowest: Eq. 2 at every lambda, and three rivals that need no SAE.
+
+    ``floors``: width, lam, default, eq2, log_capacity, pca_tail, kl_cut of one layer.
+    """
+    figure, ((axis,),) = panels(1, height=3.2)
+    shown = floors.sort_values("width")
+
+    def line(part, column, style, **options):
+        relative = part[column] / part[column].iloc[0]
+        wanted = relative > 1e-4
+        axis.plot((part["width"] / d_teacher)[wanted], relative[wanted], style, **options)
+
+    greys = sns.color_palette("Blues", len(set(shown["lam"])) + 2)[2:]
+    for color, (lam, part) in zip(greys, shown.groupby("lam"), strict=True):
+        line(part, "eq2", "-", color=color, linewidth=1, label=f"Eq. 2, λ = {lam:g}")
+    default = shown[shown["default"]]
+    line(default, "eq2", "o", color=PALETTE[3], markersize=5, label="Eq. 2, default λ")
+    line(default, "log_capacity", "-.", color=PALETTE[2], label="log capacity, default λ")
+    line(default, "pca_tail", "--", color="0.3", label="tail of principal components")
+    if default["kl_cut"].notna().all():
+        line(default, "kl_cut", "s-", color=PALETTE[1], markersize=4, label="KL of the cut student")
+    axis.set(yscale="log", ylim=(1e-4, 1.5), xlabel="student's width $d_S / d_T$", ylabel="relative to the narrowest")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
