@@ -73,8 +73,16 @@ class Toy(Parameters):
     teacher_widths: Annotated[list[Width], Field(min_length=1)]  # d_T
     seeds: Annotated[int, Field(ge=1, le=1000)]  # students a cell
     steps: Annotated[int, Field(ge=10, le=10**6)]  # Adam steps a student
-    teacher_seeds: Annotated[int, Field(ge=0, le=1000)]  # students a cell that learn a teacher's outputs
-    seed: Seed  # of the record
+    teacher_seeds: Annotated[int, Field(ge=0, le=1000)]  # students a cell that learn a teacher's outputs; 0: none
+    seed: Seed  # the first of the seeds
+
+    @model_validator(mode="after")
+    def _teachers_fit(self):
+        if max(self.teacher_widths) > min(self.features):
+            raise ValueError(
+                f"teacher_widths = {self.teacher_widths} exceed features = {min(self.features)}; give at most that"
+            )
+        return self
 
 
 class Sae(Parameters):
@@ -198,7 +206,7 @@ _TOY = dict(
     teacher_widths=[3, 5, 8, 10],
     seeds=20,
     steps=6000,
-    teacher_seeds=0,
+    teacher_seeds=10,
     seed=0,
 )
 _DISTILL = dict(width=None, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
