@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 
@@ -6,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from minwidth import teacher
+from minwidth import models, teacher
 
 TEXTS = ["The court held that the patient scored.", "def f(x):\n    return x + 1\n", "Voilà, où étiez-vous ? Là."] * 30
 
@@ -126,3 +128,23 @@ def test_cross_entropy_scores_each_token_by_the_logits_before_it():
     rising = torch.arange(10)[None]
     assert float(teacher.cross_entropy(Copies(), rising)) < 1e-6
     assert float(teacher.cross_entropy(Copies(), rising.flip(1))) == pytest.approx(50, rel=1e-3)
+
+
+def test_the_shipped_teacher_beats_the_trigram_and_is_what_its_record_says():
+    record = json.loads((teacher.FOLDER / "training.json").read_text())
+    assert record["held_out_nats_per_token"] < record["baselines_nats_per_token"]["trigram"]
+    sizes = [tensor.size for tensor in load_file(teacher.FOLDER / "model.safetensors").values()]
+    assert sum(sizes) == record["parameters"]
+    assert sum(path.stat().st_size for path in teacher.FOLDER.iterdir()) < 15e6
+
+
+def test_the_shipped_teacher_prefers_english_to_random_tokens():
+    """A sentence in plain English costs it far less than text of random tokens, and less than a unigram's guess."""
+    model, tokenizer, _, _ = models.load_teacher("tiny")
+    ids = tokenizer("The Prime Minister said that the government would not accept the terms of the agreement.")
+    random = torch.randint(1, teacher.VOCABULARY, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = float(teacher.cross_entropy(model, torch.tensor([ids["input_ids"]])))
+        noise = float(teacher.cross_entropy(model, random))
+    assert plain < json.loads((teacher.FOLDER / "training.json").read_text())["baselines_nats_per_token"]["unigram"]
+    assert noise > 1.5 * plain
