@@ -289,7 +289,7 @@ def survey(p: scales.Probe) -> runs.Record:
     found, missing = students(p)
     teacher = Subject("", p.shape.width, 0, 0)
     untrained_teacher = Subject("random", p.shape.width, scales.parameters("04_distill", p.scale).seeds[0], 0)
-    untrained = {s: s._replace(steps=0) for s in found} | {teacher: untrained_teacher}
+    untrained = {teacher: untrained_teacher} | {s: s._replace(steps=0) for s in found}
     loaded: list[models.Teacher] = []  # by the first record that is not found
 
     def load() -> models.Teacher:
