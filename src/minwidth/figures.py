@@ -430,7 +430,9 @@ def _scatter(axis, points, predictor: str, target: str, low: float, high: float)
 def fig03_predicted(points) -> Figure:
     """Paper's Fig. 3: predicted against measured floors where Eq. 2 is above zero; left Eq. 2, right naive."""
     some = points[points["eq2"] > 0]
-    low = 0.7 * min(some["eq2"].min(), some["floor_mean"].min())
+    some = points if some.empty else some
+    low = 0.7 * some["floor_mean"].min()
+    low = min(low, 0.7 * some["eq2"][some["eq2"] > 0].min()) if (some["eq2"] > 0).any() else low
     high = 1.4 * max(some["naive"].max(), some["floor_mean"].max())
     figure, ((left, right),) = panels(2, height=3.2, sharex=True, sharey=True)
     for axis, predictor in ((left, "eq2"), (right, "naive")):
@@ -592,14 +594,14 @@ def fig14_curves(curves) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def toy_geometry(models) -> Figure:
-    """Title -> W [2, n] of trained models: each column an arrow, the most important feature darkest."""
+    """Title -> W [2, n] (or [1, n]) of trained models: each column an arrow, the most important feature darkest."""
     columns = min(4, len(models))
     figure, axes = panels(columns, -(-len(models) // columns), height=1.9)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (title, weights) in zip(axes.flat, models.items(), strict=False):
         axis.set_axis_on()
-        _arrows(axis, weights)
+        _arrows(axis, np.vstack([weights, np.zeros_like(weights)])[:2])
         axis.set_title(title)
     return figure
 

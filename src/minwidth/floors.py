@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from minwidth import capacity
+from minwidth import capacity, toy
 from minwidth.calibration import r_squared
 
 PREDICTORS = ["eq2", "naive", "linear", "digon", "water_filling", "log_capacity"]
@@ -47,9 +47,9 @@ def fit_kappa(cells: pd.DataFrame) -> float:
     def error(kappa: float) -> float:
         return float(((log_capacity(cells, kappa) - cells.floor_mean) ** 2).sum())
 
-    grid = np.linspace(0, 1.5, 76)
+    grid = np.linspace(0, 1.5, 31)
     near = grid[np.argmin([error(kappa) for kappa in grid])]
-    return float(minimize_scalar(error, bounds=(max(near - 0.02, 0), near + 0.02), method="bounded").x)
+    return float(minimize_scalar(error, bounds=(max(near - 0.05, 0), near + 0.05), method="bounded").x)
 
 
 def log_capacity(cells: pd.DataFrame, kappa: float) -> NDArray[np.float64]:
@@ -130,8 +130,8 @@ def score(points: pd.DataFrame, floors: pd.DataFrame, draws: int = 400, seed: in
 
     Columns predictor, points (how many), target, pearson, r2 (about the mean of what was measured; no refit), mape and
     median_error in %, below (share of points at which the predictor is below the floor); ``_low`` and ``_high`` of the
-    first three: 95 % intervals of the mean from drawing each cell's seeds again (the best of fewer seeds is no estimate
-    of the best). The cells themselves are the experiment's, fixed.
+    first three: 95 % intervals, normal, their width from drawing each cell's seeds again; for the mean alone, since the
+    best of a draw is no better than the best. The cells themselves are the experiment's, fixed.
     """
     seeds = floors.pivot_table(index=CELL, columns="seed", values="floor")
     place = seeds.index.get_indexer(pd.MultiIndex.from_frame(points[CELL]))
@@ -150,7 +150,8 @@ def score(points: pd.DataFrame, floors: pd.DataFrame, draws: int = 400, seed: in
         if target == "mean":
             spread = pd.DataFrame([_scores(predicted, sample[some.index]) for sample in samples])
             for name in ("pearson", "r2", "mape"):
-                row[f"{name}_low"], row[f"{name}_high"] = spread[name].quantile([0.025, 0.975])
+                reach = 1.96 * spread[name].std()
+                row[f"{name}_low"], row[f"{name}_high"] = row[name] - reach, row[name] + reach
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -214,3 +215,40 @@ def steps_to_floor(
     above = curves > (1 + within) * curves[:, -1:]
     last = above.shape[1] - above[:, ::-1].argmax(1)  # one past the last checkpoint that is above
     return pd.Series(steps[np.where(above.any(1), last, 0)], index=floors.index)
+
+
+def mean_curves(
+    floors: pd.DataFrame, curves: NDArray[np.float32], steps: NDArray[np.int64], cells: pd.DataFrame
+) -> pd.DataFrame:
+    """Mean training loss over seeds of each of ``cells`` (n, alpha, width, eq2), with a column step."""
+    parts = []
+    for cell in cells.itertuples():
+        mine = (floors.n == cell.n) & (floors.alpha == cell.alpha) & (floors.width == cell.width)
+        part = pd.DataFrame({"step": steps, "loss": curves[mine].mean(0)})
+        parts.append(part.assign(n=cell.n, alpha=cell.alpha, width=cell.width, eq2=cell.eq2))
+    return pd.concat(parts, ignore_index=True)
+
+
+def dimensionalities(floors: pd.DataFrame, parameters: NDArray[np.float32], n: int, width: int) -> pd.DataFrame:
+    """Elhage's dimensionality of every feature of every model of that size: alpha, seed, rank, dimensionality."""
+    parts = []
+    for row, found in floors[(floors.n == n) & (floors.width == width)].iterrows():
+        shares = toy.dimensionality(toy.model_of(floors, parameters, row))
+        part = pd.DataFrame({"rank": np.arange(1, n + 1), "dimensionality": shares})
+        parts.append(part.assign(alpha=found.alpha, seed=found.seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def best_weights(floors: pd.DataFrame, parameters: NDArray[np.float32], n: int, alpha: float, width: int) -> NDArray:
+    """W [width, n] of the seed with the least floor."""
+    mine = floors[(floors.n == n) & (floors.alpha == alpha) & (floors.width == width)]
+    return toy.model_of(floors, parameters, mine.floor.idxmin()).weight
+
+
+def falling_share(x: pd.Series, share: pd.Series) -> float:
+    """The part of the variance of ``share`` that the best falling function of ``x`` explains; NaN without variance."""
+    from sklearn.isotonic import IsotonicRegression
+
+    if not np.ptp(share) > 0:
+        return np.nan
+    return r_squared(share, IsotonicRegression(increasing=False).fit_transform(x, share))
