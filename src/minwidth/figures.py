@@ -12,6 +12,7 @@ import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from minwidth.paths import FIGURES, replace_file
 
@@ -1123,6 +1124,7 @@ def fig15_sae_layers(curves, latents: int) -> Figure:
         row[0].set_title(f"layer {layer}", loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("tokens seen")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
@@ -1138,7 +1140,7 @@ def fig05_importance(tails, floors, paper) -> Figure:
         tail = np.asarray(tails[layer])
         left.plot(np.arange(1, len(tail) + 1), tail, line, color=color, label=f"layer {layer}")
         part = floors[floors["layer"] == layer].sort_values("width")
-        shown = part[part["eq2"] > 0]
+        shown = part[part["eq2"] > 1e-4 * part["eq2"].iloc[0]]
         right.plot(
             shown["width"] / shown["d_teacher"], shown["eq2"] / part["eq2"].iloc[0], line, color=color, marker=marker,
             markersize=4, label=f"layer {layer}",
@@ -1148,7 +1150,8 @@ def fig05_importance(tails, floors, paper) -> Figure:
     left.set(xlabel="feature rank", ylabel="importance $I_i = E[z_i^2]$")
     left.legend(loc="lower left")
     right.plot(paper["share"], paper["normalized"], label="paper, layer 12", **PAPER)
-    right.set(yscale="log", xlabel="student's width $d_S / d_T$", ylabel="Eq. 2, relative to the narrowest")
+    right.set(yscale="log", ylim=(1e-4, 2), xlim=(0, 1.05))
+    right.set(xlabel="student's width $d_S / d_T$", ylabel="Eq. 2, relative to the narrowest")
     right.legend(loc="lower left")
     left.set_title("(a)", loc="left")
     right.set_title("(b)", loc="left")
@@ -1166,7 +1169,7 @@ def sae_sensitivity(grid) -> Figure:
     bars = np.stack([grid["d_star"] - grid["d_star_low"], grid["d_star_high"] - grid["d_star"]])
     left.errorbar(grid["lam"], grid["d_star"], bars, color=PALETTE[0], capsize=2, **OURS)
     default = grid[grid["default"]]
-    left.plot(default["lam"], default["d_star"], linestyle="none", color=PALETTE[3], label="default λ", **OURS)
+    left.plot(default["lam"], default["d_star"], "o", color=PALETTE[3], markersize=6, label="default λ", zorder=3)
     width = grid["d_teacher"].iloc[0]
     left.axhline(width, color="0.4", linestyle="--", linewidth=1, label=f"$d_T$ = {width}")
     left.set(xscale="log", yscale="log", xlabel="L1 coefficient λ", ylabel="critical width d* (dimensions)")
@@ -1190,18 +1193,19 @@ def sae_predictions(floors, d_teacher: int) -> Figure:
 
     def line(part, column, style, **options):
         relative = part[column] / part[column].iloc[0]
-        wanted = relative > 1e-4
+        wanted = relative > 1e-3
         axis.plot((part["width"] / d_teacher)[wanted], relative[wanted], style, **options)
 
     greys = sns.color_palette("Blues", len(set(shown["lam"])) + 2)[2:]
     for color, (lam, part) in zip(greys, shown.groupby("lam"), strict=True):
-        line(part, "eq2", "-", color=color, linewidth=1, label=f"Eq. 2, λ = {lam:g}")
+        line(part, "eq2", ".-", color=color, linewidth=1, label=f"Eq. 2, λ = {lam:g}")
     default = shown[shown["default"]]
     line(default, "eq2", "o", color=PALETTE[3], markersize=5, label="Eq. 2, default λ")
     line(default, "log_capacity", "-.", color=PALETTE[2], label="log capacity, default λ")
     line(default, "pca_tail", "--", color="0.3", label="tail of principal components")
     if default["kl_cut"].notna().all():
         line(default, "kl_cut", "s-", color=PALETTE[1], markersize=4, label="KL of the cut student")
-    axis.set(yscale="log", ylim=(1e-4, 1.5), xlabel="student's width $d_S / d_T$", ylabel="relative to the narrowest")
+    axis.set(yscale="log", ylim=(1e-3, 1.5), xlim=(0, 1.05))
+    axis.set(xlabel="student's width $d_S / d_T$", ylabel="relative to the narrowest")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
