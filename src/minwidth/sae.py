@@ -604,11 +604,11 @@ def measure(p: scales.Sae) -> runs.Record:
     Returns:
         A record with the tables ``layers`` (a row an autoencoder: F, L0, alpha, g, d*, quality, intervals),
         ``floors`` (autoencoder x width: Eq. 2, log capacity, tail of the principal components, KL of the student cut
-        to that width), ``curves`` (training) and ``features`` (strongest tokens of the default autoencoder); the
-        arrays ``importance`` and ``frequency`` (default autoencoder, alive latents, falling importance),
-        ``importance/<layer>/<lam>``, ``eigenvalues/<layer>`` and the default autoencoder itself (``load``);
-        the values ``alive``, ``alpha``, ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``left_out``,
-        ``calibration``.
+        to that width), ``curves`` (training), ``doubling`` (the default after its steps and, if asked for, twice as
+        many) and ``features`` (strongest tokens of the default autoencoder); the arrays ``importance`` and
+        ``frequency`` (default autoencoder, alive latents, by falling importance), ``importance/<layer>/<lam>``,
+        ``eigenvalues/<layer>`` and the default autoencoder itself (``load``); and the values ``alive``, ``alpha``,
+        ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``widths``, ``left_out``, ``calibration``.
     """
     place = "-".join(re.findall(r"[A-Za-z0-9_.]+", p.teacher)[-2:])
     parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
@@ -623,8 +623,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     text, unseen = _text(p, teacher, "train", p.tokens), _text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = residual.calibrate(teacher, text, layers)
-    every = _settings(p, teacher.d)
-    trained = _train(teacher, text, layers, calibration, every, work)
+    trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work)
 
     held_out = residual.activations(teacher, unseen, layers, calibration, "reading held-out documents")
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
@@ -638,7 +637,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
         for layer in layers
     }
 
-    rows, floors, curves, values = [], [], [], {}
+    rows, floors, curves, doubling, values = [], [], [], [], {}
     for run in tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False):
         s, sae = run.settings, run.sae
         names = {
@@ -660,6 +659,11 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
             )
         }
         is_default = s.layer == p.layer and s.lam == p.lam
+        quality = {"fvu": all_sums.error / all_sums.spread, "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
+        if is_default:
+            doubling.append({"steps": s.steps, "alive": found.alive, "l0": found.l0, "d_star": found.d_star} | quality)
+        if s.steps != p.steps:
+            continue
         rows.append(
             names
             | {
@@ -667,8 +671,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
                 "latents": s.latents, "alive": found.alive, "l0": found.l0, "alpha": found.alpha,
                 "alpha_all": 1 - found.l0 / s.latents, "g": float(capacity.g(found.alpha)), "d_star": found.d_star,
                 "d_star_all": float(capacity.critical_width_from_l0(s.latents, found.l0)), **bounds,
-                "d_teacher": teacher.d, "fvu": all_sums.error / all_sums.spread, "kl_spliced": spliced,
-                "kl_ablated": ablated[s.layer], "default": is_default,
+                "d_teacher": teacher.d, **quality, "default": is_default,
             }
         )  # fmt: skip
         floors += _floors(p, names, found, draws, eigenvalues[s.layer], cut)
@@ -685,7 +688,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     values |= {"lam": p.lam, "layer": p.layer, "d_teacher": teacher.d, "widths": p.widths}
     values |= {"topk": p.topk if p.kind == "topk" else None, "left_out": held_out.left_out}
     values["calibration"] = {"limit": calibration.limit[p.layer], "scale": calibration.scale[p.layer]}
-    tables = {"layers": rows, "floors": floors, "curves": curves}
+    tables = {"layers": rows, "floors": floors, "curves": curves, "doubling": doubling}
     return values | {name: pd.DataFrame(table) for name, table in tables.items()}
 
 
@@ -735,8 +738,10 @@ def _settings(p: scales.Sae, d: int) -> list[Settings]:
     if p.kind == "topk":  # lambda plays no part
         pairs = {(layer, p.lam) for layer in [p.layer, *p.layers]}
     topk = p.topk if p.kind == "topk" else None
-    rest = (p.expansion * d, p.steps, p.batch, p.learning_rate, p.seed, topk)
-    return [Settings(layer, lam, *rest) for layer, lam in sorted(pairs)]
+    rest = (p.batch, p.learning_rate, p.seed, topk)
+    every = [Settings(layer, lam, p.expansion * d, p.steps, *rest) for layer, lam in sorted(pairs)]
+    longer = Settings(p.layer, p.lam, p.expansion * d, 2 * p.steps, *rest)
+    return [*every, longer] if p.doubling else every
 
 
 def _train(
@@ -751,15 +756,16 @@ def _train(
     device = teacher.model.device
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     jobs = [Run(s, torch.zeros(teacher.d, device=device)) for s in every]
-    files = [work / f"layer{s.layer}-lam{s.lam:g}.safetensors" for s in every]
+    files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
     for job, file in zip(jobs, files, strict=True):
         if file.exists():
             job.load(file)
-    bar = tqdm(total=len(jobs) * every[0].steps, desc="training autoencoders", unit=" steps", leave=False)
+    bar = tqdm(total=sum(s.steps for s in every), desc="training autoencoders", unit=" steps", leave=False)
     bar.update(sum(job.step for job in jobs))
     a_shard = max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * text.shape[1]))
-    for start, first, until in _visits(len(text), a_shard, text.shape[1], every[0]):
-        if all(job.step >= until for job in jobs):
+    longest = max(every, key=lambda s: s.steps)
+    for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
+        if all(job.step >= min(until, job.settings.steps) for job in jobs):
             continue
         part = residual.activations(teacher, text[start : start + a_shard], layers, calibration).layers
 
@@ -770,10 +776,11 @@ def _train(
                 job.sae.bias_pre.copy_(x.mean(0))
             if job.step == first:
                 job.visit()
-            job.advance(x, until, file, bar.update)
+            job.advance(x, min(until, job.settings.steps), file, bar.update)
 
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(advance, jobs, files))
+            longest_first = sorted(zip(jobs, files, strict=True), key=lambda pair: -pair[0].settings.steps)
+            list(pool.map(advance, *zip(*longest_first, strict=True)))
     bar.close()
     return jobs
 

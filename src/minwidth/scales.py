@@ -107,6 +107,7 @@ class Sae(Parameters):
     percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
+    doubling: bool  # train the default once more, for twice the steps
     widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
     seed: Seed
 
@@ -210,7 +211,7 @@ _TOY = dict(
     seed=0,
 )
 _DISTILL = dict(width=None, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
-_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, seed=0)
+_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
 # fmt: off
@@ -221,7 +222,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "03_sae": _SAE | dict(
             teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.1, 0.3, 1.0, 3.0, 10.0], expansion=16,
             tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=16_384,
-            length=128,
+            length=128, doubling=True,
             widths=[16, 32, 48, 64, 96, 128],
         ),
         "04_distill": _DISTILL | dict(

@@ -1,0 +1,536 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3 · How many features does a teacher hold?
+#
+# **Paper**: section 5 and appendix D, with Tables 1 and 2 and Figures 4, 5 and 15.
+#
+# **For** readers who know what a residual stream is. Notebook 01 derives the capacity $g$ and the critical width $d^*$
+# that are measured here.
+#
+# **You will learn**
+# - how a sparse autoencoder (SAE) turns activations into a count $F$ of features, their sparsity $\alpha$ and their
+#   importances $I_i$;
+# - what decides $d^*$: the model, or a coefficient that somebody chose;
+# - what floor Eq. 2 predicts for every width of a student, before any student is trained, and what simpler rules say;
+# - how to measure any causal language model: `papermill 03_sae.ipynb -p teacher <hub name or folder> -p layer N`.
+#
+# **Time** on two cores: about two minutes at scale `tiny`, ten at `smollm2`. At `pythia-410m` the settings are the
+# paper's own: 300 million tokens, for a GPU and a network.
+
+# %% tags=["parameters"]
+scale = "tiny"  # "tiny", "smollm2" or "pythia-410m": teacher, text and all that is None below
+teacher = None  # another model: a folder, or a hub name with its commit, "owner/name@commit"
+revision = None  # the commit of a hub name, if not given there
+layer = None  # the layer that predicts floors: the stream after that block; 0 is the embedding
+layers = None  # all layers measured
+lam = None  # L1 coefficient, fixed before any student is trained
+lams = None  # the other coefficients that are tried at `layer`
+kind = None  # "l1" (the paper's) or "topk"
+topk = None  # active latents a token, for "topk"
+expansion = None  # latents a dimension
+tokens = None  # of text to train on
+steps = None  # training steps
+batch = None  # tokens a step
+learning_rate = None
+held_out_tokens = None  # for statistics, from other documents
+kl_tokens = None  # of these, for KL in nats
+text = None  # "wheels", or The Pile as a hub name or folder
+percent = None  # share of the documents that is read
+length = None  # tokens a block
+widths = None  # of students to predict
+kappa = None  # of the log-capacity law
+doubling = None  # train the default once more, for twice the steps
+seed = None
+
+# %%
+from minwidth import scales
+
+p = scales.validate("03_sae", globals())
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from minwidth import capacity, exercises, figures, runs, sae
+from minwidth.paths import DATA
+
+own = p.teacher == p.shape.teacher  # else this is a measurement of another model, and no result of the study
+place = p.scale if own else "other"
+table1 = pd.read_csv(DATA / "paper" / "table1_sae.csv")
+table2 = pd.read_csv(DATA / "paper" / "table2_predicted_floors.csv")
+said = pd.read_csv(DATA / "paper" / "text_numbers.csv").set_index("name").value
+
+# %% [markdown]
+# ## 1. The residual stream, cleaned
+#
+# A transformer's blocks read from and write to one vector per token, the **residual stream** $x\in\mathbb R^{d_T}$. A
+# student of width $d_S$ must make do with fewer numbers. How many are needed depends on what the vector holds.
+#
+# Two things come before any counting. In most models a few tokens carry **massive activations**: the first one, some
+# separators and line breaks have norms a hundred times the others', always in the same directions. Left in, they are
+# nearly all of the variance. They go by a fixed rule: position 0, and any token whose norm exceeds ten times the
+# median at any layer measured. The median comes from training text, so the rule is the same for every document.
+#
+# Then inputs are scaled to a mean norm of $\sqrt{d_T}$. The loss below weighs squared error against the sum of
+# activations, so its coefficient means nothing until the scale is fixed. The paper does not state one.
+#
+# ## 2. The autoencoder
+#
+# The SAE explains $x$ by few of many **latents** $z_i\ge0$, each with a direction $w_i$ of unit length:
+#
+# $$z = \mathrm{ReLU}\big(W_\mathrm{enc}(x-b_\mathrm{pre})\big),\quad \hat x = W_\mathrm{dec}\,z+b_\mathrm{pre},\quad
+# \mathcal L=\lVert x-\hat x\rVert^2+\lambda\sum_i z_i .$$
+#
+# The first term asks for a good copy, the second for few active latents, and **$\lambda$ sets the rate of exchange**.
+# Nothing in the data says which $\lambda$ is right; keep that in mind. What is read off afterwards, on documents not
+# trained on:
+#
+# | | | |
+# |---|---|---|
+# | $F$ | latents active on more than $10^{-5}$ of the tokens ("alive") | how many features |
+# | $L_0$ | mean number of active latents per token | how many at once |
+# | $\alpha$ | $1-L_0/F$ | their sparsity |
+# | $I_i$ | $\mathbb E[z_i^2]$ | the importance of feature $i$ |
+# | $d^*$ | $F/g(\alpha)$ | the critical width |
+#
+# One call does all of it: an SAE with the default $\lambda$ at each layer, one for each $\lambda$ at the layer that
+# predicts floors, and the statistics. After the first steps about one latent in a hundred is active, so a step
+# multiplies by the active ones only. That is exact, and several times faster.
+
+# %% tags=["nbval-ignore-output"]
+record = sae.measure(p)
+
+# %%
+measured, floors, curves = record["layers"], record["floors"], record["curves"]
+d_teacher, default_lam = record["d_teacher"], record["lam"]
+by_layer = measured[measured.lam == default_lam].sort_values("layer")
+grid = measured[measured.layer == record["layer"]].sort_values("lam")
+default = measured[measured["default"]].iloc[0]
+left_out = record["left_out"]
+Markdown(
+    f"Measured at width d_T = {d_teacher}, on {default.documents} held-out documents, with {default.latents} latents. "
+    f"Left out were {left_out['position 0']} tokens at position 0 and {left_out['massive']} with massive activations; "
+    f"{default.held_out_tokens} tokens remain."
+)
+
+# %% [markdown]
+# ## 3. Training
+#
+# Figure 4 of the paper: error falls first; then $\lambda$, which rises over the first tenth of the steps, closes one
+# latent after the other. The last drop in the error comes as the learning rate goes to zero.
+
+# %%
+at_default = curves[curves.lam == default_lam]
+figures.save(figures.fig04_sae_training(at_default), "fig04_sae_training", place, record)
+
+# %% [markdown]
+# Layer by layer (the paper's Figure 15), with the number of latents that fire at all within a stretch of training.
+# The dotted line is all of them.
+
+# %%
+figures.save(figures.fig15_sae_layers(at_default, default.latents), "fig15_sae_layers", place, record)
+
+# %%
+deepest, shallowest = by_layer.iloc[-1], by_layer.iloc[0]
+ratio = table1.mean_l0.max() / table1.mean_l0.min()
+Markdown(
+    f"The paper writes of its layer 8 that it is reconstructed a hundred times better and has L0 ≈ "
+    f"{said.sae_l0_layer8:.0f}, as in its Figure 4. Its Table 1 has L0 = {table1.mean_l0[0]} there; no two of its "
+    f"layers differ by more than a factor of {ratio:.2f}. With {said.sae_l0_layer8:.0f} active features, d* would be "
+    f"{capacity.critical_width_from_l0(table1.alive_features[0], said.sae_l0_layer8):.0f}. "
+    + (
+        "Here too the shallowest layer is the easiest to reconstruct."
+        if shallowest.fvu == by_layer.fvu.min() and len(by_layer) > 1
+        else ""
+    )
+)
+
+# %% [markdown]
+# ## 4. Table 1
+#
+# The paper's rows and ours. *Alive* is $F$ as a share of all latents. *Unexplained* is the share of the variance that
+# the reconstruction misses. *KL* is what it costs in nats per token (at $T=2$) if the model continues from the
+# reconstruction; *of mean's* compares that with continuing from the mean of the stream. The paper reports neither.
+
+# %% tags=["nbval-ignore-output"]
+paper_rows = pd.DataFrame(
+    {
+        "model": "Pythia-410M (paper)", "layer": table1.layer, "F": table1.alive_features,
+        "alive": table1.alive_features / said.sae_latents, "L0": table1.mean_l0, "alpha": table1.alpha, "g": table1.g,
+        "d*": table1.critical_width, "d*/d_T": table1.critical_width / said.teacher_width,
+    }
+)  # fmt: skip
+our_rows = pd.DataFrame(
+    {
+        "model": p.teacher if own else "teacher", "layer": by_layer.layer, "F": by_layer.alive,
+        "alive": by_layer.alive / by_layer.latents, "L0": by_layer.l0, "alpha": by_layer.alpha, "g": by_layer.g,
+        "d*": by_layer.d_star, "d*/d_T": by_layer.d_star / d_teacher, "unexplained": by_layer.fvu,
+        "KL": by_layer.kl_spliced, "of mean's": by_layer.kl_spliced / by_layer.kl_ablated,
+    }
+)  # fmt: skip
+digits = {"alive": "{:.2f}", "L0": "{:.1f}", "alpha": "{:.4f}", "g": "{:.1f}", "d*": "{:.0f}", "d*/d_T": "{:.2f}"}
+digits |= {"unexplained": "{:.3f}", "KL": "{:.3f}", "of mean's": "{:.3f}"}
+pd.concat([paper_rows, our_rows]).style.format(digits, na_rep="").hide(axis="index")
+
+# %%
+Markdown(
+    f"At layer {default.layer}: α = {default.alpha:.3f} and d*/d_T = {default.d_star / d_teacher:.2f} "
+    f"(d* between {default.d_star_low:.1f} and {default.d_star_high:.1f}, by drawing documents again). The student "
+    f"as wide as the teacher should {'lack room' if default.d_star > d_teacher else 'have room to spare'}."
+)
+
+# %% [markdown]
+# ### What goes into $d^*$
+#
+# With $\alpha = 1-L_0/F$ the critical width is, identically,
+#
+# $$d^* = F\,(1-\alpha)\ln\frac1{1-\alpha} = L_0\,\ln\frac F{L_0}.$$
+#
+# The number $F$ of features enters only through a logarithm. $L_0$ enters almost proportionally.
+
+# %%
+doubled = capacity.critical_width_from_l0(2 * default.alive, default.l0) / default.d_star
+more_active = capacity.critical_width_from_l0(default.alive, 2 * default.l0) / default.d_star
+over_all = capacity.critical_width_from_l0(said.sae_latents, table1.mean_l0[1])
+alpha_all = 1 - table1.mean_l0[1] / said.sae_latents
+Markdown(
+    f"Twice the features would multiply d* by {doubled:.2f}, twice the activity by {more_active:.2f}. "
+    f"The paper takes α over the alive latents. Over all {said.sae_latents:.0f} latents its layer 12 has "
+    f"α = {alpha_all:.4f}, and {table1.alive_features[1]} / g(α) = "
+    f"{capacity.critical_width(table1.alive_features[1], alpha_all):.0f}: below d_T = {said.teacher_width:.0f}, where "
+    f"the paper has {table1.critical_width[1]}. Whether its teacher is in superposition hangs on that choice."
+)
+
+# %% [markdown]
+# ## 5. Is $d^*$ a property of the model?
+#
+# So everything hangs on $L_0$, and $L_0$ on $\lambda$. The same layer of the same model, the same text, the same
+# number of steps; only $\lambda$ differs:
+
+# %%
+figures.save(figures.sae_sensitivity(grid), "sae_sensitivity", place, record)
+
+# %% tags=["nbval-ignore-output"]
+columns = {"lam": "λ", "alive": "F", "l0": "L0", "alpha": "α", "d_star": "d*", "d_star_low": "low"}
+columns |= {"d_star_high": "high", "fvu": "unexplained", "kl_spliced": "KL"}
+shown = {"L0": "{:.1f}", "α": "{:.4f}", "d*": "{:.0f}", "low": "{:.0f}", "high": "{:.0f}", "λ": "{:g}"}
+shown |= {"unexplained": "{:.3f}", "KL": "{:.3f}"}
+grid[list(columns)].rename(columns=columns).style.format(shown).hide(axis="index")
+
+# %%
+above, below = grid[grid.d_star > d_teacher], grid[grid.d_star <= d_teacher]
+bars = ((grid.d_star_high - grid.d_star_low) / grid.d_star).median()
+crossing = (
+    f"It lies above d_T = {d_teacher} up to λ = {above.lam.max():g} and below from λ = {below.lam.min():g} on"
+    if len(above) and len(below)
+    else f"It lies {'above' if len(above) else 'below'} d_T = {d_teacher} throughout"
+)
+Markdown(
+    f"From λ = {grid.lam.min():g} to {grid.lam.max():g}, d* "
+    f"{'falls steadily' if (np.diff(grid.d_star) < 0).all() else 'does not fall steadily'}, in all by more than a "
+    f"factor of {np.floor(grid.d_star.max() / grid.d_star.min()):.0f}. {crossing}. "
+    f"{'The intervals over documents are far narrower than that' if bars < 0.5 else 'The intervals are wide'}: the "
+    "spread is not noise. **Whether the teacher holds more features than it has room for is here a statement about λ, "
+    "not about the model.**"
+    if len(grid) > 1
+    else "*Only one λ was tried.*"
+)
+
+# %% [markdown]
+# A smaller $\lambda$ also reconstructs better, so one might ask for the $\lambda$ at which the copy is good enough.
+# But no value of the error marks "enough": both curves in the right panel are smooth. The default $\lambda$ was fixed
+# before any student was trained, and notebook 04 keeps to it.
+#
+# Is there at least an end to training? Here is the default autoencoder after the usual number of steps and after twice
+# as many, the schedule stretched.
+
+# %%
+doubling = record["doubling"]
+Markdown(
+    "*Not measured with these parameters; set `doubling` to true.*"
+    if len(doubling) < 2
+    else f"Twice the steps take d* from {doubling.d_star.iloc[0]:.1f} to {doubling.d_star.iloc[1]:.1f}, with the "
+    f"unexplained variance going from {doubling.fvu.iloc[0]:.3f} to {doubling.fvu.iloc[1]:.3f}. "
+    + (
+        "The copy gets no worse and d* smaller: how long one trains is a second knob."
+        if doubling.d_star.iloc[1] < 0.97 * doubling.d_star.iloc[0]
+        else "That is hardly a change: training has converged."
+    )
+)
+
+# %% [markdown]
+# ## 6. Importance, and the floor it predicts
+#
+# Eq. 2 lets a student of width $d_S$ keep the $\lfloor d_S\,g(\alpha)\rfloor$ most important features. The floor is
+# the importance of the rest:
+#
+# $$L^*(d_S)=\sum_{i>\lfloor d_S\,g(\alpha)\rfloor} I_i .$$
+#
+# Eq. 2 as printed multiplies by $\mathbb E[x_i^2]$ as well. With $I_i=\mathbb E[z_i^2]$ that would count it twice, so
+# it is left out, as the paper must have done for its Table 2. Its unit is squared activation, at our scale: all
+# directions together have about $d_T$ of it.
+
+# %%
+tails = {layer: record[f"importance/{layer}/{default_lam:g}"] for layer in by_layer.layer}
+paper5 = pd.DataFrame({"share": table2.width / said.teacher_width, "normalized": table2.normalized})
+at_default = floors[floors.lam == default_lam].assign(d_teacher=d_teacher)
+figures.save(figures.fig05_importance(tails, at_default, paper5), "fig05_importance", place, record)
+
+# %% tags=["nbval-ignore-output"]
+ours = floors[(floors.layer == record["layer"]) & (floors.lam == default_lam)].sort_values("width")
+rows = pd.concat(
+    [
+        pd.DataFrame(
+            {
+                "model": "Pythia-410M (paper)", "d_S": table2.width, "d_S/d_T": table2.width / said.teacher_width,
+                "kept": table2.kept_features, "dropped": table2.dropped_features, "Eq. 2": table2.predicted_floor,
+                "normalized": table2.normalized,
+            }
+        ),
+        pd.DataFrame(
+            {
+                "model": p.teacher if own else "teacher", "d_S": ours.width, "d_S/d_T": ours.width / d_teacher,
+                "kept": ours.kept, "dropped": ours.dropped, "Eq. 2": ours.eq2, "low": ours.eq2_low,
+                "high": ours.eq2_high, "normalized": ours.eq2 / ours.eq2.iloc[0],
+            }
+        ),
+    ]
+)  # fmt: skip
+decimals = ["d_S/d_T", "Eq. 2", "low", "high", "normalized"]
+rows.style.format(dict.fromkeys(decimals, "{:.3g}"), na_rep="").hide(axis="index")
+
+# %%
+narrowest = ours.iloc[0]
+Markdown(
+    f"At d_S = {narrowest.width} Eq. 2 keeps a share {narrowest.kept / default.alive:.3f} of the features and predicts "
+    f"that {narrowest.eq2 / narrowest.total:.3f} of all importance is lost. The paper keeps "
+    f"{table2.kept_features[0] / table1.alive_features[1]:.3f} at an eighth of the width. "
+    + (
+        "From the width on at which all alive features fit, Eq. 2 predicts no loss at all."
+        if (ours.eq2 == 0).any()
+        else "No width is wide enough for all."
+    )
+)
+
+# %% [markdown]
+# ## 7. Four predictions
+#
+# Eq. 2 is one way to turn a teacher into a floor. Others need no SAE or no theory:
+#
+# - **log capacity**: as Eq. 2, but with $1+\kappa\ln\frac1{1-\alpha}$ features a dimension, the law that the toy models
+#   of notebook 02 follow;
+# - **tail of the principal components**: the variance of the stream beyond its first $d_S$ directions;
+# - **the cut student**: rotate the teacher's weights into the principal directions of its stream, keep the first $d_S$,
+#   and read off the KL in nats *without training anything*. What training can reach is below: it is an upper bound on
+#   the floor of such students, and it comes in the unit in which students are judged.
+#
+# The first three are in squared activation, so all are drawn relative to the narrowest student. (In squared activation
+# the cut student's prediction *is* the tail, up to what later layers make of it.)
+
+# %%
+at_layer = floors[floors.layer == record["layer"]].merge(grid[["lam", "default"]], on="lam")
+figures.save(figures.sae_predictions(at_layer, d_teacher), "sae_predictions", place, record)
+
+# %%
+half = at_layer[at_layer.width <= d_teacher / 2].groupby("lam").last()
+share = half.eq2 / at_layer.groupby("lam").eq2.max()
+Markdown(
+    f"At half the teacher's width, the floor relative to the narrowest is "
+    f"{ours[ours.width <= d_teacher / 2].pca_tail.iloc[-1] / ours.pca_tail.iloc[0]:.2f} by the principal components. "
+    f"Eq. 2 says {share.max():.2f} with λ = {share.idxmax():g} and {share.min():.1g} with λ = {share.idxmin():g}. "
+    "Notebook 04 trains the students and compares."
+    if (share > 0).any()
+    else ""
+)
+
+# %% [markdown]
+# ## 8. What the features are
+#
+# Latents of stated ranks by importance, not picked by hand, and the held-out tokens that activate them most, each
+# from another document. The token itself is between bars.
+
+# %% tags=["nbval-ignore-output"]
+features = record["features"]
+context = features.before + " ▏" + features.token + "▕ " + features.after
+examples = features.assign(context=context).groupby("rank", sort=True).context.apply(list)
+for rank, lines in examples.items():
+    frequency = features[features["rank"] == rank].frequency.iloc[0]
+    print(f"feature {rank}, active on {frequency:.1%} of the tokens")
+    print(*(f"    {line}" for line in lines), sep="\n")
+
+# %% [markdown]
+# ## 9. The tool
+#
+# All of this works for any causal language model:
+#
+# ```
+# papermill 03_sae.ipynb -p teacher <folder, or owner/name@commit> -p layer 6
+# papermill 03_sae.ipynb -p scale smollm2
+# ```
+#
+# and ends in the verdict and the table below.
+
+# %%
+quality = default.kl_spliced / default.kl_ablated
+spread = f"{grid.d_star.min():.1f} to {grid.d_star.max():.1f} over λ = {grid.lam.min():g} to {grid.lam.max():g}"
+advice = (
+    "is below the teacher's width: by the paper's rule, students this wide would lose nothing"
+    if default.d_star < d_teacher
+    else "is above the teacher's width: by the paper's rule, every student loses features"
+)
+robust = "The other λ agree." if (grid.d_star < d_teacher).nunique() == 1 else "Other λ say the opposite."
+Markdown(
+    f"**Verdict**, layer {default.layer} of {p.teacher if own else 'this model'}: α = {default.alpha:.3f}, "
+    f"d* = {default.d_star:.1f} at λ = {default.lam:g}. That {advice}. {robust} (d* is {spread}.) "
+    f"The reconstruction misses {default.fvu:.2f} of the variance"
+    + (" and costs little of the model's knowledge." if quality < 0.2 else "; a measurement this poor says little.")
+)
+
+# %% tags=["nbval-ignore-output"]
+predictions = ours[["width", "eq2", "log_capacity", "pca_tail", "kl_cut"]].set_axis(
+    ["width", "Eq. 2", "log capacity", "tail of components", "KL of the cut student (nats)"], axis=1
+)
+predictions.style.format(precision=3).hide(axis="index")
+
+# %%
+if own:
+    runs.save_results(p.scale, "sae_layers", measured, record)
+    runs.save_results(p.scale, "sae_floors", floors, record)
+
+# %% [markdown]
+# ## What holds, and what does not
+
+# %%
+paper_widths = table1.critical_width
+layer_spread = by_layer.d_star.max() / by_layer.d_star.min() - 1
+heavy = record["importance"]
+top = heavy[: max(1, len(heavy) // 100)].sum() / heavy.sum()
+Markdown(
+    f"- **Features are sparse**, α = {default.alpha:.3f}: holds, as far as an SAE can say; it is made sparse.\n"
+    f"- **Importance has a heavy head**: holds. One latent in a hundred carries {top:.3f} of it.\n"
+    f"- **d\\* > d_T, the teacher is in superposition**: "
+    f"{'depends on λ, as shown' if len(above) and len(below) else 'the same at every λ tried'}.\n"
+    f"- **d\\* hardly depends on the layer** (paper: {paper_widths.max() / paper_widths.min() - 1:.0%} from lowest to "
+    f"highest): "
+    + (
+        "one layer was measured.\n"
+        if len(by_layer) == 1
+        else ("does not hold here.\n" if layer_spread > 0.25 else "holds here.\n")
+    )
+    + "- **A practical tool**: the numbers are quick to get. What they say of a student, notebook 04 finds out."
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# Put your answer in place of `None` and run the cell and its check. The solutions are at the end.
+#
+# **1.** An SAE of a stream with $d_T=512$ has $F=4096$ alive latents. Which $L_0$ makes $d^*$ just equal to $d_T$?
+# Give it to 1 %.
+
+# %%
+answer_1 = None
+
+
+# %%
+def check_1(answer):
+    hint = "solve L0 ln(F/L0) = 512 by bisection between 10 and 1000; there, d* grows with L0."
+    return exercises.check(
+        1, answer, lambda a: abs(capacity.critical_width_from_l0(4096, a) / 512 - 1) < 0.01 and a < 1000, hint
+    )
+
+
+check_1(answer_1)
+
+# %% [markdown]
+# **2.** All inputs are multiplied by 3. By which factor must $\lambda$ grow so that the best autoencoder has the same
+# $L_0$? (Decoder columns stay of unit length.)
+
+# %%
+answer_2 = None
+
+
+# %%
+def check_2(answer):
+    return exercises.check(2, answer, lambda a: abs(a - 9 / 3) < 1e-6, "how do the two terms of the loss grow with x?")
+
+
+check_2(answer_2)
+
+# %% [markdown]
+# **3.** A held-out sample has 50,000 tokens. What is the smallest number of activations on it with which a latent is
+# alive, at the paper's threshold of $10^{-5}$? And how many tokens would it take before ten activations are needed?
+
+# %%
+answer_3 = None  # (activations, tokens)
+
+
+# %%
+def check_3(answer):
+    def right(a):
+        return a[0] / 50_000 > sae.ALIVE >= (a[0] - 1) / 50_000 and 9 / a[1] <= sae.ALIVE < 10 / a[1]
+
+    return exercises.check(3, answer, right, "frequency must *exceed* the threshold: 1 in 50,000 is 0.00002.")
+
+
+check_3(answer_3)
+
+# %% [markdown]
+# **4.** Which $\lambda$ would halve the $d^*$ of the smallest $\lambda$ tried? Interpolate between logarithms.
+
+# %%
+answer_4 = None
+
+
+# %%
+def check_4(answer):
+    def right(a):
+        halved = np.interp(np.log(a), np.log(grid.lam), np.log(grid.d_star / grid.d_star.max()))
+        return abs(halved - np.log(0.5)) < 0.03
+
+    hint = (
+        "np.interp wants rising x: take ln λ as a function of -ln d*, at half the largest d*."
+    )
+    return exercises.check(4, answer, right, hint)
+
+
+check_4(answer_4)
+
+# %% [markdown]
+# ## Solutions
+#
+# **1.** About 142: then each feature is active on 3.5 % of the tokens.
+
+# %% tags=["solution"]
+low, high = 10.0, 1000.0
+for _ in range(50):
+    middle = (low + high) / 2
+    low, high = (middle, high) if capacity.critical_width_from_l0(4096, middle) < 512 else (low, middle)
+check_1(low)
+
+# %% [markdown]
+# **2.** The squared error grows by $3^2$, the sum of activations by 3, so $\lambda$ must grow by 3.
+
+# %% tags=["solution"]
+check_2(3)
+
+# %% [markdown]
+# **3.** One activation, a frequency of $2\cdot10^{-5}$, is enough. From 900,000 tokens on, nine activations no longer
+# exceed the threshold. A rare-feature count from a small sample is a count of accidents.
+
+# %% tags=["solution"]
+check_3((1, 900_000))
+
+# %% [markdown]
+# **4.** Where the curve is a straight line, $d^*$ is a power of $\lambda$.
+
+# %% tags=["solution"]
+check_4(np.exp(np.interp(-np.log(grid.d_star.max() / 2), -np.log(grid.d_star), np.log(grid.lam))))
