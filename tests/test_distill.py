@@ -18,6 +18,7 @@ from minwidth import distill, models, residual, runs, scales, training
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
     widths=[16, 32], ladders=["random"], seeds=[0], steps=30, batch=4, length=LENGTH, learning_rate=0.01, warmup=3,
+    rate_exponent=0.0, cut_rate=1.0,
     evaluations=10, held_out_blocks=6,
 )  # fmt: skip
 
@@ -237,6 +238,13 @@ def test_keys_depend_on_what_matters_alone():
     assert len(keys) == 1
     for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
         assert runs.key_of(*distill.key(settings(**change), job)) not in keys
+
+
+def test_learning_rates():
+    p = settings(rate_exponent=0.5, cut_rate=0.25)
+    assert distill.rate(p, distill.Job("random", 8, 0, 30)) == pytest.approx(0.02)
+    assert distill.rate(p, distill.Job("width_alone", 32, 0, 30)) == pytest.approx(0.0025)
+    assert distill.rate(scales.parameters("04_distill", "pythia-410m"), distill.Job("random", 128, 0, 9)) == 3e-4
 
 
 def test_command_line(caplog):

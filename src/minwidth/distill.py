@@ -35,6 +35,12 @@ log = logging.getLogger(__name__)
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
 BASIS_TOKENS = 32_768  # of training text, for the principal directions of the residual stream
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
+LADDER_NAMES = {"random": "Random weights", "width_alone": "Width alone"}
+RIVALS = {
+    "log_width": "ln(d_T / d)",
+    "inverse_width": "d_T / d - 1",
+    "pca_tail": "the tail of the principal directions",
+}
 ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 
 
@@ -226,8 +232,9 @@ def schedule(p: scales.Distill, job: Job) -> training.Schedule:
 
 
 def rate(p: scales.Distill, job: Job) -> float:
-    """Peak learning rate."""
-    return p.learning_rate
+    """Peak learning rate: the paper's constant, or rising with 1 / width, lower for students cut from their teacher."""
+    wider = (p.shape.width / job.width) ** p.rate_exponent
+    return p.learning_rate * wider * (p.cut_rate if job.ladder == "width_alone" else 1)
 
 
 def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
@@ -495,6 +502,86 @@ def _scores(fit: calibration.Fit) -> dict[str, float]:
         low, high = fit.intervals[name]
         scores |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return scores
+
+
+def against(table: pd.DataFrame, predicted: pd.DataFrame, ladder: str) -> pd.DataFrame:
+    """A ladder beside Eq. 2 at the L1 coefficient fixed beforehand: ``width, relative_width, predicted, observed``.
+
+    Losses are means over seeds of the longest runs. Empty where 03 has not run.
+    """
+    students = longest(table[table.ladder == ladder])
+    observed = students.groupby("width", as_index=False).agg(
+        observed=("floor", "mean"), d_teacher=("d_teacher", "first")
+    )
+    eq2 = predicted[predicted.chosen].rename(columns={"value": "predicted"})[["width", "predicted"]]
+    points = observed.merge(eq2, on="width")
+    return points.assign(relative_width=points.width / points.d_teacher).drop(columns="d_teacher")
+
+
+def decomposition(points: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
+    """Table 5 from the fit with B fixed: ``width, observed, geometric`` (C times Eq. 2)``, baseline, sum, share``."""
+    fit = fitted[fitted.fit == "fixed_B"]
+    if fit.empty:
+        return pd.DataFrame(columns=["width", "observed", "geometric", "baseline", "sum", "share"])
+    geometric, baseline = fit.slope.iloc[0] * points.predicted, fit.baseline.iloc[0]
+    table = pd.DataFrame({"width": points.width, "observed": points.observed, "geometric": geometric})
+    return table.assign(baseline=baseline, sum=geometric + baseline, share=geometric / points.observed)
+
+
+def compared(fitted: pd.DataFrame) -> str:
+    """What the affine fits say of Eq. 2 and its rivals, a paragraph a ladder (Markdown)."""
+    said = []
+    for ladder, group in fitted[fitted.fit == "affine"].groupby("ladder"):
+        eq2, rivals = group[group.predictor == "eq2"], group[group.predictor != "eq2"]
+        best = rivals.loc[rivals.loo.idxmax()]
+        head = (
+            f"**{LADDER_NAMES[ladder]}**: the best rival, {RIVALS[best.predictor]}, predicts left-out points with "
+            f"R² = {best.loo:.2f}."
+        )
+        chosen = eq2[eq2.chosen]
+        if chosen.empty:
+            said.append(f"{head} Eq. 2 has no usable prediction here: run 03_sae first.")
+            continue
+        value = chosen.loo.iloc[0]
+        beaten = int((rivals.loo < value).sum())
+        said.append(
+            f"{head} Eq. 2 at the λ fixed beforehand has {value:.2f} and beats {beaten} of {len(rivals)} rivals; over "
+            f"all λ it runs from {eq2.loo.min():.2f} to {eq2.loo.max():.2f}: λ is a free parameter that the paper does "
+            "not count."
+        )
+    return "\n\n".join(said)
+
+
+def about_baseline(table: pd.DataFrame) -> str:
+    """What the students as wide as their teacher say of the baseline B, a sentence a ladder (Markdown)."""
+    said = []
+    for ladder, students in longest(table).groupby("ladder"):
+        control = students[students.width == students.d_teacher]
+        if control.empty:
+            continue
+        level, fall = control.floor.mean(), control.fall_per_doubling.mean()
+        narrowest = students[students.width == students.width.min()].floor.mean()
+        text = f"{level:.2g} nats remain, {level / narrowest:.0%} of the narrowest student's."
+        if level < SAME:
+            text = "nothing remains; B = 0."
+        elif fall > 0:
+            text += f" Twice the steps took {fall:.0%} off it: this B is what training has not done yet."
+        said.append(f"**{LADDER_NAMES[ladder]}**: at full width {text}")
+    return "\n\n".join(said)
+
+
+def top_share(
+    teacher: models.Teacher, text: Text, ks: tuple[int, ...], temperatures: tuple[float, ...]
+) -> pd.DataFrame:
+    """Mean probability of the teacher's ``k`` likeliest tokens (rows) at each temperature (columns)."""
+    with torch.no_grad():
+        blocks = text.ids[: -(-2048 // text.ids.shape[1])].to(teacher.model.device)
+        logits = models.final_hidden(teacher.model, blocks).flatten(0, 1) @ models.unembedding(teacher.model).T
+        found = {}
+        for t in dict.fromkeys(temperatures):
+            largest = torch.softmax(logits / t, -1).topk(min(max(ks), logits.shape[1])).values.mean(0).cumsum(0)
+            found[f"T = {t:g}"] = [float(largest[k - 1]) for k in ks]
+    return pd.DataFrame(found, index=pd.Index(ks, name="k"))
 
 
 def architectures(p: scales.Distill) -> pd.DataFrame:

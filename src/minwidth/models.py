@@ -226,7 +226,8 @@ def parameter_count(model: PreTrainedModel) -> int:
 def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTrainedModel:
     """A student of the paper's ladder: the teacher's architecture at another width, random weights.
 
-    Matrices are drawn from N(0, ``initializer_range``) by a generator of their own, biases are 0 and gains 1.
+    Matrices are drawn from N(0, 2 / (5 width)) by a generator of their own, biases are 0 and gains 1. That is the
+    "small init" that Pythia was trained from (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
 
     Raises:
         ValueError: as ``student_config``.
@@ -237,7 +238,7 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTr
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.ndim == 2:
-                parameter.normal_(0, config.initializer_range, generator=generator)
+                parameter.normal_(0, (2 / (5 * width)) ** 0.5, generator=generator)
     return student.to(teacher_model.device)
 
 

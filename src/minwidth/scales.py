@@ -134,7 +134,9 @@ class Distill(Parameters):
     batch: Positive  # blocks a step
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     percent: Annotated[float, Field(gt=0, le=100)]  # share of the documents that is read
-    learning_rate: Rate
+    learning_rate: Rate  # peak, for a student as wide as its teacher that starts from random weights
+    rate_exponent: Annotated[float, Field(ge=0, le=1)]  # narrower ones get (d_T / d_S) to this power times that
+    cut_rate: Annotated[float, Field(gt=0, le=1)]  # share of it for students cut from the teacher's own weights
     warmup: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     temperature: Annotated[float, Field(gt=0, le=100)]
@@ -227,7 +229,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "04_distill": _DISTILL | dict(
             widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=200, batch=8,
-            length=128, percent=10.0, learning_rate=5e-3, warmup=20, evaluations=40, held_out_blocks=64,
+            length=128, percent=10.0, learning_rate=6e-3, rate_exponent=0.5, cut_rate=0.3, warmup=20, evaluations=20,
+            held_out_blocks=32,
         ),
         "05_probe": _PROBE | dict(
             passages=500, layer=2, widths=[16, 64, 128], tokens=64, splits=3, train_students=True
@@ -245,7 +248,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=100, batch=4, length=128,
-            percent=2.0, learning_rate=3e-4, warmup=10, evaluations=10, held_out_blocks=16,
+            percent=2.0, learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=10, evaluations=10,
+            held_out_blocks=16,
         ),
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
         "06_ledger": {},
@@ -262,7 +266,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
-            length=512, percent=100.0, learning_rate=3e-4, warmup=1000, evaluations=60, held_out_blocks=64,
+            length=512, percent=100.0, learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=1000, evaluations=60,
+            held_out_blocks=64,
         ),
         "05_probe": _PROBE | dict(
             passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5, train_students=False
