@@ -99,6 +99,16 @@ def test_an_error_read_as_an_accuracy_is_told_apart():
     assert read["mean error itself", "0.8", "unnormalised students"] == pytest.approx(100 * (1 - 0.9 / harmonic))
 
 
+def test_a_convention_is_matched_by_all_its_numbers():
+    points = floors.points_of(floors.cells_of(swept(0.3), equal_toys()), [10])
+    tried = floors.conventions(points).set_index(["students' importances", "points"])
+    same = tried.loc[("sum 1", 120)]
+    assert same["r"] == pytest.approx(np.corrcoef(points.eq2, points.floor_mean)[0, 1])
+    error = 1 - (points.eq2 / points.floor_mean)
+    assert same["mean error (%)"] == pytest.approx(100 * error.abs().mean())
+    assert tried.loc[("1/i", 120), "mean error (%)"] > same["mean error (%)"]
+
+
 def test_floors_scale_with_unnormalised_importances_as_the_readings_suppose():
     harmonic = sum(1 / i for i in range(1, 7))
     plain, scaled = (
@@ -130,6 +140,19 @@ def test_the_floor_is_reached_where_the_curve_stays_near_its_end():
     curves = np.array([[5, 1.05, 1.2, 1], [1.05, 1, 1, 1], [9, 9, 9, 1]], dtype=np.float32)
     rows = pd.DataFrame({"n": [1, 1, 1]}, index=[4, 5, 6])
     assert floors.steps_to_floor(rows, curves, steps).to_dict() == {4: 1000, 5: 1, 6: 1000}
+
+
+def test_convergence_compares_the_same_seeds_and_leaves_out_what_need_not_be_lost():
+    rows = pd.DataFrame(
+        {"n": 3, "alpha": 0.9, "width": [1, 1, 2, 3], "seed": [0, 1, 0, 0], "floor": [4.0, 2.0, 1.0, 0.0]}
+    )
+    curves = np.array([[9, 1, 1], [9, 9, 1], [1, 1, 1], [9, 9, 0]], dtype=np.float32)
+    longer = pd.DataFrame({"n": 3, "alpha": 0.9, "width": [1, 1], "seed": [0, 7], "floor": [3.0, 100.0]})
+    table = floors.convergence(rows, curves, np.array([1, 150, 300]), longer).set_index("width")
+    assert list(table.index) == [1, 2]
+    assert (table.median_step[1], table.by_200[1], table.floor[1], table.floor_longer[1]) == (225, 0.5, 4, 3)
+    assert (table.median_step[2], table.by_200[2]) == (1, 1)
+    assert np.isnan(table.floor_longer[2])
 
 
 def test_models_of_a_sweep_are_found_again():

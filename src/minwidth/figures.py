@@ -396,7 +396,7 @@ def fig02_floors(cells) -> Figure:
             axis.plot(part["width"], part["eq2"] / total, "--", color=PALETTE[0], label="Eq. 2, the paper's")
             axis.errorbar(
                 part["width"], part["floor_mean"] / total, part["floor_std"] / total, color="0.15", linestyle="none",
-                marker="o", markersize=3, elinewidth=0.9, label=f"measured: mean ± std of {part['seeds'].min()} seeds",
+                marker="o", markersize=3, elinewidth=0.9, label=f"mean ± std of {part['seeds'].min()} seeds",
             )  # fmt: skip
             critical = part["critical_width"].iloc[0]
             if critical <= part["width"].max():
@@ -417,13 +417,10 @@ def _scatter(axis, points, predictor: str, target: str, low: float, high: float)
     for alpha, style in _alpha_styles(points["alpha"]).items():
         part = points[points["alpha"] == alpha]
         some = part[part[predictor] > low]
-        axis.plot(
-            some[predictor], some[target], linestyle="none", markersize=3, alpha=0.7, label=f"α = {alpha}", **style
-        )
+        dots = {"linestyle": "none", "markersize": 3, "alpha": 0.7, "rasterized": True} | style
+        axis.plot(some[predictor], some[target], label=f"α = {alpha}", **dots)
         none = part[part[predictor] <= low]
-        axis.plot(
-            [low] * len(none), none[target], linestyle="none", markersize=3, alpha=0.7, markerfacecolor="none", **style
-        )
+        axis.plot([low] * len(none), none[target], markerfacecolor="none", **dots)
     axis.set(xscale="log", yscale="log", xlim=(low * 0.8, high), ylim=(low * 0.8, high), aspect="equal")
 
 
@@ -524,6 +521,7 @@ def fig11_accuracy(points) -> Figure:
         )  # fmt: skip
         axis.set(title=f"n = {n}", xlabel="teacher width d_T", ylabel="sparsity α" if axis is axes[0] else "")
         axis.tick_params(length=0, axis="both")
+        axis.set_yticklabels(axis.get_yticklabels(), rotation=0)
     return figure
 
 
@@ -561,7 +559,7 @@ def fig13_collapse(cells, explained: dict[str, float]) -> Figure:
             axis.set_xlim(0, 3)
         axis.set(xlabel=labels[column], title=f"one curve explains {share:.0%}", ylim=(0, 1.05))
     axes[0].set_ylabel("floor / total")
-    axes[0].legend(loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
 
 
@@ -618,7 +616,7 @@ def toy_dimensionality(frame) -> Figure:
             if axis is axes[-1]:
                 axis.annotate(name, (1.02, level), xycoords=("axes fraction", "data"), va="center", color="0.4")
         part = frame[frame["alpha"] == alpha]
-        axis.plot(part["rank"], part["dimensionality"], "o", markersize=2, alpha=0.3, color=PALETTE[0])
+        axis.plot(part["rank"], part["dimensionality"], "o", markersize=2, alpha=0.3, color=PALETTE[0], rasterized=True)
         axis.set(xlabel="feature rank i", title=f"α = {alpha}", ylim=(-0.03, 1.05))
     axes[0].set_ylabel("dimensions a feature has")
     return figure
@@ -642,7 +640,7 @@ def toy_represented(cells, capacities) -> Figure:
             color=style["color"],
         )  # fmt: skip
     axis.axhline(2, color="0.5", linewidth=0.8)
-    axis.annotate("pairs: 2", (0.985, 2), xycoords=("axes fraction", "data"), va="bottom", ha="right", color="0.4")
+    axis.annotate("pairs: 2", (1.01, 2), xycoords=("axes fraction", "data"), va="center", color="0.4")
     axis.set(yscale="log", xlabel="width d_S", ylabel="represented features / d_S", title=f"n = {cells['n'].iloc[0]}")
     axis.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -808,9 +806,9 @@ def probe_layers(layers, words) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def probe_staircase(binned) -> Figure:
-    """How well students read the teacher's features, by rank of importance; a panel a width.
+    """How well the teacher's features can be read from students, by rank of importance; a panel a width.
 
-    ``binned``: model, ladder, width, state, kept, rank, r2, low, high; students of one ladder, and the teacher.
+    ``binned``: model, ladder, width, state, kept, rank, auroc, low, high; students of one ladder, and the teacher.
     """
     students = binned[binned["model"] == "student"]
     widths = sorted(students["width"].unique())
@@ -818,27 +816,27 @@ def probe_staircase(binned) -> Figure:
     figure, axes = panels(columns, -(-len(widths) // columns), height=2.4, sharex=True, sharey=True)
     teacher = binned[binned["model"] == "teacher"]
     for panel, width in zip(axes.flat, widths, strict=False):
-        panel.plot(teacher["rank"], teacher["r2"], color="0.4", linestyle="-", label="the teacher's own state")
+        panel.plot(teacher["rank"], teacher["auroc"], color="0.4", linestyle="-", label="the teacher's own state")
         kept = students[students["width"] == width]["kept"].iloc[0]
         for state, colour, marker in (("trained", PALETTE[0], "o"), ("untrained", PALETTE[1], "v")):
             rows = students[(students["width"] == width) & (students["state"] == state)]
-            reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["r2"].to_numpy())
+            reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["auroc"].to_numpy())
             panel.errorbar(
-                rows["rank"], rows["r2"], yerr=reach, color=colour, marker=marker, markersize=3.5, elinewidth=0.9,
+                rows["rank"], rows["auroc"], yerr=reach, color=colour, marker=marker, markersize=3.5, elinewidth=0.9,
                 label=f"{state} student",
             )  # fmt: skip
         last = teacher["rank"].max()
         inside = kept < last
         panel.axvline(min(kept, last), color=PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the step")
-        panel.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+        panel.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
         where = f"$F_S$ = {kept:,.0f}" if inside else f"$F_S$ = {kept:,.0f}, past the last"
-        panel.set(xscale="log", ylim=(-0.1, 1), title=f"$d_S$ = {width} ({where})")
+        panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width} ({where})")
     for panel in axes.flat[len(widths) :]:
         panel.set_visible(False)
     for panel in axes[-1]:
         panel.set_xlabel("feature, by rank of importance")
     for row in axes:
-        row[0].set_ylabel("held-out $R^2$ of a linear read-out")
+        row[0].set_ylabel("held-out AUROC of a linear read-out")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 

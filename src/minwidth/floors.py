@@ -167,13 +167,17 @@ READINGS = {
 }
 
 
+def _harmonic(points: pd.DataFrame) -> pd.Series:
+    """H_n = 1 + ... + 1/n: what floors are multiplied by if importances are 1/i. Adam ignores the scale of the loss."""
+    return points.n.map(lambda n: float((1 / np.arange(1, n + 1)).sum()))
+
+
 def readings(points: pd.DataFrame) -> pd.DataFrame:
     """What "accuracy" of Eq. 2 is, under each reading: reading, alpha ("all" or a value), points, target, value in %.
 
-    "unnormalised students": floors of students that were trained on I_i = 1/i, which are H_n = 1 + ... + 1/n times as
-    large (Adam's path does not depend on the scale of the loss), against Eq. 2 with importances of sum 1.
+    "unnormalised students": floors of students that were trained on I_i = 1/i, against Eq. 2 with importances of sum 1.
     """
-    harmonic = points.n.map(lambda n: float((1 / np.arange(1, n + 1)).sum()))
+    harmonic = _harmonic(points)
     measured = {  # floors and totals
         "mean seed": (points.floor_mean, points.total),
         "best seed": (points.floor_min, points.total),
@@ -190,6 +194,23 @@ def readings(points: pd.DataFrame) -> pd.DataFrame:
                     value = float(getattr(values, summary)())
                     rows.append((reading, str(alpha), len(some), which, target, value))
     return pd.DataFrame(rows, columns=["reading", "alpha", "points", "which", "target", "value"])
+
+
+def conventions(points: pd.DataFrame) -> pd.DataFrame:
+    """The paper's three numbers (r and mean error of Eq. 2, R^2 of naive) under the conventions that could give them.
+
+    A convention that is the authors' should match all three at once: importances of the students (``sum 1`` or ``1/i``)
+    and which points.
+    """
+    rows = []
+    for importances, factor in (("sum 1", 1.0), ("1/i", _harmonic(points))):
+        for which in ("all", "above zero"):
+            some = subset(points, which)
+            if len(some) > 1:
+                floor = (factor * points.floor_mean)[some.index].to_numpy()
+                refined, naive = _scores(some.eq2.to_numpy(), floor), _scores(some.naive.to_numpy(), floor)
+                rows.append((importances, len(some), refined["pearson"], refined["mape"], naive["r2"]))
+    return pd.DataFrame(rows, columns=["students' importances", "points", "r", "mean error (%)", "R² of naive"])
 
 
 def teacher_points(floors: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +236,21 @@ def steps_to_floor(
     above = curves > (1 + within) * curves[:, -1:]
     last = above.shape[1] - above[:, ::-1].argmax(1)  # one past the last checkpoint that is above
     return pd.Series(steps[np.where(above.any(1), last, 0)], index=floors.index)
+
+
+def convergence(
+    floors: pd.DataFrame, curves: NDArray[np.float32], steps: NDArray[np.int64], longer: pd.DataFrame
+) -> pd.DataFrame:
+    """A row a cell with d < n: how soon its models arrive, and what three times the steps change.
+
+    Columns n, alpha, width, median_step and by_200 (median over seeds of ``steps_to_floor``; share that arrives within
+    200 steps), floor and floor_longer (means over the seeds that both sweeps trained; NaN where none).
+    """
+    inside = floors[floors.width < floors.n]
+    arrival = inside.assign(step=steps_to_floor(floors, curves, steps)[inside.index]).groupby(CELL).step
+    table = pd.DataFrame({"median_step": arrival.median(), "by_200": arrival.agg(lambda step: (step <= 200).mean())})
+    both = inside.merge(longer, on=[*CELL, "seed"], suffixes=("", "_longer"))
+    return table.join(both.groupby(CELL)[["floor", "floor_longer"]].mean()).reset_index()
 
 
 def mean_curves(

@@ -622,7 +622,8 @@ def train_all(
 
     found: dict[tuple, tuple] = {}
     trained = sum(teacher == 0 or width <= teacher for teacher in teachers for width in students)
-    bar = tqdm(total=len(counts) * len(alphas) * len(seeds) * trained, desc="toy models", unit="model", leave=False)
+    total = len(counts) * len(alphas) * len(seeds) * trained
+    bar = tqdm(total=total, desc="toy models", unit="model", leave=False, delay=3)
     with bar, ThreadPoolExecutor(threads or _processors()) as pool:
         for n in counts:
             for alpha in alphas:
