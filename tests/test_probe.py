@@ -391,15 +391,11 @@ def test_probes_of_different_passages_are_not_compared():
 
 
 def test_controls_are_measured_on_the_layer_they_name(labelled, model):
-    class Letters:
-        eos_token_id = 0
-
-        def __call__(self, texts, add_special_tokens):
-            return {"input_ids": [[1 + sum(map(ord, word)) % 49 for word in text.split()] for text in texts]}
-
+    ids = [[1 + sum(map(ord, word)) % 49 for word in text.split()][:20] for text in labelled.text]
     p = scales.parameters("05_probe", "tiny", concepts=["medical", "french"], splits=2, layer=2, tokens=20)
+    states = dict(zip((0, 2, 3), probe.pooled(model, ids, 0, [0, 2, 3]), strict=True))
     controls = ("none", "embedding", "shuffled", "unseen_source")
-    found = probe.probe_model(model, Letters(), labelled, p, [0, 2, 3], controls, "test")
+    found = probe.probe_states(states, labelled, p, controls)
     table = found["accuracy"].set_index(["concept", "control"])
     curve = found["layers"].set_index(["concept", "layer"])
     assert ("french", "unseen_source") not in table.index
@@ -433,35 +429,42 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- single features
 
 
-def test_a_read_out_is_exact_where_features_are_linear_and_zero_where_they_are_noise():
+def test_a_read_out_finds_what_is_linear_and_not_what_is_noise():
     generator = torch.Generator().manual_seed(0)
     stream, unseen = torch.randn(2000, 6, generator=generator), torch.randn(1000, 6, generator=generator)
     weights = torch.randn(6, 2, generator=generator)
     noise = torch.randn(3000, 1, generator=generator)
-    features = torch.cat([stream @ weights + 3, noise[:2000]], 1)
-    asked = torch.cat([unseen @ weights + 3, noise[2000:]], 1)
-    r2 = probe.read_out(stream, features, unseen, asked)
-    assert (r2[:2] > 0.9999).all()
-    assert abs(r2[2]) < 0.02
-    scaled = probe.read_out(stream * 1000 + 5, features, unseen * 1000 + 5, asked)
-    torch.testing.assert_close(scaled, r2, atol=1e-3, rtol=0)
+    active = torch.cat([stream @ weights > 1, noise[:2000] > 1], 1)
+    asked = torch.cat([unseen @ weights > 1, noise[2000:] > 1], 1)
+    areas = probe.read_out(stream, active, unseen, asked)
+    assert (areas[:2] > 0.99).all()
+    assert abs(areas[2] - 0.5) < 0.05
+    scaled = probe.read_out(stream * 1000 + 5, active, unseen * 1000 + 5, asked)
+    torch.testing.assert_close(scaled, areas, atol=1e-3, rtol=0)
 
 
-def test_a_read_out_is_least_squares_judged_on_other_tokens():
+def test_a_read_out_is_least_squares_judged_on_other_tokens(monkeypatch):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(300, 4)), rng.normal(size=(200, 4))
-    z, asked = np.maximum(x[:, :1], 0) + rng.normal(size=(300, 1)), np.maximum(y[:, :1], 0)
-    coefficients, *_ = np.linalg.lstsq(np.c_[np.ones(300), x], z, rcond=None)
-    error = ((asked - np.c_[np.ones(200), y] @ coefficients) ** 2).sum()
-    expected = 1 - error / ((asked - z.mean()) ** 2).sum()
-    found = probe.read_out(*(torch.tensor(a, dtype=torch.float32) for a in (x, z, y, asked)))
-    assert float(found[0]) == pytest.approx(expected, abs=2e-3)
+    active = x[:, 0] + rng.normal(size=300) > 1
+    asked = y[:, 0] + rng.normal(size=200) > 1
+    coefficients, *_ = np.linalg.lstsq(np.c_[np.ones(300), x], active * 1.0, rcond=None)
+    odds = np.c_[np.ones(200), y] @ coefficients
+    inputs = [torch.tensor(a, dtype=torch.float32) for a in (x, y)]
+    flags = [torch.tensor(a)[:, None] for a in (active, asked)]
+    monkeypatch.setattr(probe, "NEGATIVES_EVERY", 1)
+    area = float(probe.read_out(inputs[0], flags[0], inputs[1], flags[1])[0])
+    assert area == pytest.approx(roc_auc_score(asked, odds), abs=2e-3)
+    monkeypatch.setattr(probe, "NEGATIVES_EVERY", 2)
+    some = asked | (np.arange(200) % 2 == 0)
+    area = float(probe.read_out(inputs[0], flags[0], inputs[1], flags[1])[0])
+    assert area == pytest.approx(roc_auc_score(asked[some], odds[some]), abs=2e-3)
 
 
 def staircase_of(student):
-    """A record with a teacher that reads all of 100 features half, and one student of F_S = 40."""
+    """A record with a teacher that tells all of 100 features exactly, and one student of F_S = 40."""
     frame = pd.DataFrame({"model": ["teacher", "student"], "width": [8, 4], "kept": [80.0, 40.0]})
-    return Record("x", {}, {"models": frame, "r2": np.stack([np.full(100, 0.5), student])}, {})
+    return Record("x", {}, {"models": frame, "auroc": np.stack([np.ones(100), 0.5 + student])}, {})
 
 
 def test_a_step_at_its_place_is_told_from_a_slope():
@@ -486,6 +489,6 @@ def test_bins_of_rank_hold_every_feature_once():
     binned = probe.by_rank(staircase_of(values), bins=7)
     student = binned[binned.model == "student"]
     assert student["rank"].is_monotonic_increasing
-    assert (student.low <= student.r2).all() and (student.r2 <= student.high).all()
+    assert (student.low <= student.auroc).all() and (student.auroc <= student.high).all()
     assert student["features"].sum() == 100
-    assert np.average(student.r2, weights=student["features"]) == pytest.approx(values.mean())
+    assert np.average(student.auroc, weights=student["features"]) == pytest.approx(0.5 + values.mean())

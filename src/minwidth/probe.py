@@ -5,16 +5,18 @@ chosen on the training side alone; intervals resample documents. Controls: the w
 the same model untrained, labels dealt at random, and sources of text that the probe was not trained on.
 """
 
-import logging
+import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import issparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -25,19 +27,18 @@ from tqdm.auto import tqdm
 
 from minwidth import capacity, concepts, distill, models, residual, runs, sae, scales
 
-log = logging.getLogger(__name__)
-
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
 WORD_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)  # the same on a bag of words
 FOLDS = 5  # four train, one tests: 80/20
 INNER = 3  # folds of the training side that choose the penalty
-RESAMPLES = 1000  # of documents, for 95 % intervals
+RESAMPLES = 500  # of documents, for 95 % intervals
 FORWARD_TOKENS = 8192  # of one forward pass
 WORDS = 5000  # most frequent words that the bag of words counts
 DEPTHS = 9  # of the teacher's layer curve, at most
 READ_OUT_TOKENS = 40_000  # that a read-out of single features is fitted on; half as many judge it
-READ_OUT_ACTIVE = 20  # held-out tokens on which a feature must be active to be judged
+READ_OUT_ACTIVE = 20  # tokens of either split on which a feature must be active to be judged
 RIDGE = 1e-3  # of a read-out, on standardised streams
+NEGATIVES_EVERY = 4  # of the held-out tokens, one in so many is what active ones are compared with
 
 
 # -------------------------------------------------------------------------------------------------- what a probe sees
@@ -157,20 +158,19 @@ def scores(features, labels: np.ndarray, parts: Sequence[Split]) -> pd.DataFrame
     """
     penalties = WORD_PENALTIES if issparse(features) else PENALTIES
     tables = []
-    with threadpool_limits(1):  # small matrices: a second thread costs more than it gives
-        for number, split in enumerate(parts):
-            loss = np.zeros(len(penalties))
-            for train, test in split.inner:
-                for place, odds in enumerate(_log_odds(features, labels, train, test, penalties)):
-                    loss[place] += np.logaddexp(0, np.where(labels[test] == 1, -odds, odds)).mean()
-            (odds,) = _log_odds(features, labels, split.train, split.test, [penalties[int(loss.argmin())]])
-            tables.append(pd.DataFrame({"split": number, "row": split.test, "score": odds}))
+    for number, split in enumerate(parts):
+        loss = np.zeros(len(penalties))
+        for train, test in split.inner:
+            for place, odds in enumerate(_log_odds(features, labels, train, test, penalties)):
+                loss[place] += np.logaddexp(0, np.where(labels[test] == 1, -odds, odds)).mean()
+        (odds,) = _log_odds(features, labels, split.train, split.test, [penalties[int(loss.argmin())]])
+        tables.append(pd.DataFrame({"split": number, "row": split.test, "score": odds}))
     return pd.concat(tables, ignore_index=True)
 
 
 def _log_odds(features, labels, train, test, penalties) -> list[np.ndarray]:
     seen, asked = features[train], features[test]
-    probe = LogisticRegression(max_iter=1000)
+    probe = LogisticRegression(max_iter=1000, warm_start=True)  # from the stronger penalty to the weaker
     if issparse(features):
         probe.set_params(solver="liblinear", random_state=0)  # much faster on words
     else:
@@ -278,35 +278,53 @@ def students(p: scales.Probe) -> tuple[list[Subject], list[Subject]]:
     return there, [s for s in wanted if s not in there]
 
 
+class Inputs(NamedTuple):
+    """What every model of a survey shares."""
+
+    teacher: models.Teacher
+    passages: pd.DataFrame
+    ids: list[list[int]]  # what of each passage is read
+
+
 def survey(p: scales.Probe) -> runs.Record:
     """Probe the teacher and its students for every concept, with all controls; each model once, then found.
+
+    Small models are probed side by side, one thread each.
 
     Returns:
         A record with ``accuracy`` (one row a concept, model and control) and ``layers`` (the teacher at every depth);
         its parameter ``missing`` names the students that were not trained.
     """
-    text = concepts.labelled(p.passages, p.seed)
+    d = scales.parameters("04_distill", p.scale)
     found, missing = students(p)
     teacher = Subject("", p.shape.width, 0, 0)
-    untrained_teacher = Subject("random", p.shape.width, scales.parameters("04_distill", p.scale).seeds[0], 0)
-    untrained = {teacher: untrained_teacher} | {s: s._replace(steps=0) for s in found}
-    loaded: list[models.Teacher] = []  # by the first record that is not found
+    untrained = {teacher: Subject("random", p.shape.width, d.seeds[0], 0)}
+    untrained |= {subject: subject._replace(steps=0) for subject in found}
+    text = concepts.labelled(p.passages, p.seed)
+    passages = text["passages"]
+    passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
+    lock, inputs = threading.Lock(), []
 
-    def load() -> models.Teacher:
-        if not loaded:
-            loaded.append(models.load_teacher(p.shape.teacher, device=distill.device()))
-        return loaded[0]
+    def load() -> Inputs:
+        with lock:
+            if not inputs:  # only if a record has to be computed
+                loaded = models.load_teacher(p.shape.teacher, device=distill.device())
+                inputs.append(Inputs(loaded, passages, tokenized(loaded.tokenizer, passages.text, p.tokens)))
+            return inputs[0]
 
-    records = {
-        subject: _measured(p, subject, text, load)
-        for subject in tqdm([*dict.fromkeys([*untrained, *untrained.values()])], desc="models", leave=False)
-    }
-    words = _words(p, text, load)
+    every = list(dict.fromkeys([*untrained, *untrained.values()]))
+    workers = (os.cpu_count() or 1) if p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu" else 1
+    # small matrices: a second thread for each costs more than it gives
+    with distill.threads(d), threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(_words, p, text, load)]
+        waiting += [pool.submit(_measured, p, subject, text, load) for subject in every]
+        words, *records = [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
+    records = dict(zip(every, records, strict=True))
     parts = {subject.label: record.key for subject, record in records.items()} | {"words": words.key}
     return runs.find_or_compute(
         f"probe/{p.scale}/survey",
         {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed},
-        lambda: _assemble(p, text["passages"], records, untrained, words),
+        lambda: _assemble(p, passages, records, untrained, words),
     )
 
 
@@ -331,40 +349,44 @@ def _settings(p: scales.Probe, text: runs.Record) -> dict[str, Any]:
     }
 
 
-def _measured(p: scales.Probe, subject: Subject, text: runs.Record, load) -> runs.Record:
-    """The record of one model's probes; ``load`` gives the teacher."""
+def _measured(p: scales.Probe, subject: Subject, text: runs.Record, load: Callable[[], Inputs]) -> runs.Record:
+    """The record of one model's probes."""
     d = scales.parameters("04_distill", p.scale)
-    trained = subject.ladder and subject.steps
     identity: dict[str, Any] = subject._asdict()
-    if trained:  # what it was trained on and how
+    layers, controls = [0, p.layer], ("none", "embedding", "shuffled", "unseen_source")
+    if not subject.ladder:  # the curve
+        depths = np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist()
+        layers = sorted({0, p.layer, *depths})
+    elif subject.steps:  # what it was trained on and how
         identity["run"] = distill.student(d, distill.Job(*subject)).key
+    else:
+        layers, controls = [p.layer], ("none",)
 
     def compute():
-        teacher = load()
-        model = _model(d, subject, teacher)
-        layers = {0, p.layer}
-        if not subject.ladder:  # the curve
-            layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
-        controls = ("none",) if subject.ladder and not trained else ("none", "embedding", "shuffled", "unseen_source")
-        return probe_model(model, teacher.tokenizer, text["passages"], p, sorted(layers), controls, subject.label)
+        shared = load()
+        model = _model(d, subject, shared.teacher)
+        start = shared.teacher.tokenizer.eos_token_id
+        states = pooled(model, shared.ids, start, layers, f"reading by {subject.label}")
+        return probe_states(dict(zip(layers, states, strict=True)), shared.passages, p, controls)
 
-    with distill.threads(d):
-        return runs.find_or_compute(f"probe/{p.scale}/{subject.label}", _settings(p, text) | identity, compute)
+    return runs.find_or_compute(f"probe/{p.scale}/{subject.label}", _settings(p, text) | identity, compute)
 
 
-def probe_model(model, tokenizer, passages: pd.DataFrame, p: scales.Probe, layers, controls, label: str) -> dict:
-    """One model's ``accuracy`` by concept and control, its ``layers``, and the ``scores`` of its probes at p.layer."""
+def probe_states(
+    states: dict[int, Float[np.ndarray, "passages d"]], passages: pd.DataFrame, p: scales.Probe, controls: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """A model's probes from its pooled states by layer: ``accuracy`` by concept and control, ``layers``, ``scores``.
+
+    ``accuracy`` is that of layer ``p.layer`` but for the control ``embedding``, which is layer 0; ``scores`` are those
+    of the control ``none``.
+    """
     rows, curve, kept = [], [], []
-    used = passages[passages.concept.isin(p.concepts)]
-    ids = tokenized(tokenizer, used.text, p.tokens)
-    states = pooled(model, ids, tokenizer.eos_token_id, layers, label)
-    at = {layer: states[number] for number, layer in enumerate(layers)}
-    for name in tqdm(p.concepts, desc=f"concepts, {label}", leave=False):
-        chosen = (used.concept == name).to_numpy()
-        table = used[chosen].reset_index(drop=True)
+    for name in p.concepts:
+        chosen = (passages.concept == name).to_numpy()
+        table = passages[chosen].reset_index(drop=True)
         parts, labels, groups = _main_splits(table, p)
-        for layer in layers:
-            found = scores(at[layer][chosen], labels, parts)
+        for layer, features in states.items():
+            found = scores(features[chosen], labels, parts)
             result = _row(name, found, labels, groups, p)
             curve.append(result | {"layer": layer})
             if layer == p.layer:
@@ -372,16 +394,16 @@ def probe_model(model, tokenizer, passages: pd.DataFrame, p: scales.Probe, layer
                 kept.append(found.assign(concept=name))
             if layer == 0 and "embedding" in controls:
                 rows.append(result | {"control": "embedding"})
-        here = at[p.layer][chosen]
+        here = states[p.layer][chosen]
         if "shuffled" in controls:
             dealt = labels.copy()
             main = np.flatnonzero(table.set == "main")
             dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
-            parts_dealt = splits_of_main(table, dealt, p)
-            rows.append(_row(name, scores(here, dealt, parts_dealt), dealt, groups, p) | {"control": "shuffled"})
+            found = scores(here, dealt, splits_of_main(table, dealt, p))
+            rows.append(_row(name, found, dealt, groups, p) | {"control": "shuffled"})
         if "unseen_source" in controls and concepts.CONCEPTS[name].unseen:
-            parts = unseen_sources(table, p.seed)
-            rows.append(_row(name, scores(here, labels, parts), labels, groups, p) | {"control": "unseen_source"})
+            found = scores(here, labels, unseen_sources(table, p.seed))
+            rows.append(_row(name, found, labels, groups, p) | {"control": "unseen_source"})
     return {"accuracy": pd.DataFrame(rows), "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
 
 
@@ -402,16 +424,16 @@ def _row(name: str, found: pd.DataFrame, labels, groups, p: scales.Probe) -> dic
     return {"concept": name} | summary(found, labels, groups, p.seed) | tested
 
 
-def _words(p: scales.Probe, text: runs.Record, load) -> runs.Record:
+def _words(p: scales.Probe, text: runs.Record, load: Callable[[], Inputs]) -> runs.Record:
     """The bag-of-words control: what the words alone give, of exactly the text that the models read."""
 
     def compute():
+        shared = load()
+        read = np.array(shared.teacher.tokenizer.batch_decode(shared.ids), dtype=object)
         rows = []
-        tokenizer = load().tokenizer
-        for name in tqdm(p.concepts, desc="concepts, bag of words", leave=False):
-            passages = text["passages"]
-            table = passages[passages.concept == name].reset_index(drop=True)
-            bag = bag_of_words(tokenizer.batch_decode(tokenized(tokenizer, table.text, p.tokens)))
+        for name in p.concepts:
+            chosen = (shared.passages.concept == name).to_numpy()
+            table, bag = shared.passages[chosen].reset_index(drop=True), bag_of_words(read[chosen])
             parts, labels, groups = _main_splits(table, p)
             rows.append(_row(name, scores(bag, labels, parts), labels, groups, p) | {"control": "bag_of_words"})
             if concepts.CONCEPTS[name].unseen:
@@ -458,12 +480,12 @@ def staircase(p: scales.Probe) -> runs.Record:
     """How well each feature of the teacher's autoencoder can be read, linearly, from each student's hidden state.
 
     Section 3 of the paper has a student keep the F_S = d_S g(alpha) most important features and lose the others: then
-    the quality of the read-out, by rank of importance, is a step at F_S. The read-out is a least-squares map from the
-    student's stream to the activations of all features on the same training tokens, judged on held-out documents.
+    the quality of the read-out, by rank of importance, is a step at F_S. The read-out is fitted on training tokens and
+    judged on held-out documents.
 
     Returns:
         A record with ``features`` (rank, importance, frequency), ``models`` (a row a model: model, ladder, width,
-        state, kept = F_S) and the array ``r2`` [models, features] on held-out tokens; ``alpha``.
+        state, kept = F_S) and the array ``auroc`` [models, features] of ``read_out``; ``alpha`` and ``alive``.
     """
     s = scales.parameters("03_sae", p.scale)
     found = sae.measure(s)
@@ -481,17 +503,20 @@ def staircase(p: scales.Probe) -> runs.Record:
         for split, count in tokens.items():
             blocks = residual.token_blocks(loaded, split, s.length, s.percent)[: -(-count // s.length)]
             kept = residual.activations(loaded, blocks, [s.layer], rule)
-            texts[split] = blocks, kept.place, autoencoder.encode(kept.layers[s.layer])
+            z = autoencoder.encode(kept.layers[s.layer])
+            texts[split] = blocks, kept.place, z > 0
+            if split == "train":
+                importance = z.square().mean(0)
         seen, unseen = (texts[split][2] for split in tokens)
-        importance, frequency = seen.square().mean(0), (seen > 0).float().mean(0)
-        judged = (frequency > sae.ALIVE) & ((unseen > 0).sum(0) >= READ_OUT_ACTIVE)
+        frequency = seen.float().mean(0)
+        judged = torch.minimum(seen.sum(0), unseen.sum(0)) >= READ_OUT_ACTIVE
         order = torch.argsort(importance, descending=True)
         order = order[judged[order]]
-        rows, r2 = [], []
+        rows, areas = [], []
         for subject in tqdm(subjects, desc="reading features", leave=False):
             model = _model(d, subject, loaded)
             streams = {split: _stream(model, *texts[split][:2], s.layer) for split in tokens}
-            r2.append(read_out(streams["train"], seen[:, order], streams["held_out"], unseen[:, order]).numpy())
+            areas.append(read_out(streams["train"], seen[:, order], streams["held_out"], unseen[:, order]).numpy())
             rows.append(
                 {
                     "model": "student" if subject.ladder else "teacher",
@@ -506,7 +531,7 @@ def staircase(p: scales.Probe) -> runs.Record:
         return {
             "features": pd.DataFrame(features),
             "models": pd.DataFrame(rows),
-            "r2": np.stack(r2),
+            "auroc": np.stack(areas),
             "alpha": found["alpha"],
             "alive": found["alive"],
         }
@@ -519,21 +544,32 @@ def staircase(p: scales.Probe) -> runs.Record:
 
 def read_out(
     stream: Float[torch.Tensor, "tokens d"],
-    features: Float[torch.Tensor, "tokens F"],
+    active: Bool[torch.Tensor, "tokens F"],
     unseen_stream: Float[torch.Tensor, "unseen d"],
-    unseen_features: Float[torch.Tensor, "unseen F"],
+    unseen_active: Bool[torch.Tensor, "unseen F"],
 ) -> Float[torch.Tensor, "F"]:
-    """Held-out R^2 of the least-squares read-out of each feature from a stream, with a whiff of ridge.
+    """How well a linear map of a stream tells the tokens on which each feature is active: AUROC on held-out tokens.
 
-    1 is exact, 0 no better than the feature's mean on the training tokens; below 0 is worse than that.
+    The map is least squares on the training tokens, with a whiff of ridge: Fisher's discriminant for every feature at
+    once. 0.5 is chance, 1 is exact. Each active token is compared with every ``NEGATIVES_EVERY``-th inactive one.
     """
     mean, deviation = stream.mean(0), stream.std(0).clamp_min(1e-6)
     x, y = (stream - mean) / deviation, (unseen_stream - mean) / deviation
-    level = features.mean(0)
     gram = (x.T @ x / len(x)).double() + RIDGE * torch.eye(x.shape[1]).double()
-    weights = torch.linalg.solve(gram, (x.T @ (features - level) / len(x)).double()).float()
-    error = (unseen_features - level - y @ weights).square().sum(0)
-    return 1 - error / (unseen_features - level).square().sum(0)
+    centred = active.float() - active.float().mean(0)
+    odds = y @ torch.linalg.solve(gram, (x.T @ centred / len(x)).double()).float()
+    others = (
+        odds[::NEGATIVES_EVERY].masked_fill(unseen_active[::NEGATIVES_EVERY], torch.inf).T.contiguous().sort().values
+    )
+    count = (~unseen_active[::NEGATIVES_EVERY]).sum(0)
+    areas = torch.zeros(active.shape[1])
+    for feature in range(len(areas)):
+        positives = odds[unseen_active[:, feature], feature]
+        below = torch.searchsorted(others[feature], positives) + torch.searchsorted(
+            others[feature], positives, right=True
+        )
+        areas[feature] = below.float().mean() / 2 / count[feature]
+    return areas
 
 
 @torch.no_grad()
@@ -546,42 +582,42 @@ def _stream(model: nn.Module, blocks: np.ndarray, place: torch.Tensor, layer: in
 
 
 def by_rank(record: runs.Record, bins: int = 14) -> pd.DataFrame:
-    """The staircase in bins of rank, evenly spaced in its logarithm: mean R^2 of each model's features, with intervals.
+    """The staircase in bins of rank, evenly spaced in its logarithm: mean AUROC of each model's features.
 
     Returns:
-        One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``r2``, ``low`` and ``high``
+        One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``auroc``, ``low`` and ``high``
         (95 %, features resampled).
     """
-    total = record["r2"].shape[1]
+    total = record["auroc"].shape[1]
     edges = np.unique(np.round(np.geomspace(1, total + 1, bins + 1)).astype(int)) - 1
     rng = np.random.default_rng(0)
     rows = []
-    for model, r2 in zip(record["models"].to_dict("records"), record["r2"], strict=True):
+    for model, areas in zip(record["models"].to_dict("records"), record["auroc"], strict=True):
         for first, last in pairwise(edges):
-            part = r2[first:last]
+            part = areas[first:last]
             draws = rng.choice(part, (RESAMPLES, len(part))).mean(1)
             low, high = np.quantile(draws, [0.025, 0.975])
             middle = float(np.sqrt((first + 1) * last))
-            rows.append(model | {"rank": middle, "features": len(part), "r2": part.mean(), "low": low, "high": high})
+            rows.append(model | {"rank": middle, "features": len(part), "auroc": part.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
 def step_sizes(record: runs.Record) -> pd.DataFrame:
     """Is there a step at F_S? What each student reads of the features on either side of it, and far from it.
 
-    Every share is the student's summed R^2 over the teacher's own: for the features ranked from F_S / 2 to F_S
-    (``before``), from F_S to 2 F_S (``after``), and for the first and last tenth of all. The law says 1 before and 0
-    after. Where F_S exceeds the number of features there is no such pair, and both are NaN.
+    Every share is the student's AUROC above chance over that of the teacher's own state: for the features ranked from
+    F_S / 2 to F_S (``before``), from F_S to 2 F_S (``after``), and for the first and last tenth of all. The law says 1
+    before and 0 after. Where F_S exceeds the number of features there is no such pair, and both are NaN.
     """
-    total = record["r2"].shape[1]
-    teacher = record["r2"][(record["models"]["model"] == "teacher").to_numpy()][0]
+    total = record["auroc"].shape[1]
+    teacher = record["auroc"][(record["models"]["model"] == "teacher").to_numpy()][0]
     rows = []
-    for model, r2 in zip(record["models"].to_dict("records"), record["r2"], strict=True):
+    for model, areas in zip(record["models"].to_dict("records"), record["auroc"], strict=True):
         kept = round(model["kept"])
         parts = {"first": (0, total // 10), "last": (total - total // 10, total)}
         if kept < total:
             parts |= {"before": (kept // 2, kept), "after": (kept, min(2 * kept, total))}
-        shares = {name: float(r2[a:b].sum() / teacher[a:b].sum()) for name, (a, b) in parts.items()}
+        shares = {name: float((areas[a:b] - 0.5).sum() / (teacher[a:b] - 0.5).sum()) for name, (a, b) in parts.items()}
         rows.append(model | {"before": np.nan, "after": np.nan} | shares)
     frame = pd.DataFrame(rows)
     return frame[frame["model"] == "student"].reset_index(drop=True)
