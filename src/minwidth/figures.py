@@ -417,11 +417,12 @@ def _scatter(axis, points, predictor: str, target: str, low: float, high: float)
     for alpha, style in _alpha_styles(points["alpha"]).items():
         part = points[points["alpha"] == alpha]
         some = part[part[predictor] > low]
-        dots = {"linestyle": "none", "markersize": 3, "alpha": 0.7, "rasterized": True} | style
+        dots = {"linestyle": "none", "markersize": 3, "alpha": 0.7} | style
         axis.plot(some[predictor], some[target], label=f"α = {alpha}", **dots)
         none = part[part[predictor] <= low]
         axis.plot([low] * len(none), none[target], markerfacecolor="none", **dots)
     axis.set(xscale="log", yscale="log", xlim=(low * 0.8, high), ylim=(low * 0.8, high), aspect="equal")
+    axis.minorticks_off()
 
 
 @matplotlib.rc_context(STYLE)
