@@ -647,8 +647,13 @@ def train_all(
                         found[n, alpha, teacher, width, seed] = row, curve, np.vstack([*model.weight, model.bias])
                         bar.update()
 
-                for job in [pool.submit(learn, teacher, seed) for teacher in teachers for seed in seeds]:
-                    job.result()
+                jobs = [pool.submit(learn, teacher, seed) for teacher in teachers for seed in seeds]
+                try:
+                    for job in jobs:
+                        job.result()
+                finally:  # an interrupt need not wait for those that have not begun
+                    for job in jobs:
+                        job.cancel()
     order = sorted(found)
     columns = ["n", "alpha", "teacher_width", "width", "target", "seed", "floor", "standard_error", "loss_against_x"]
     floors = pd.DataFrame([found[k][0] for k in order], columns=[*columns, "loss_against_teacher", "represented"])
@@ -697,7 +702,8 @@ def _checked(counts, alphas, widths, teachers, seeds, steps, target, importance,
             raise ValueError(f"{name} = {values} is not a list of whole numbers of at least {int(least)}")
     if not all(0 < alpha < 1 for alpha in alphas) or not alphas:
         raise ValueError(f"sparsities = {alphas} leave (0, 1): give shares of zeros strictly between 0 and 1")
-    if widest := max([*widths, *teachers]) > min(counts) and max([*widths, *teachers]):
+    widest = max([*widths, *teachers])
+    if widest > min(counts):
         raise ValueError(f"width = {widest} is wider than features = {min(counts)}: give widths of at most n")
     if not (isinstance(batch, int) and batch % TILE == 0 and 0 < batch <= POOL_ROWS):
         raise ValueError(f"batch = {batch} is not a multiple of {TILE} up to {POOL_ROWS}: {TILE} is the default")
