@@ -140,7 +140,7 @@ def test_heads_divide_the_width_into_even_sizes_of_at_least_16(width, teacher_he
         assert width // heads >= 16
         assert width % (2 * heads) == 0
         assert scales.heads(width, teacher_heads, shared_keys=True) == heads
-    elif 16 <= width:
+    elif width >= 16:
         with pytest.raises(ValueError, match="does not divide") as error:
             scales.check_width(width, 2000, teacher_heads)
         near = map(int, re.findall(r"\d+", str(error.value).partition("that work are")[2]))
