@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 ALIVE = 1e-5  # a latent is alive if it is active on more than this share of the tokens
 TEMPERATURE = 2.0  # of KL in nats, as students are distilled
 DRAWS = 200  # of the bootstrap over documents
-DENSE = 0.05  # share of active latents above which matrix products are faster
+DENSE = 0.1  # share of active latents above which matrix products are faster
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 WARMUP = 0.1  # share of the steps in which lambda rises from 0
@@ -164,13 +164,26 @@ def sparse_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers
 
 @numba.njit(**_KERNEL)
 def _list_active(pre, rows, latent, z):
-    """Positive entries row by row; -1 if they don't fit. Written without a branch: each entry, the next over it."""
+    """Positive entries row by row; -1 if they don't fit. Eight without any are passed over at once.
+
+    Within eight there is no branch: each entry is written, and the next over it unless it was positive.
+    """
     count, room = 0, len(z) - pre.shape[1]
     rows[0] = 0
     for t in range(pre.shape[0]):
-        for i in range(pre.shape[1]):
-            latent[count], z[count] = i, pre[t, i]
-            count += pre[t, i] > 0
+        row = pre[t]
+        whole = len(row) // 8 * 8
+        for start in range(0, whole, 8):
+            largest = np.float32(0.0)
+            for i in range(8):
+                largest = row[start + i] if row[start + i] > largest else largest
+            if largest > 0:
+                for i in range(start, start + 8):
+                    latent[count], z[count] = i, row[i]
+                    count += row[i] > 0
+        for i in range(whole, len(row)):
+            latent[count], z[count] = i, row[i]
+            count += row[i] > 0
         if count > room:
             return -1
         rows[t + 1] = count
@@ -638,7 +651,11 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     }
 
     rows, floors, curves, doubling, values = [], [], [], [], {}
-    for run in tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False):
+    every_sums = _side_by_side(
+        lambda run: sums(run.sae, held_out.layers[run.settings.layer], held_out.document), trained, teacher
+    )
+    bar = tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False)
+    for run, all_sums in zip(bar, every_sums, strict=True):
         s, sae = run.settings, run.sae
         names = {
             "layer": s.layer,
@@ -647,8 +664,6 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
             "tokens": p.tokens,
             "seed": s.seed,
         }
-        x = held_out.layers[s.layer]
-        all_sums = sums(sae, x, held_out.document)
         found, draws = statistics(all_sums), bootstrap(all_sums, DRAWS, s.seed)
         spliced = spliced_divergence(reference, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x)))
         bounds = {
@@ -667,10 +682,10 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
         rows.append(
             names
             | {
-                "kind": p.kind, "steps": s.steps, "held_out_tokens": len(x), "documents": len(all_sums.tokens),
-                "latents": s.latents, "alive": found.alive, "l0": found.l0, "alpha": found.alpha,
-                "alpha_all": 1 - found.l0 / s.latents, "g": float(capacity.g(found.alpha)), "d_star": found.d_star,
-                "d_star_all": float(capacity.critical_width_from_l0(s.latents, found.l0)), **bounds,
+                "kind": p.kind, "steps": s.steps, "held_out_tokens": len(held_out.place),
+                "documents": len(all_sums.tokens), "latents": s.latents, "alive": found.alive, "l0": found.l0,
+                "alpha": found.alpha, "alpha_all": 1 - found.l0 / s.latents, "g": float(capacity.g(found.alpha)),
+                "d_star": found.d_star, "d_star_all": float(capacity.critical_width_from_l0(s.latents, found.l0)), **bounds,
                 "d_teacher": teacher.d, **quality, "default": is_default,
             }
         )  # fmt: skip
@@ -753,9 +768,7 @@ def _train(
     work: Path,
 ) -> list[Run]:
     """Train all autoencoders side by side, a core each, on one shard of the text after the other."""
-    device = teacher.model.device
-    workers = torch.get_num_threads() if device.type == "cpu" else 1
-    jobs = [Run(s, torch.zeros(teacher.d, device=device)) for s in every]
+    jobs = [Run(s, torch.zeros(teacher.d, device=teacher.model.device)) for s in every]
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
     for job, file in zip(jobs, files, strict=True):
         if file.exists():
@@ -769,8 +782,8 @@ def _train(
             continue
         part = residual.activations(teacher, text[start : start + a_shard], layers, calibration).layers
 
-        def advance(job: Run, file: Path, part=part, first=first, until=until) -> None:
-            torch.set_num_threads(1)  # of this thread
+        def advance(pair: tuple[Run, Path], part=part, first=first, until=until) -> None:
+            job, file = pair
             x = part[job.settings.layer]
             if job.step == 0:
                 job.sae.bias_pre.copy_(x.mean(0))
@@ -778,11 +791,21 @@ def _train(
                 job.visit()
             job.advance(x, min(until, job.settings.steps), file, bar.update)
 
-        with ThreadPoolExecutor(workers) as pool:
-            longest_first = sorted(zip(jobs, files, strict=True), key=lambda pair: -pair[0].settings.steps)
-            list(pool.map(advance, *zip(*longest_first, strict=True)))
+        longest_first = sorted(zip(jobs, files, strict=True), key=lambda pair: -pair[0].settings.steps)
+        _side_by_side(advance, longest_first, teacher)
     bar.close()
     return jobs
+
+
+def _side_by_side(work: Callable, items: Sequence, teacher: models.Teacher) -> list:
+    """``work`` on each item: on a CPU as many at once as torch has threads, each with one; on a GPU in turn.
+
+    Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are.
+    """
+    if teacher.model.device.type != "cpu":
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, items))
 
 
 def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tuple[int, int, int]]:

@@ -133,6 +133,7 @@ class Distill(Parameters):
     steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
     batch: Positive  # blocks a step
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
+    text: str  # "wheels", or the hub name or folder of a corpus in the Pile's format
     percent: Annotated[float, Field(gt=0, le=100)]  # share of the documents that is read
     learning_rate: Rate  # peak, for a student as wide as its teacher that starts from random weights
     rate_exponent: Annotated[float, Field(ge=0, le=1)]  # narrower ones get (d_T / d_S) to this power times that
@@ -212,7 +213,7 @@ _TOY = dict(
     teacher_seeds=10,
     seed=0,
 )
-_DISTILL = dict(width=None, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
+_DISTILL = dict(width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
 _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
@@ -223,13 +224,13 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "02_toy_sweep": _TOY,
         "03_sae": _SAE | dict(
             teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.1, 0.3, 1.0, 3.0, 10.0], expansion=16,
-            tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=16_384,
+            tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=8192,
             length=128, doubling=True,
             widths=[16, 32, 48, 64, 96, 128],
         ),
         "04_distill": _DISTILL | dict(
             widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=200, batch=8,
-            length=128, percent=10.0, learning_rate=6e-3, rate_exponent=0.5, cut_rate=0.3, warmup=20, evaluations=20,
+            length=128, learning_rate=6e-3, rate_exponent=0.5, cut_rate=0.3, warmup=20, evaluations=20,
             held_out_blocks=32,
         ),
         "05_probe": _PROBE | dict(
@@ -248,7 +249,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=100, batch=4, length=128,
-            percent=2.0, learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=10, evaluations=10,
+            learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=10, evaluations=10,
             held_out_blocks=16,
         ),
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
@@ -266,8 +267,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
-            length=512, percent=100.0, learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=1000, evaluations=60,
-            held_out_blocks=64,
+            length=512, text="monology/pile-uncopyrighted", percent=100.0, learning_rate=3e-4, rate_exponent=0.0,
+            cut_rate=1.0, warmup=1000, evaluations=60, held_out_blocks=64,
         ),
         "05_probe": _PROBE | dict(
             passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5, train_students=False
