@@ -313,7 +313,9 @@ def survey(p: scales.Probe) -> runs.Record:
             return inputs[0]
 
     every = list(dict.fromkeys([*untrained, *untrained.values()]))
-    workers = (os.cpu_count() or 1) if p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu" else 1
+    workers = (
+        min(4, os.cpu_count() or 1) if p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu" else 1
+    )
     # small matrices: a second thread for each costs more than it gives
     with distill.threads(d), threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(_words, p, text, load)]
@@ -558,16 +560,13 @@ def read_out(
     gram = (x.T @ x / len(x)).double() + RIDGE * torch.eye(x.shape[1]).double()
     centred = active.float() - active.float().mean(0)
     odds = y @ torch.linalg.solve(gram, (x.T @ centred / len(x)).double()).float()
-    others = (
-        odds[::NEGATIVES_EVERY].masked_fill(unseen_active[::NEGATIVES_EVERY], torch.inf).T.contiguous().sort().values
-    )
+    others = odds[::NEGATIVES_EVERY].masked_fill(unseen_active[::NEGATIVES_EVERY], torch.inf)
+    others = others.T.contiguous().sort().values
     count = (~unseen_active[::NEGATIVES_EVERY]).sum(0)
     areas = torch.zeros(active.shape[1])
     for feature in range(len(areas)):
         positives = odds[unseen_active[:, feature], feature]
-        below = torch.searchsorted(others[feature], positives) + torch.searchsorted(
-            others[feature], positives, right=True
-        )
+        below = sum(torch.searchsorted(others[feature], positives, right=ties) for ties in (False, True))
         areas[feature] = below.float().mean() / 2 / count[feature]
     return areas
 

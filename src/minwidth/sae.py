@@ -657,38 +657,18 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     bar = tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False)
     for run, all_sums in zip(bar, every_sums, strict=True):
         s, sae = run.settings, run.sae
-        names = {
-            "layer": s.layer,
-            "lam": s.lam,
-            "expansion": s.latents // teacher.d,
-            "tokens": p.tokens,
-            "seed": s.seed,
-        }
+        names = {"layer": s.layer, "lam": s.lam, "expansion": p.expansion, "tokens": p.tokens, "seed": s.seed}
         found, draws = statistics(all_sums), bootstrap(all_sums, DRAWS, s.seed)
         spliced = spliced_divergence(reference, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x)))
-        bounds = {
-            f"{name}_{side}": bound
-            for name in ("alive", "l0", "alpha", "d_star")
-            for side, bound in zip(
-                ("low", "high"), interval(getattr(found, name), [getattr(d, name) for d in draws]), strict=True
-            )
-        }
-        is_default = s.layer == p.layer and s.lam == p.lam
         quality = {"fvu": all_sums.error / all_sums.spread, "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
+        is_default = s.layer == p.layer and s.lam == p.lam
         if is_default:
             doubling.append({"steps": s.steps, "alive": found.alive, "l0": found.l0, "d_star": found.d_star} | quality)
         if s.steps != p.steps:
             continue
-        rows.append(
-            names
-            | {
-                "kind": p.kind, "steps": s.steps, "held_out_tokens": len(held_out.place),
-                "documents": len(all_sums.tokens), "latents": s.latents, "alive": found.alive, "l0": found.l0,
-                "alpha": found.alpha, "alpha_all": 1 - found.l0 / s.latents, "g": float(capacity.g(found.alpha)),
-                "d_star": found.d_star, "d_star_all": float(capacity.critical_width_from_l0(s.latents, found.l0)), **bounds,
-                "d_teacher": teacher.d, **quality, "default": is_default,
-            }
-        )  # fmt: skip
+        sample = {"steps": s.steps, "held_out_tokens": len(held_out.place), "documents": len(all_sums.tokens)}
+        rest = {"kind": p.kind, "latents": s.latents, "d_teacher": teacher.d, "default": is_default}
+        rows.append(names | sample | _summary(found, draws) | quality | rest)
         floors += _floors(p, names, found, draws, eigenvalues[s.layer], cut)
         curves += [names | point | {"tokens_seen": point["step"] * s.batch} for point in run.curve]
         values[f"importance/{s.layer}/{s.lam:g}"] = found.tail.astype(np.float32)
@@ -821,6 +801,17 @@ def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tup
             step = until
             if step == s.steps:
                 return
+
+
+def _summary(found: Statistics, draws: Sequence[Statistics]) -> dict[str, float]:
+    """F, L0, alpha, g and d* with intervals, alpha and d* also over all latents instead of the alive ones."""
+    row: dict[str, float] = {}
+    for name in ("alive", "l0", "alpha", "d_star"):
+        row[name] = getattr(found, name)
+        row[f"{name}_low"], row[f"{name}_high"] = interval(row[name], [getattr(draw, name) for draw in draws])
+    latents = len(found.importance)
+    row |= {"g": float(capacity.g(found.alpha)), "alpha_all": 1 - found.l0 / latents}
+    return row | {"d_star_all": float(capacity.critical_width_from_l0(latents, found.l0))}
 
 
 def _floors(

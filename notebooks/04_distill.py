@@ -1,0 +1,393 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4 · How low does distillation get, and what sets the floor?
+#
+# **Paper**: section 6 and appendices C and E, with Figures 6, 7, 16, 17, 18 and Tables 3, 4, 5, 8.
+#
+# **For** readers who know what a language model and a KL divergence are. Notebook 03 has measured the teacher's
+# features; its Eq. 2 is the prediction that is tested here.
+#
+# **You will learn**
+# - how a teacher is distilled *exactly* from disk, at a small part of the room its logits would take;
+# - why a flat loss curve does not show a floor, and which test does;
+# - what a ladder of students measures when heads and feed-forward layers shrink with the width, and when they do not;
+# - whether Eq. 2 explains the ladder better than the logarithm of the width does.
+#
+# **Time** on two cores: about six minutes at scale `tiny`. At `smollm2` one width takes up to 25 minutes
+# (`papermill 04_distill.ipynb -p width 512`) and the whole ladder hours; `pythia-410m` is the paper's own setting and
+# wants GPUs. Whatever was trained before is found, and an interrupted run continues where it stopped.
+
+# %% tags=["parameters"]
+scale = None  # "tiny", "smollm2" or "pythia-410m"; None: the smallest whose teacher is as wide as `width`
+width = None  # train only students of this width; None: the whole ladder
+widths = None  # the ladder's widths; None, here and below: as the scale has it
+ladders = None  # "random" (the paper's) and "width_alone"
+seeds = None  # one student each
+steps = None  # training steps; every student is trained once more for twice as many
+batch = None  # blocks of text a step
+length = None  # tokens a block
+text = None  # "wheels", or the hub name or folder of a corpus in the Pile's format
+percent = None  # share of the documents that is read
+learning_rate = None  # peak of the cosine, for a random student as wide as its teacher
+rate_exponent = None  # narrower ones get (d_T / d_S) to this power times that
+cut_rate = None  # share of it for students cut from the teacher's own weights
+warmup = None  # steps
+weight_decay = None
+temperature = None  # of both distributions
+evaluations = None  # on held-out documents
+held_out_blocks = None  # blocks an evaluation reads
+floor_tolerance = None  # a floor moves by less than this share when the steps double
+
+# %%
+from minwidth import scales
+
+p = scales.validate("04_distill", globals())
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Markdown
+
+from minwidth import calibration, distill, exercises, figures, models, runs
+from minwidth.paths import DATA
+
+whole = p.width is None  # else the parts about a ladder have nothing to show
+alone = Markdown("*This part is about a whole ladder; run the notebook without `width` to see it.*")
+paper3 = pd.read_csv(DATA / "paper" / "table3_distillation_floors.csv")
+
+# %% [markdown]
+# ## 1. What is minimised
+#
+# A student with distribution $q$ learns to match its teacher's $p$ at every position of a text. Both are softened by a
+# temperature $T$: with logits $z$, $p_T = \mathrm{softmax}(z/T)$. The loss is the forward Kullback-Leibler divergence
+#
+# $$\mathrm{KL}(p_T\,\|\,q_T) = \sum_v p_T(v)\,\ln\frac{p_T(v)}{q_T(v)} \quad\text{nats per token}.$$
+#
+# We leave out the factor $T^2$ that some training code multiplies in. The paper's raw numbers carry it, and are sums
+# over 512 positions, so they are divided by $512\,T^2 = 2048$:
+
+# %%
+pd.DataFrame(
+    {"width": paper3.width, "raw": paper3.raw_kl, "raw / 2048": paper3.raw_kl / 2048, "printed": paper3.kl_per_token}
+).round(3)
+
+# %% [markdown]
+# ## 2. The teacher, from disk
+#
+# Thousands of training steps ask the same teacher about the same text. Its logits would fill a disk: one number for
+# every word of the vocabulary, at every position. A common way out keeps the $k$ largest of them. Here is how much
+# probability that keeps:
+
+# %%
+teacher = models.load_teacher(p.shape.teacher)
+held_out = distill.read(teacher, p)["held_out"]
+kept = distill.top_share(teacher, held_out, (16, 64, 256), (1.0, p.temperature))
+(100 * kept).round(0).astype(int).add_suffix(", %")
+
+# %%
+d, vocabulary = p.shape.width, p.shape.vocabulary
+Markdown(
+    f"At the temperature of distillation the 64 likeliest tokens hold only {kept.loc[64].iloc[-1]:.0%} of the "
+    f"probability: a student trained on them would learn another distribution. We keep the teacher's **final hidden "
+    f"state** instead, {d} numbers a token. Times the unembedding it gives all {vocabulary:,} logits exactly, at "
+    f"1/{vocabulary / d:.0f} of their room, and one copy serves every width, seed and objective."
+)
+
+# %% [markdown]
+# The loss is computed from hidden states too: a chunk of tokens has its logits formed in two reused buffers, its loss
+# and both gradients taken, and is forgotten. The tokens × vocabulary tensors never exist.
+#
+# ## 3. Two ladders of students
+#
+# The paper's students are **random at the start**, and more than their width changes: heads and feed-forward layers
+# shrink along (Table 8). A floor measured on them belongs to the whole smaller network.
+#
+# The second ladder changes **width alone**. Take the teacher itself, rotate its residual stream into its principal
+# directions, and keep the first $d_S$ of them. Depth, heads and feed-forward width stay; at $d_S = d_T$ the student
+# *is* the teacher and its loss is 0 before any training. If the theorem is about the width of the stream, this is
+# the ladder to test it on.
+
+# %%
+table8 = distill.architectures(p)
+table8.round({"ratio": 1})
+
+# %%
+pd.read_csv(DATA / "paper" / "table8_students.csv").drop(columns="corrected")  # the paper's
+
+# %% [markdown]
+# ## 4. Training
+#
+# AdamW, a linear warm-up, a cosine to zero; the loss is evaluated on documents that no training touches. Every student
+# is trained **twice**: for $N$ steps, and from the start again for $2N$ with the schedule stretched. The next
+# section tells why.
+
+# %% tags=["nbval-ignore-output"]
+record = distill.ladder(p)
+
+# %%
+table, curves = record["ladder"], record["curves"]
+if whole:
+    picture = figures.save(figures.fig06_distillation(curves, table), "fig06_distillation", p.scale, record)
+else:
+    picture = figures.save(figures.distill_student(curves, table), f"distill_w{p.width}", p.scale, record)
+picture
+
+# %%
+uniform = table.uniform.iloc[0]
+Markdown(
+    "Dotted: the floor as the paper takes it, the mean over the last tenth of the evaluations. A student that gives "
+    f"every token the same probability would have {uniform:.2f} nats; {p.held_out_blocks} blocks of {p.length} "
+    f"held-out tokens are read, T = {p.temperature:g}."
+)
+
+# %% [markdown]
+# ## 5. A flat curve is not a floor
+#
+# The curves above end flat. They would, wherever they end: the cosine has taken the learning rate to zero, and a model
+# that no longer moves has a constant loss. Flatness is a property of the *schedule*.
+#
+# The test is to train longer. If twice the steps (with everything stretched, so that the end is as flat as before)
+# give the same loss, it is a floor. If not, it is an upper bound on one, and the fall per doubling says how far from
+# settled it is.
+
+# %%
+last = distill.longest(table)
+words = [distill.describe(fall, p.floor_tolerance) for fall in last.fall_per_doubling]
+HTML(
+    last.assign(verdict=words)[["ladder", "width", "seed", "untrained", "floor", "verdict"]].to_html(
+        index=False, float_format="{:.2g}".format
+    )
+)
+
+# %%
+if whole:
+    picture = figures.save(figures.distill_doubling(table), "distill_doubling", p.scale, record)
+picture if whole else alone
+
+# %%
+Markdown(distill.about_floors(last))
+
+# %% [markdown]
+# ### Table 3, ours beside the paper's
+
+# %%
+ours3 = last[last.ladder == p.ladders[0]].groupby("width")[["params", "raw_kl", "floor"]].mean().reset_index()
+ours3 = ours3.assign(params_millions=ours3.params / 1e6, normalized=ours3.floor / ours3.floor.iloc[0])
+columns = ["width", "params_millions", "raw_kl", "floor", "normalized"]
+ours3[columns].round({"params_millions": 2, "raw_kl": 0, "floor": 2, "normalized": 2})
+
+# %%
+paper3[["width", "params_millions", "raw_kl", "kl_per_token", "normalized"]]
+
+# %%
+if whole:
+    picture = figures.save(figures.fig16_training(curves, p.ladders[0]), "fig16_training", p.scale, record)
+picture if whole else alone
+
+# %% [markdown]
+# ## 6. The prediction
+#
+# Notebook 03 measured the teacher's features and computed Eq. 2 at every width, **before any student was trained**,
+# with the L1 coefficient $\lambda$ of its autoencoder fixed in advance. The prediction is in importance units, the loss
+# in nats; the paper compares them divided by their value at the narrowest width (Figure 17).
+
+# %%
+if whole:
+    predicted = distill.predictors(p, p.widths)
+    points = distill.against(table, predicted, p.ladders[0])
+    paper2 = pd.read_csv(DATA / "paper" / "table2_predicted_floors.csv")
+    paper = pd.DataFrame(
+        {
+            "width": paper3.width,
+            "relative_width": paper3.width / paper3.width.max(),
+            "predicted": paper2.predicted_floor,
+            "observed": paper3.kl_per_token,
+        }
+    )
+    picture = figures.save(figures.fig17_normalised(points, paper), "fig17_normalised", p.scale, record)
+picture if whole else alone
+
+# %% [markdown]
+# ### Two components? (Tables 4 and 5, Figure 7)
+#
+# The paper writes observed $= C\cdot L^* + B$, with $B$ read off the student as wide as its teacher. Three fits:
+# a line through zero, the affine one with $B$ free, and the one with $B$ fixed at that student's loss.
+
+# %%
+if whole:
+    fits = distill.fits(table, predicted)
+    chosen = fits[(fits.ladder == p.ladders[0]) & fits.chosen]
+    table4 = chosen[["fit", "slope", "baseline", "r2", "loo", "aicc"]].round(
+        {"slope": 2, "baseline": 3, "r2": 2, "loo": 2, "aicc": 0}
+    )
+table4 if whole else alone
+
+# %%
+pd.read_csv(DATA / "paper" / "table4_calibration.csv").drop(columns="corrected")  # the paper's
+
+# %%
+if whole:
+    picture = figures.save(figures.fig07_decomposition(points, chosen, paper), "fig07_decomposition", p.scale, record)
+picture if whole else alone
+
+# %%
+if whole:
+    table5 = distill.decomposition(points, chosen)
+table5.round(3) if whole else alone
+
+# %%
+pd.read_csv(DATA / "paper" / "table5_decomposition.csv").drop(columns="corrected")  # the paper's
+
+# %% [markdown]
+# ## 7. Does it take an autoencoder to predict this?
+#
+# Any smooth falling curve fits a handful of points on another one. So the affine fit is given three rivals that know
+# nothing of features: $\ln(d_T/d_S)$, $d_T/d_S - 1$, and the share of the residual stream outside its first $d_S$
+# principal directions. Open circles: $R^2$ of the fit. Filled: $R^2$ of each point predicted by a fit to the *others*.
+
+# %%
+if whole:
+    picture = figures.save(figures.distill_predictors(fits), "distill_predictors", p.scale, record)
+picture if whole else alone
+
+# %%
+Markdown(distill.compared(fits)) if whole else alone
+
+# %% [markdown]
+# ## 8. What is $B$?
+#
+# The paper calls $B$, the loss that remains at full width, a property of the architecture: "B cannot be reduced by
+# width, only by changing the objective or depth." Two controls speak to that. The random student as wide as its teacher
+# has the *same* architecture as the teacher, so its floor is 0 by construction: what remains is training. And the
+# width-alone student of that width has loss 0 without any.
+
+# %%
+Markdown(distill.about_baseline(table)) if whole else alone
+
+# %%
+if whole:
+    power = fits[(fits.ladder == p.ladders[0]) & (fits.fit == "power")]
+    picture = figures.save(
+        figures.fig18_summary(curves, table, points, paper, power.iloc[0] if len(power) else None),
+        "fig18_summary",
+        p.scale,
+        record,
+    )
+picture if whole else alone
+
+# %%
+if whole:
+    runs.save_results(p.scale, "distill_ladder", table, record)
+    runs.save_results(p.scale, "distill_curves", curves, record)
+    runs.save_results(p.scale, "distill_fits", fits, record)
+
+# %% [markdown]
+# ## Exercises
+#
+# Replace `None` and run the cell below it. The solutions are at the end.
+#
+# **1.** Other code multiplies the loss by $T^2$ and sums it over the 512 positions of a sequence. At $T=2$ it
+# reports 1,024 for a student. How many nats per token are that?
+
+# %%
+answer_1 = None
+
+
+# %%
+def check_1(answer):
+    return exercises.check(1, answer, lambda a: abs(a - 0.5) < 1e-3, "undo both: the paper's 2,703 became 1.320.")
+
+
+check_1(answer_1)
+
+# %% [markdown]
+# **2.** Why would one multiply by $T^2$ at all? Two words, teacher's logits $(2, 0)$, student's $(0, 0)$. What does
+# $T^2\,\mathrm{KL}$ tend to as $T\to\infty$?
+
+# %%
+answer_2 = None
+
+
+# %%
+def check_2(answer):
+    teacher_log = np.log(1 / (1 + np.exp(-np.array([2.0, -2.0]) / 1000)))
+    limit = 1000**2 * (np.exp(teacher_log) * (teacher_log - np.log(0.5))).sum()
+    hint = "expand ln(p / q) to second order in 1/T: half the variance, under the uniform distribution, of ..."
+    return exercises.check(2, answer, lambda a: abs(a - limit) < 0.01, hint)
+
+
+check_2(answer_2)
+
+# %% [markdown]
+# **3.** A student ends at 0.50 nats after $N$ steps and at 0.45 after $2N$. If the excess over its floor falls as
+# $1/N$, where is the floor? And if it falls as $1/\sqrt N$?
+
+# %%
+answer_3 = None  # (floor under 1/N, floor under 1/sqrt(N))
+
+
+# %%
+def check_3(answer):
+    def right(pair):
+        return all(
+            abs((0.50 - floor) - (0.45 - floor) * 2**power) < 2e-3 for floor, power in zip(pair, (1, 0.5), strict=True)
+        )
+
+    return exercises.check(3, answer, right, "the excess at N is 2, or √2, times the excess at 2N.")
+
+
+check_3(answer_3)
+
+# %% [markdown]
+# **4.** The paper's affine fit of Eq. 2 to its five losses has $R^2 = 0.993$. Find a function that knows *nothing but
+# the width* and does better: give $f(d)$ whose affine fit to Table 3 has a higher $R^2$.
+
+# %%
+answer_4 = None  # e.g. lambda d: 1 / d
+
+
+# %%
+def check_4(answer):
+    def right(f):
+        return calibration.affine(f(paper3.width.to_numpy(float)), paper3.kl_per_token).r_squared > 0.993
+
+    return exercises.check(4, answer, right, "1/d falls too fast at first and ln d too slowly; try something between.")
+
+
+check_4(answer_4)
+
+# %% [markdown]
+# ## Solutions
+
+# %% [markdown]
+# **1.** $1024/(512\cdot4)$.
+
+# %% tags=["solution"]
+check_1(1024 / (512 * 4))
+
+# %% [markdown]
+# **2.** With $\Delta$ the difference of the logits, $\mathrm{KL}\approx\frac1{2T^2}\mathrm{Var}(\Delta)$ under the
+# uniform distribution: $\frac12\cdot1$. The factor keeps gradients of one size across temperatures.
+
+# %% tags=["solution"]
+check_2(0.5)
+
+# %% [markdown]
+# **3.** $F = 2\cdot0.45-0.50$, and $F=(\sqrt2\cdot0.45-0.50)/(\sqrt2-1)$: the same two
+# numbers, two very different floors.
+
+# %% tags=["solution"]
+check_3((0.40, (2**0.5 * 0.45 - 0.50) / (2**0.5 - 1)))
+
+# %% [markdown]
+# **4.** $d^{-1/2}$ does. So would many others: five points on a smooth falling curve tell little about its cause.
+
+# %% tags=["solution"]
+check_4(lambda d: d**-0.5)
