@@ -85,9 +85,11 @@ pd.DataFrame(
 # every word of the vocabulary, at every position. A common way out keeps the $k$ largest of them. Here is how much
 # probability that keeps:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 teacher = models.load_teacher(p.shape.teacher)
 held_out = distill.read(teacher, p)["held_out"]
+
+# %%
 kept = distill.top_share(teacher, held_out, (16, 64, 256), (1.0, p.temperature))
 (100 * kept).round(0).astype(int).add_suffix(", %")
 
@@ -161,9 +163,9 @@ Markdown(
 last = distill.longest(table)
 words = [distill.describe(fall, p.floor_tolerance) for fall in last.fall_per_doubling]
 HTML(
-    last.assign(verdict=words)[["ladder", "width", "seed", "untrained", "floor", "verdict"]].to_html(
-        index=False, float_format="{:.2g}".format
-    )
+    last.assign(verdict=words, floor=last.floor.where(last.floor > distill.SAME, 0.0))[
+        ["ladder", "width", "seed", "untrained", "floor", "verdict"]
+    ].to_html(index=False, float_format="{:.2g}".format)
 )
 
 # %%
@@ -224,8 +226,8 @@ picture if whole else alone
 if whole:
     fits = distill.fits(table, predicted)
     chosen = fits[(fits.ladder == p.ladders[0]) & fits.chosen]
-    table4 = chosen[["fit", "slope", "baseline", "r2", "loo", "aicc"]].round(
-        {"slope": 2, "baseline": 3, "r2": 2, "loo": 2, "aicc": 0}
+    table4 = HTML(
+        chosen[["fit", "slope", "baseline", "r2", "loo", "aicc"]].to_html(index=False, float_format="{:.2g}".format)
     )
 table4 if whole else alone
 

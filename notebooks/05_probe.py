@@ -168,8 +168,8 @@ Markdown(
 # %% [markdown]
 # ### Width, or training?
 #
-# A shift has two possible causes: the narrower state, and a distillation that has not finished. The paper's ladder holds
-# the control: the student **as wide as its teacher** has no bottleneck. What it lost, width did not take.
+# A shift has two possible causes: the narrower state, and a distillation that has not finished. The paper's ladder
+# holds the control: the student **as wide as its teacher** has no bottleneck. What it lost, width did not take.
 
 # %%
 wide = students[(students["ladder"] == "random") & (students["width"] == setting.shape.width)]
@@ -306,7 +306,7 @@ figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.sca
 # %%
 first = layers[layers["layer"] == 0].set_index("concept")
 best = layers[layers["layer"] > 0].sort_values("accuracy").groupby("concept").last()
-gains = best["low"] > first["high"]
+gains = best["low"] > first["high"].reindex(best.index)
 
 # %% tags=["nbval-ignore-output"]
 Markdown(

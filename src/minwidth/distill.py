@@ -555,11 +555,15 @@ def compared(fitted: pd.DataFrame) -> str:
         value = chosen.loo.iloc[0]
         beaten = int((rivals.loo < value).sum())
         said.append(
-            f"{head} Eq. 2 at the λ fixed beforehand has {value:.2f} and beats {beaten} of {len(rivals)} rivals; over "
-            f"all λ it runs from {eq2.loo.min():.2f} to {eq2.loo.max():.2f}: λ is a free parameter that the paper does "
-            "not count."
+            f"{head} Eq. 2 at the λ fixed beforehand has {_r2(value)} and beats {beaten} of {len(rivals)} rivals; over "
+            f"all λ it runs from {_r2(eq2.loo.min())} to {_r2(eq2.loo.max())}: λ is a free parameter that the paper "
+            "does not count."
         )
     return "\n\n".join(said)
+
+
+def _r2(value: float) -> str:
+    return f"{value:.2f}" if value > -1 else "less than -1"
 
 
 def about_floors(last: pd.DataFrame) -> str:

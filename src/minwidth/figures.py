@@ -12,7 +12,7 @@ import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from minwidth.paths import FIGURES, replace_file
 
@@ -860,11 +860,11 @@ def _first_seed(frame):
 def _eval_curves(axis, curves, table, ladder: str) -> None:
     """Held-out loss of a ladder's longest runs, the floors as dashes at the right end."""
     part = _first_seed(curves[curves["ladder"] == ladder])
-    colours = _by_width(part["width"])
+    colours = _by_width(table["width"])
     for width, runs_of_width in part.groupby("width"):
         line = runs_of_width[runs_of_width["steps"] == runs_of_width["steps"].max()]
         axis.plot(line["step"], line["held_out"], color=colours[width], label=f"{width}")
-    rows = _first_seed(table[table["ladder"] == ladder])
+    rows = _first_seed(table[(table["ladder"] == ladder) & table["width"].isin(part["width"])])
     for width, rows_of_width in rows.groupby("width"):
         longest = rows_of_width[rows_of_width["steps"] == rows_of_width["steps"].max()].iloc[0]
         axis.plot(
@@ -873,7 +873,16 @@ def _eval_curves(axis, curves, table, ladder: str) -> None:
             color=colours[width],
             linestyle=":",
         )
-    axis.set(yscale="log", xlabel="step")
+    _plain_log(axis)
+    axis.set(xlabel="step")
+
+
+def _plain_log(axis) -> None:
+    """A logarithmic y axis with numbers as one writes them."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 @matplotlib.rc_context(STYLE)
@@ -885,8 +894,7 @@ def fig06_distillation(curves, table) -> Figure:
     ladders = [name for name in LADDERS if (curves["ladder"] == name).any()]
     figure, (axes,) = panels(len(ladders), sharey=True)
     for axis, ladder in zip(axes, ladders, strict=True):
-        visible = curves[(curves["ladder"] != "width_alone") | (curves["held_out"] > 1e-4)]
-        _eval_curves(axis, visible, table[table["floor"] > 1e-4], ladder)
+        _eval_curves(axis, curves[curves["held_out"] > 1e-4], table, ladder)  # a student that is its teacher has 0
         axis.set_title(LADDERS[ladder][0])
     axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
@@ -935,7 +943,8 @@ def fig16_training(curves, ladder: str = "random") -> Figure:
     for width, group in _first_seed(part).groupby("width"):
         line = group[(group["steps"] == group["steps"].max()) & (group["step"] > 0)]
         left.plot(line["step"], line["train"], color=colours[width], label=f"{width}")
-    left.set(yscale="log", xlabel="step", ylabel="KL at T = 2 (nats/token)", title="(a) training loss by width")
+    _plain_log(left)
+    left.set(xlabel="step", ylabel="KL at T = 2 (nats/token)", title="(a) training loss by width")
     left.legend(title="width", ncols=2)
     narrow = part[part["width"] == part["width"].min()]
     for number, ((seed, steps), group) in enumerate(narrow.groupby(["seed", "steps"])):
@@ -944,7 +953,8 @@ def fig16_training(curves, ladder: str = "random") -> Figure:
             line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
             linestyle=("-", "--", "-.", ":")[number % 4],
         )  # fmt: skip
-    right.set(yscale="log", xlabel="share of the schedule", title=f"(b) width {narrow['width'].min()}, held-out")
+    _plain_log(right)
+    right.set(xlabel="share of the schedule", title=f"(b) width {narrow['width'].min()}, held-out")
     right.legend()
     return figure
 
@@ -957,7 +967,7 @@ def fig17_normalised(points, paper) -> Figure:
     """
     figure, ((axis,),) = panels(height=3.0)
     _normalised(axis, points, paper)
-    axis.legend()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -993,11 +1003,11 @@ def fig18_summary(curves, table, points, paper, power) -> Figure:
         fitted = power["scale"] * grid ** -power["exponent"] + power["asymptote"]
         axis.plot(grid, fitted, color=PALETTE[0], linewidth=1, label="power law")
     axis.plot(paper["relative_width"] * table["d_teacher"].max(), paper["observed"], label="paper, d_T alike", **PAPER)
-    axis.set(xscale="log", xlabel="width d_S", ylabel="nats/token", title="(b) loss where training ended")
+    axis.set(xlabel="width d_S", ylabel="nats/token", title="(b) loss where training ended")
     axis.legend(fontsize=7)
     _normalised(axes[1, 0], points, paper)
     axes[1, 0].set_title("(c) normalised")
-    axes[1, 0].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.05))
     part = curves[curves["ladder"] == "random"]
     narrow = part[(part["width"] == part["width"].min()) & (part["step"] > 0)]
     for number, ((seed, steps), line) in enumerate(narrow.groupby(["seed", "steps"])):
@@ -1005,7 +1015,8 @@ def fig18_summary(curves, table, points, paper, power) -> Figure:
             line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
             linestyle=("-", "--", "-.", ":")[number % 4],
         )  # fmt: skip
-    axes[1, 1].set(xlabel="share of the schedule", yscale="log", title=f"(d) width {narrow['width'].min()}")
+    _plain_log(axes[1, 1])
+    axes[1, 1].set(xlabel="share of the schedule", title=f"(d) width {narrow['width'].min()}")
     axes[1, 1].legend(fontsize=7)
     return figure
 
@@ -1029,9 +1040,10 @@ def distill_doubling(table) -> Figure:
         marker = LADDERS[ladder][1]
         axis.plot(means.index, means[short], marker, markerfacecolor="none", color=PALETTE[0], label=f"{short} steps")
         axis.plot(means.index, means[long], marker, color=PALETTE[0], label=f"{long} steps")
-        axis.set(xscale="log", yscale="log", xlabel="width d_S", title=LADDERS[ladder][0])
-        axis.set_xticks(means.index, [str(width) for width in means.index], minor=False)
-        axis.minorticks_off()
+        _plain_log(axis)
+        axis.set(xscale="log", xlabel="width d_S", title=LADDERS[ladder][0])
+        axis.set_xticks(means.index, [str(width) for width in means.index])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.legend()
     axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
     return figure
@@ -1075,7 +1087,8 @@ def distill_student(curves, table) -> Figure:
         axis.plot(line["step"], line["held_out"], color=colour, marker="o", markersize=3, label=label)
         row = table[(table["ladder"] == ladder) & (table["seed"] == seed) & (table["steps"] == steps)].iloc[0]
         axis.plot([0.8 * steps, 1.05 * steps], 2 * [row["floor"]], color=colour, linestyle=":")
-    axis.set(yscale="log", xlabel="step", ylabel="held-out KL at T = 2 (nats/token)")
+    _plain_log(axis)
+    axis.set(xlabel="step", ylabel="held-out KL at T = 2 (nats/token)")
     axis.legend()
     return figure
 
