@@ -775,7 +775,7 @@ def probe_controls(accuracy, labels: dict[str, str]) -> Figure:
         axes.axvline(edge, color="0.9", linewidth=0.8)
     axes.set_xticks(np.arange(len(concepts)), concepts)
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="probe accuracy (%, 95 % interval)", ylim=(38, 101), xlim=(-0.5, len(concepts) - 0.5))
+    axes.set(ylabel="probe accuracy (%, 95 % interval)", ylim=(38, 103), xlim=(-0.5, len(concepts) - 0.5))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -813,8 +813,8 @@ def probe_staircase(binned) -> Figure:
     """
     students = binned[binned["model"] == "student"]
     widths = sorted(students["width"].unique())
-    columns = min(3, len(widths))
-    figure, axes = panels(columns, -(-len(widths) // columns), height=2.4, sharex=True, sharey=True)
+    columns = 2 if len(widths) in (2, 4) else min(3, len(widths))
+    figure, axes = panels(columns, -(-len(widths) // columns), height=2.1, sharex=True, sharey=True)
     teacher = binned[binned["model"] == "teacher"]
     for panel, width in zip(axes.flat, widths, strict=False):
         panel.plot(teacher["rank"], teacher["auroc"], color="0.4", linestyle="-", label="the teacher's own state")
@@ -826,18 +826,15 @@ def probe_staircase(binned) -> Figure:
                 rows["rank"], rows["auroc"], yerr=reach, color=colour, marker=marker, markersize=3.5, elinewidth=0.9,
                 label=f"{state} student",
             )  # fmt: skip
-        last = teacher["rank"].max()
-        inside = kept < last
-        panel.axvline(min(kept, last), color=PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the step")
+        panel.axvline(kept, color=PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the law's step")
         panel.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
-        where = f"$F_S$ = {kept:,.0f}" if inside else f"$F_S$ = {kept:,.0f}, past the last"
-        panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width} ({where})")
+        panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width}, $F_S$ = {kept:,.0f}")
     for panel in axes.flat[len(widths) :]:
         panel.set_visible(False)
     for panel in axes[-1]:
-        panel.set_xlabel("feature, by rank of importance")
+        panel.set_xlabel("rank of the feature")
     for row in axes:
-        row[0].set_ylabel("held-out AUROC of a linear read-out")
+        row[0].set_ylabel("AUROC of the read-out")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -880,7 +877,7 @@ def _eval_curves(axis, curves, table, ladder: str) -> None:
 def _plain_log(axis) -> None:
     """A logarithmic y axis with numbers as one writes them."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
