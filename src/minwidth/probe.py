@@ -313,11 +313,8 @@ def survey(p: scales.Probe) -> runs.Record:
             return inputs[0]
 
     every = list(dict.fromkeys([*untrained, *untrained.values()]))
-    workers = (
-        min(4, os.cpu_count() or 1) if p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu" else 1
-    )
     # small matrices: a second thread for each costs more than it gives
-    with distill.threads(d), threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with distill.threads(d), threadpool_limits(1), ThreadPoolExecutor(_workers(p)) as pool:
         waiting = [pool.submit(_words, p, text, load)]
         waiting += [pool.submit(_measured, p, subject, text, load) for subject in every]
         words, *records = [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
@@ -328,6 +325,12 @@ def survey(p: scales.Probe) -> runs.Record:
         {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed},
         lambda: _assemble(p, passages, records, untrained, words),
     )
+
+
+def _workers(p: scales.Probe) -> int:
+    """How many models are probed side by side: several small ones, or a large one at a time."""
+    small = p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu"
+    return min(4, os.cpu_count() or 1) if small else 1
 
 
 def _model(d: scales.Distill, subject: Subject, teacher: models.Teacher) -> nn.Module:
@@ -514,26 +517,33 @@ def staircase(p: scales.Probe) -> runs.Record:
         judged = torch.minimum(seen.sum(0), unseen.sum(0)) >= READ_OUT_ACTIVE
         order = torch.argsort(importance, descending=True)
         order = order[judged[order]]
-        rows, areas = [], []
-        for subject in tqdm(subjects, desc="reading features", leave=False):
+        seen, unseen = seen[:, order], unseen[:, order]
+
+        def areas(subject: Subject) -> np.ndarray:
             model = _model(d, subject, loaded)
-            streams = {split: _stream(model, *texts[split][:2], s.layer) for split in tokens}
-            areas.append(read_out(streams["train"], seen[:, order], streams["held_out"], unseen[:, order]).numpy())
-            rows.append(
-                {
-                    "model": "student" if subject.ladder else "teacher",
-                    "ladder": subject.ladder or "none",
-                    "width": subject.width,
-                    "state": "trained" if subject.steps or not subject.ladder else "untrained",
-                    "kept": float(capacity.features_kept(subject.width, found["alpha"])),
-                }
-            )
+            streams = [_stream(model, *texts[split][:2], s.layer) for split in tokens]
+            return read_out(streams[0], seen, streams[1], unseen).numpy()
+
+        with ThreadPoolExecutor(_workers(p)) as pool:
+            waiting = [pool.submit(areas, subject) for subject in subjects]
+            bar = tqdm(waiting, desc="reading features", unit=" models", leave=False)
+            read = np.stack([future.result() for future in bar])
+        rows = [
+            {
+                "model": "student" if subject.ladder else "teacher",
+                "ladder": subject.ladder or "none",
+                "width": subject.width,
+                "state": "trained" if subject.steps or not subject.ladder else "untrained",
+                "kept": float(capacity.features_kept(subject.width, found["alpha"])),
+            }
+            for subject in subjects
+        ]
         features = {"rank": np.arange(1.0, len(order) + 1)}
         features |= {"importance": importance[order].numpy(), "frequency": frequency[order].numpy()}
         return {
             "features": pd.DataFrame(features),
             "models": pd.DataFrame(rows),
-            "auroc": np.stack(areas),
+            "auroc": read,
             "alpha": found["alpha"],
             "alive": found["alive"],
         }
@@ -558,8 +568,7 @@ def read_out(
     mean, deviation = stream.mean(0), stream.std(0).clamp_min(1e-6)
     x, y = (stream - mean) / deviation, (unseen_stream - mean) / deviation
     gram = (x.T @ x / len(x)).double() + RIDGE * torch.eye(x.shape[1]).double()
-    centred = active.float() - active.float().mean(0)
-    odds = y @ torch.linalg.solve(gram, (x.T @ centred / len(x)).double()).float()
+    odds = y @ torch.linalg.solve(gram, (x.T @ active.float() / len(x)).double()).float()
     others = odds[::NEGATIVES_EVERY].masked_fill(unseen_active[::NEGATIVES_EVERY], torch.inf)
     others = others.T.contiguous().sort().values
     count = (~unseen_active[::NEGATIVES_EVERY]).sum(0)
