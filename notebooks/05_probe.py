@@ -171,17 +171,20 @@ Markdown(
 # A shift has two possible causes: the narrower state, and a distillation that has not finished. The paper's ladder
 # holds the control: the student **as wide as its teacher** has no bottleneck. What it lost, width did not take.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 wide = students[(students["ladder"] == "random") & (students["width"] == setting.shape.width)]
 thin = students[(students["ladder"] == "random") & (students["width"] == students["width"].min())]
 if len(wide) and len(thin) and wide["width"].iloc[0] > thin["width"].iloc[0]:
     lost_wide, lost_thin = (rows.set_index("concept")["shift"] for rows in (wide, thin))
     without = int((wide["shift_high"] < 0).sum())
     both = (
-        f"Without any bottleneck, {'no' if not without else 'some'} concept falls beyond its interval; on average the "
-        f"full-width student's change is {'less' if lost_wide.mean() > lost_thin.mean() else 'no less'} of a fall than "
-        "the narrowest one's. "
-        + ("Part of every shift is training that is still missing." if without else "What falls, falls by width.")
+        f"The full-width student changes by {100 * lost_wide.mean():+.0f} points on average, the narrowest by "
+        f"{100 * lost_thin.mean():+.0f}. "
+        + (
+            "Part of every shift is training that is still missing: what a bottleneck took is at most the difference."
+            if without
+            else "Without a bottleneck no concept falls beyond its interval: what falls, falls by width."
+        )
     )
 else:
     both = "Without a full-width student and a narrower one of the paper's ladder, the two causes cannot be told apart."
@@ -337,7 +340,8 @@ figures.save(figures.probe_staircase(shown), "probe_staircase", setting.scale, s
 sizes = probe.step_sizes(stairs)
 runs.save_results(setting.scale, "probe_staircase", binned, stairs)
 runs.save_results(setting.scale, "probe_steps", sizes, stairs)
-trained = sizes[(sizes["ladder"] == ladder) & (sizes["state"] == "trained")].set_index("width")
+of_ladder = sizes[sizes["ladder"] == ladder].set_index(["state", "width"])
+trained = of_ladder.loc["trained"]
 Markdown(
     "Below: what a student reads of the features as a share of what the teacher's own state gives, just before and "
     "just after $F_S$, and for the first and last tenth by importance. The law says 1 before and 0 after. Judged are "
@@ -345,7 +349,7 @@ Markdown(
 )
 
 # %% tags=["nbval-ignore-output"]
-trained[["kept", "before", "after", "first", "last"]].rename(columns={"kept": "F_S"}).style.format(
+of_ladder[["kept", "before", "after", "first", "last"]].rename(columns={"kept": "F_S"}).style.format(
     {"F_S": "{:,.0f}"} | dict.fromkeys(["before", "after", "first", "last"], "{:.2f}"), na_rep="–"
 )
 
