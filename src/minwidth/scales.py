@@ -234,7 +234,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             held_out_blocks=32,
         ),
         "05_probe": _PROBE | dict(
-            passages=500, layer=2, widths=[16, 32, 64, 128], tokens=64, splits=3, train_students=True
+            passages=500, layer=2, widths=[16, 64, 128], tokens=64, splits=3, train_students=True
         ),
         "06_ledger": {},
     },
