@@ -1,13 +1,18 @@
-"""The distillation loss beside its peers: seconds, peak extra memory and agreement with float64, in one run.
+"""Distillation beside its peers: the loss alone, a whole training step, and students' speed against matrix products.
 
-    python benchmarks/distill.py
+    python benchmarks/distill.py          all three parts; --part loss, step or speed for one
 
-Compares ``minwidth.kl.divergence`` with full logits and F.kl_div (naive), with the four matrix products that no exact
-method can avoid, with the ``generalized_jsd_loss`` of TRL's GKD trainer and with Liger's chunked JSD (both at beta = 0,
-the forward KL). The peers are used where they can be imported (``pip install --no-deps --target folder trl
+**loss** compares ``minwidth.kl.divergence`` with full logits and F.kl_div (naive), with the four matrix products that
+no exact method can avoid, with the ``generalized_jsd_loss`` of TRL's GKD trainer and with Liger's chunked JSD (both at
+beta = 0, the forward KL). The peers are used where they can be imported (``pip install --no-deps --target folder trl
 liger-kernel``, then ``PYTHONPATH=folder``); the result says which were missing. Work: 1,024 tokens, vocabulary
 50,304, widths 512 <- 1,024, T = 2, fp32, one thread. Times are the least CPU seconds of interleaved rounds, memory is
 what the peak of a fresh process rises by, gradients included.
+
+**step** times one training step of a student of width 128 on SmolLM2: with the teacher online and full logits, as
+TRL's GKD trainer does it, and with the offline teacher.
+
+**speed** compares the training step of each student of scale ``tiny`` with its matrix products alone.
 """
 
 import argparse
@@ -22,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from minwidth import kl
+from minwidth import distill, figures, kl, models, scales
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 2.0
@@ -153,9 +158,6 @@ def loss_benchmark(rounds: int) -> dict:
         memory = {name: pool.apply(peak_rise, (name, WORK)) for name in found}
     return {
         "work": WORK | {"temperature": TEMPERATURE, "dtype": "float32", "threads": 1, "rounds": rounds},
-        "machine": {"processor": _processor(), "system": platform.platform()},
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "trl", "liger-kernel")},
         "missing": missing,
         "difference_from_float64": agreement,
         "cpu_seconds": seconds,
@@ -165,6 +167,124 @@ def loss_benchmark(rounds: int) -> dict:
             "seconds_to_naive": {name: value / seconds["naive"] for name, value in seconds.items()},
             "memory_to_naive": {name: value / memory["naive"] for name, value in memory.items()},
         },
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ whole steps
+
+
+def step_benchmark(rounds: int, width: int = 128, blocks: int = 4, length: int = 128) -> dict:
+    """Part (b): one AdamW step on SmolLM2, teacher online against offline; all threads, seconds of wall time."""
+    teacher = models.load_teacher("smollm2")
+    matrix = models.unembedding(teacher.model)
+    ids = torch.randint(len(matrix), (blocks, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = models.final_hidden(teacher.model, ids)
+
+    def online(student):
+        with torch.no_grad():
+            wanted = teacher.model(ids, use_cache=False).logits
+        found = student(ids, use_cache=False).logits
+        return F.kl_div(
+            F.log_softmax(found / TEMPERATURE, -1).flatten(0, 1),
+            F.softmax(wanted / TEMPERATURE, -1).flatten(0, 1),
+            reduction="batchmean",
+        )
+
+    def offline(student):
+        hidden = models.final_hidden(student, ids)
+        return kl.divergence(hidden, models.unembedding(student), states, matrix, TEMPERATURE)
+
+    seconds, losses = {"online": [], "offline": []}, {}
+    for name, loss in (("online", online), ("offline", offline)):
+        student = models.make_student(teacher.model, width, 0)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+        for _ in range(rounds + 1):
+            started = time.perf_counter()
+            value = loss(student)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            seconds[name].append(time.perf_counter() - started)
+            losses.setdefault(name, float(value.detach()))
+    best = {name: min(values[1:]) for name, values in seconds.items()}
+    return {
+        "work": {"teacher": "smollm2", "width": width, "tokens": ids.numel(), "threads": torch.get_num_threads()},
+        "first_loss": losses,
+        "seconds": best,
+        "ratios": {"online_to_offline": best["online"] / best["offline"]},
+    }
+
+
+def speed_benchmark(rounds: int) -> dict:
+    """Part (c): steps of the ``tiny`` students against their matrix products alone; one thread, CPU seconds."""
+    torch.set_num_threads(1)
+    p = scales.parameters("04_distill", "tiny")
+    teacher = models.load_teacher("tiny")
+    matrix = models.unembedding(teacher.model)
+    ids = torch.randint(len(matrix), (p.batch, p.length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = models.final_hidden(teacher.model, ids)
+    rows = []
+    for ladder in p.ladders:
+        for width in p.widths:
+            student = distill.untrained(teacher, p, ladder, width, seed=0)
+            optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+
+            def train(student=student, optimizer=optimizer):
+                hidden = models.final_hidden(student, ids)
+                loss = kl.divergence(hidden, models.unembedding(student), states, matrix, TEMPERATURE)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+
+            # weights are read in the forward pass and twice in the backward pass; the teacher's unembedding once
+            shapes = [(m.out_features, m.in_features, 3) for m in student.modules() if isinstance(m, torch.nn.Linear)]
+            shapes.append((*matrix.shape, 1))
+            step, bound = _least(train, rounds), _least(lambda shapes=shapes: _multiply(shapes, ids.numel()), rounds)
+            rows.append(
+                {"ladder": ladder, "width": width, "tokens_per_second": ids.numel() / step, "to_products": step / bound}
+            )
+    return {"work": {"teacher": "tiny", "tokens": ids.numel(), "threads": 1}, "students": rows}
+
+
+def _multiply(shapes: list[tuple[int, int, int]], tokens: int) -> None:
+    for out_features, in_features, times in shapes:
+        left, right = torch.ones(tokens, in_features), torch.ones(in_features, out_features)
+        for _ in range(times):
+            torch.mm(left, right)
+
+
+def _least(run: Callable[[], None], rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.process_time()
+        run()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def draw(result: dict):
+    """Part (a) as bars: CPU seconds over those of the matrix products, peak extra memory."""
+    names = list(result["peak_extra_bytes"])
+    figure, ((left, right),) = figures.panels(2, height=2.2)
+    left.barh(names, [result["ratios"]["seconds_to_products"][name] for name in names], color=figures.PALETTE[0])
+    left.axvline(1, color="0.3", linewidth=1, linestyle="--")
+    left.set(xlabel="CPU time / that of the four matrix products")
+    right.barh(names, [result["peak_extra_bytes"][name] / 1e6 for name in names], color=figures.PALETTE[1])
+    right.set(xlabel="peak extra memory (MB)", yticklabels=[])
+    return figure
+
+
+def machine() -> dict:
+    return {
+        "machine": {"processor": _processor(), "system": platform.platform()},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("torch", "trl", "liger-kernel")},
     }
 
 
@@ -180,10 +300,17 @@ def _version(name: str) -> str | None:
         return None
 
 
+PARTS = {"loss": loss_benchmark, "step": step_benchmark, "speed": speed_benchmark}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=list(PARTS), help="one part only")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant is timed")
-    result = loss_benchmark(parser.parse_args().rounds)
+    options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "distill_loss.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: result[k] for k in ("difference_from_float64", "cpu_seconds", "ratios", "missing")}, indent=1))
+    for part in [options.part] if options.part else PARTS:
+        result = PARTS[part](options.rounds)
+        (RESULTS / f"distill_{part}.json").write_text(json.dumps(machine() | result, indent=1) + "\n")
+        if part == "loss":
+            draw(result).savefig(RESULTS / "distill_loss.png", dpi=150, metadata={"Software": "minwidth"})
+        print(json.dumps({name: value for name, value in result.items() if name != "work"}, indent=1))

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import distill, models, residual, runs, scales, training
+from minwidth import distill, figures, models, residual, runs, scales, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
@@ -325,3 +325,83 @@ def test_architectures_are_table_8(teacher):
     assert table.heads["random", 16] == 1
     assert (table.ffn_width["width_alone", 16], table.heads["width_alone", 16]) == (64, 2)
     assert table.ratio["random", 32] == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------------- what is said of it
+
+
+def small_ladder(eq2=True):
+    table = pd.concat([table_of({w: 9 * x + 0.6 for w, x in X.items()}), table_of({64: 0.0, 8: 0.3}, "width_alone")])
+    table = table.assign(fall_per_doubling=0.2, verdict="upper bound", tail_slope=0.01)
+    predicted = predicted_of({w: np.log(64 / w) for w in X}, "log_width", np.nan).assign(chosen=False)
+    return table, pd.concat([predicted_of(X), predicted]) if eq2 else predicted
+
+
+def test_the_decomposition_adds_up():
+    table, predicted = small_ladder()
+    points = distill.against(table, predicted, "random")
+    assert list(points.width) == sorted(X)
+    assert points.relative_width.iloc[-1] == 1
+    fitted = distill.fits(table, predicted)
+    parts = distill.decomposition(points, fitted[(fitted.ladder == "random") & fitted.chosen])
+    np.testing.assert_allclose(parts["sum"], parts.observed, rtol=1e-6)
+    np.testing.assert_allclose(parts.geometric, 9 * parts.width.map(X), rtol=1e-6, atol=1e-12)
+
+
+def test_without_03_there_is_nothing_to_decompose():
+    table, predicted = small_ladder(eq2=False)
+    points = distill.against(table, predicted, "random")
+    assert points.empty
+    fitted = distill.fits(table, predicted)
+    assert distill.decomposition(points, fitted[fitted.chosen]).empty
+    assert "run 03_sae first" in distill.compared(fitted)
+
+
+def test_what_is_said_follows_from_the_numbers():
+    table, predicted = small_ladder()
+    said = distill.compared(distill.fits(table, predicted))
+    assert "Eq. 2 at the λ fixed beforehand has 1.00 and beats 1 of 1 rivals" in said
+    last = distill.longest(table)
+    assert distill.about_floors(last).startswith("**0 of 7** students stand at a floor")
+    assert "20% to 20%" in distill.about_floors(last)
+    said = distill.about_baseline(table)
+    assert "**Random weights**: at full width 0.6 nats remain" in said
+    assert "**Width alone**: at full width nothing remains; B = 0." in said
+
+
+def test_top_share_is_the_mass_of_the_likeliest(teacher):
+    text = distill.read(teacher, settings())["held_out"]
+    shares = distill.top_share(teacher, text, (1, 5, VOCABULARY), (1.0, 2.0))
+    logits = teacher.model(text.ids).logits
+    expected = torch.softmax(logits / 2, -1).topk(5).values.sum(-1).mean()
+    assert shares.loc[5, "T = 2"] == pytest.approx(float(expected), rel=1e-5)
+    assert shares.loc[VOCABULARY, "T = 1"] == pytest.approx(1, rel=1e-5)
+
+
+def test_figures_take_what_the_ladder_gives(tmp_path):
+    table, predicted = small_ladder(eq2=False)
+    curves = pd.concat(
+        pd.DataFrame({"step": steps, "train": 2.0, "held_out": row.floor + 1 / (1 + steps)}).assign(
+            ladder=row.ladder, width=row.width, seed=0, steps=row.steps
+        )
+        for row in table.itertuples()
+        for steps in [np.arange(0, row.steps + 1, 10)]
+    )
+    fitted = distill.fits(table, predicted)
+    points = distill.against(table, predicted, "random")  # empty: 03 has not run
+    paper = pd.DataFrame(
+        {"width": [8, 16], "relative_width": [0.5, 1.0], "predicted": [0.1, 0.0], "observed": [1.0, 0.5]}
+    )
+    drawn = [
+        figures.fig06_distillation(curves, table),
+        figures.fig07_decomposition(points, fitted[fitted.chosen], paper),
+        figures.fig16_training(curves),
+        figures.fig17_normalised(points, paper),
+        figures.fig18_summary(curves, table, points, paper, None),
+        figures.distill_doubling(table),
+        figures.distill_predictors(fitted),
+        figures.distill_student(curves[curves.width == 8], table[table.width == 8]),
+    ]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.png", dpi=30)
+        assert all(axis.get_xlabel() or axis.get_ylabel() for axis in figure.axes)
