@@ -235,8 +235,8 @@ crossing = (
 )
 Markdown(
     f"From λ = {grid.lam.min():g} to {grid.lam.max():g}, d* "
-    f"{'falls steadily' if (np.diff(grid.d_star) < 0).all() else 'does not fall steadily'}, in all by more than a "
-    f"factor of {np.floor(grid.d_star.max() / grid.d_star.min()):.0f}. {crossing}. "
+    f"{'falls steadily' if (np.diff(grid.d_star) < 0).all() else 'does not fall steadily'}, from "
+    f"{grid.d_star.max() / d_teacher:.1f} to {grid.d_star.min() / d_teacher:.1f} times d_T. {crossing}. "
     f"{'The intervals over documents are far narrower than that' if bars < 0.5 else 'The intervals are wide'}: the "
     "spread is not noise. **Whether the teacher holds more features than it has room for is here a statement about λ, "
     "not about the model.**"
@@ -380,16 +380,17 @@ for rank, lines in examples.items():
 
 # %%
 quality = default.kl_spliced / default.kl_ablated
-spread = f"{grid.d_star.min():.1f} to {grid.d_star.max():.1f} over λ = {grid.lam.min():g} to {grid.lam.max():g}"
+spread = f"from {grid.d_star.max() / d_teacher:.1f} to {grid.d_star.min() / d_teacher:.1f} times d_T"
 advice = (
     "is below the teacher's width: by the paper's rule, students this wide would lose nothing"
     if default.d_star < d_teacher
     else "is above the teacher's width: by the paper's rule, every student loses features"
 )
-robust = "The other λ agree." if (grid.d_star < d_teacher).nunique() == 1 else "Other λ say the opposite."
+robust = "The other λ agree" if (grid.d_star < d_teacher).nunique() == 1 else "Other λ say the opposite"
 Markdown(
     f"**Verdict**, layer {default.layer} of {p.teacher if own else 'this model'}: α = {default.alpha:.3f}, "
-    f"d* = {default.d_star:.1f} at λ = {default.lam:g}. That {advice}. {robust} (d* is {spread}.) "
+    f"d* = {default.d_star:.1f} at λ = {default.lam:g}. That {advice}. {robust}: from λ = {grid.lam.min():g} to "
+    f"{grid.lam.max():g}, d* goes {spread}. "
     f"The reconstruction misses {default.fvu:.2f} of the variance"
     + (" and costs little of the model's knowledge." if quality < 0.2 else "; a measurement this poor says little.")
 )
@@ -496,9 +497,7 @@ def check_4(answer):
         halved = np.interp(np.log(a), np.log(grid.lam), np.log(grid.d_star / grid.d_star.max()))
         return abs(halved - np.log(0.5)) < 0.03
 
-    hint = (
-        "np.interp wants rising x: take ln λ as a function of -ln d*, at half the largest d*."
-    )
+    hint = "np.interp wants rising x: take ln λ as a function of -ln d*, at half the largest d*."
     return exercises.check(4, answer, right, hint)
 
 
