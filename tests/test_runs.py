@@ -151,7 +151,9 @@ def test_a_killed_writer_leaves_a_record_whole_or_absent(store, monkeypatch, wri
         child = multiprocessing.get_context("fork").Process(target=runs.store, args=(WHAT, {}, {"x": 1}, 0.0))
         child.start()
         child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+        ended = child.exitcode
+        child.kill()
+    assert ended == -signal.SIGKILL
     assert runs.find(WHAT, {}) is None
     assert runs.find_or_compute(WHAT, {}, lambda: {"x": 2})["x"] == 2
 

@@ -62,15 +62,25 @@ def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
     assert history == resumed_history
 
 
-def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path, monkeypatch):
+def run_until_killed(checkpoint):
+    """In a process of its own: at the eleventh step, kill -9."""
+    training.CHECKPOINT_SECONDS = -1.0
+    torch.set_num_threads(1)
+    run(checkpoint, 11, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     weights, history, _ = run()
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    kill = (tmp_path / "state", 11, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    child = multiprocessing.get_context("fork").Process(target=run, args=kill)
+    child = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=[tmp_path / "state"])
     child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    child.join(120)
+    ended = child.exitcode
+    child.kill()
+    assert ended == -signal.SIGKILL
     resumed, resumed_history, calls = run(tmp_path / "state")
+    torch.set_num_threads(threads)
     assert calls == SCHEDULE.steps - 10
     assert torch.equal(weights, resumed)
     assert history == resumed_history
