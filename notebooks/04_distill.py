@@ -138,7 +138,7 @@ table, curves = record["ladder"], record["curves"]
 if whole:
     picture = figures.save(figures.fig06_distillation(curves, table), "fig06_distillation", p.scale, record)
 else:
-    picture = figures.save(figures.distill_student(curves, table), f"distill_w{p.width}", p.scale, record)
+    picture = figures.save(figures.distill_student(curves, table), f"distill_{p.scale}_w{p.width}", "other", record)
 picture
 
 # %%
@@ -174,7 +174,7 @@ if whole:
 picture if whole else alone
 
 # %%
-Markdown(distill.about_floors(last))
+Markdown(distill.about_floors(last, pd.read_csv(DATA / "paper" / "text_numbers.csv").set_index("name").value))
 
 # %% [markdown]
 # ### Table 3, ours beside the paper's

@@ -362,8 +362,11 @@ def test_what_is_said_follows_from_the_numbers():
     said = distill.compared(distill.fits(table, predicted))
     assert "Eq. 2 at the λ fixed beforehand has 1.00 and beats 1 of 1 rivals" in said
     last = distill.longest(table)
-    assert distill.about_floors(last).startswith("**0 of 7** students stand at a floor")
-    assert "20% to 20%" in distill.about_floors(last)
+    numbers = pd.Series({"longer_fall_percent": 2.8, "longer_steps": 40_000, "distill_steps": 30_000})
+    said = distill.about_floors(last, numbers)
+    assert said.startswith("**0 of 7** students stand at a floor")
+    assert "20% to 20%" in said
+    assert "at that pace a doubling takes off 7%" in said
     said = distill.about_baseline(table)
     assert "**Random weights**: at full width 0.6 nats remain" in said
     assert "**Width alone**: at full width nothing remains; B = 0." in said

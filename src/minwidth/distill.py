@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
 TOKENS_A_DOCUMENT = 500  # fewer than The Pile's average, so that enough of them are read
-BASIS_TOKENS = 32_768  # of training text, for the principal directions of the residual stream
+BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
 LADDER_NAMES = {"random": "Random weights", "width_alone": "Width alone"}
 RIVALS = {
@@ -83,12 +83,13 @@ def read(teacher: models.Teacher, p: scales.Distill) -> dict[str, Text]:
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
     """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
+    tokens = BASIS_TOKENS if teacher.d <= ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
-        blocks = torch.from_numpy(_blocks(teacher, p, "train")[: BASIS_TOKENS // p.length].astype(np.int64))
+        blocks = torch.from_numpy(_blocks(teacher, p, "train")[: tokens // p.length].astype(np.int64))
         return {"moments": models.stream_moments(teacher.model, blocks.split(16)).cpu().numpy()}
 
-    parameters = {"teacher": teacher.revision, "tokens": BASIS_TOKENS}
+    parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
     return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
@@ -566,22 +567,29 @@ def _r2(value: float) -> str:
     return f"{value:.2f}" if value > -1 else "less than -1"
 
 
-def about_floors(last: pd.DataFrame) -> str:
-    """How many students stand at a floor, and what their own tails would have said (Markdown)."""
+def about_floors(last: pd.DataFrame, paper: pd.Series) -> str:
+    """How many students stand at a floor, and what their own tails would have said (Markdown).
+
+    Args:
+        paper: the numbers of its text by name (``data/paper/text_numbers.csv``).
+    """
     trained = last[last.floor > SAME]
     said = [f"**{(last.verdict == 'floor').sum()} of {len(last)}** students stand at a floor by this test."]
     falling = trained[trained.verdict != "floor"]
     if len(falling):
         said.append(
-            f"Doubling the steps moves the other {len(falling)} by {falling.fall_per_doubling.min():.0%} to "
-            f"{falling.fall_per_doubling.max():.0%}, while the slopes of their own tails promise "
-            f"{falling.tail_slope.mean():.0%} on average. They are upper bounds."
+            f"Where it does not, doubling the steps lowers the loss by {falling.fall_per_doubling.min():.0%} to "
+            f"{falling.fall_per_doubling.max():.0%}, while the slopes of the curves' own tails promise "
+            f"{abs(falling.tail_slope.astype(float)).mean():.1%} on average: those are upper bounds."
         )
     if len(trained) < len(last):
         said.append("A student that is its teacher from the start has nothing to learn: its floor is 0.")
-    # from 30,000 to 40,000 steps the paper's narrowest student fell by 2.8 %: the same, carried on to a doubling
-    carried = 1 - (1 - 0.028) ** (np.log(2) / np.log(40_000 / 30_000))
-    said.append(f"The paper's own longer run, carried on to a doubling, fell by {carried:.0%}.")
+    fall, longer = paper["longer_fall_percent"] / 100, paper["longer_steps"] / paper["distill_steps"]
+    carried = 1 - (1 - fall) ** (np.log(2) / np.log(longer))
+    said.append(
+        f"The paper trained its narrowest student {longer:.2f} times as long once, to {fall:.1%} less; at that pace "
+        f"a doubling takes off {carried:.0%}."
+    )
     return " ".join(said)
 
 

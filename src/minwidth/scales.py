@@ -248,9 +248,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             widths=[128, 256, 384, 512, 576],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=100, batch=4, length=128,
-            learning_rate=3e-4, rate_exponent=0.0, cut_rate=1.0, warmup=10, evaluations=10,
-            held_out_blocks=16,
+            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=40, batch=4, length=128,
+            learning_rate=1e-4, rate_exponent=0.0, cut_rate=1.0, warmup=4, evaluations=5, held_out_blocks=16,
         ),
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
         "06_ledger": {},
