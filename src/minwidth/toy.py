@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
@@ -45,7 +45,7 @@ Importance = Sequence[float] | NDArray[np.float64] | Callable[[int], NDArray[np.
 # Numba leaves vectors to LLVM's guesses, which fail for loops like these; so here is a type of LANES float32 numbers.
 # It lives in this file because Numba's cache notices a change of the file that holds the compiled function alone.
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+LANES = 16  # one register with AVX-512, two with AVX2: the same on all, so that sums are taken in the same order
 _SCALAR, _INDEX, _VECTOR = ir.FloatType(), ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
 
 
