@@ -242,8 +242,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "01_theory": _THEORY,
         "02_toy_sweep": _TOY,
         "03_sae": _SAE | dict(
-            teacher="smollm2", layers=[15], layer=15, lam=1.0, lams=[0.5, 1.0, 2.0], expansion=8,
-            tokens=40_000, steps=1000, batch=1024, learning_rate=1e-3, held_out_tokens=10_000, kl_tokens=1024,
+            teacher="smollm2", layers=[15], layer=15, lam=1.0, lams=[0.3, 1.0, 3.0], expansion=8,
+            tokens=40_000, steps=1000, batch=512, learning_rate=3e-3, held_out_tokens=10_000, kl_tokens=1024,
             length=128,
             widths=[128, 256, 384, 512, 576],
         ),
