@@ -227,18 +227,24 @@ def picture(result: dict) -> None:
     import matplotlib
 
     with matplotlib.rc_context(figures.STYLE):
-        figure, ((left, right),) = figures.panels(2, height=2.9)
+        figure, ((speeds, costs, growths),) = figures.panels(3, height=2.9)
         names = list(result["speed"])
-        left.barh(names, list(result["speed"].values()), color=[figures.PALETTE[7]] * 3 + [figures.PALETTE[0]])
-        left.set(xscale="log", xlabel="model-steps per CPU-second, 1,024 rows")
-        for name, value in result["speed"].items():
-            left.annotate(f" {value:,.0f}", (value, name), va="center", fontsize=7)
-        left.set_xlim(None, 6 * max(result["speed"].values()))
+        colors = [figures.PALETTE[0] if name == "ours" else figures.PALETTE[7] for name in names]
+        for axis, values, label in (
+            (speeds, result["speed"], "model-steps per\nCPU-second, 1,024 rows"),
+            (costs, result["cost_ratios"], "CPU-seconds to the\nsame floors, ours = 1"),
+        ):
+            axis.barh(names, [values[name] for name in names], color=colors)
+            axis.set(xscale="log", xlabel=label, xlim=(0.5 * min(values.values()), 20 * max(values.values())))
+            for name in names:
+                axis.annotate(f" {values[name]:,.0f}", (values[name], name), va="center", fontsize=7)
         for (name, line), marker in zip(result["growth"].items(), "os^", strict=True):
-            right.plot(line["sizes"], line["cpu_seconds"], marker=marker, markersize=4,
-                       label=f"{name}: exponent {line['exponent']:.2f}")  # fmt: skip
-        right.set(xscale="log", yscale="log", xlabel="n, width or seeds", ylabel="CPU-seconds, 2,000 steps")
-        right.legend()
+            growths.plot(line["sizes"], line["cpu_seconds"], marker=marker, markersize=4,
+                         label=f"{name}: {line['exponent']:.2f}")  # fmt: skip
+        growths.set(xscale="log", yscale="log", xlabel="n, width or seeds", ylabel="CPU-seconds, 2,000 steps")
+        growths.legend(title="exponent", loc="upper left", fontsize=7, title_fontsize=7)
+        growths.set_ylim(None, 20 * growths.get_ylim()[1])
+        costs.set_yticklabels([])
         figure.savefig(RESULTS / "toy.png", metadata={"Software": "minwidth"})
 
 
