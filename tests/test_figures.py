@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from minwidth import figures
+from minwidth.paths import ROOT
 
 LIMIT = 200_000  # bytes
 RECORD = SimpleNamespace(key="toy/tiny/sweep-1a2b3c4d")
@@ -63,6 +64,12 @@ def test_figures_are_small_and_as_wide_as_a_text_column(folder):
     height, width, _ = imread(folder / "fig00.png").shape
     assert width == round(figures.WIDTH * figures.STYLE["savefig.dpi"])
     assert height == round(figures.HEIGHT * figures.STYLE["savefig.dpi"])
+
+
+def test_committed_figures_are_small():
+    committed = [path for path in (ROOT / "figures").glob("*/*") if path.parent.name != "other"]
+    assert len(committed) > 30
+    assert not [path.name for path in committed if path.stat().st_size >= LIMIT]
 
 
 def test_figures_carry_the_key_of_their_record_and_no_date(folder):

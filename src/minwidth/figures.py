@@ -12,7 +12,7 @@ import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from minwidth.paths import FIGURES, replace_file
 
@@ -278,7 +278,7 @@ def ledger_verdicts(counts, colors: dict[str, str], scales: list[str]) -> Figure
     figure, axes = panels(height=2.6)
     axis, left = axes[0, 0], np.zeros(len(counts))
     rows = np.arange(len(counts))
-    for verdict, hatch in zip(counts.columns, ("", "", "....", "", "////", ""), strict=True):
+    for verdict, hatch in zip(counts.columns, ("", "", "\\\\\\\\", "", "////", ""), strict=True):
         number = counts[verdict].to_numpy()
         axis.barh(rows, number, left=left, color=colors[verdict], hatch=hatch, edgecolor="white", label=verdict)
         for row in rows[number > 0]:
@@ -452,6 +452,8 @@ def toy_predictors(cells, target: str = "floor_min") -> Figure:
     for axis, (predictor, name) in zip(axes.flat, PREDICTOR_NAMES.items(), strict=True):
         _scatter(axis, points, predictor, target, low, high)
         axis.set_title(name)
+    for axis in axes.flat:  # once more: shared axes had them back
+        axis.minorticks_off()
     for axis in axes[-1]:
         axis.set_xlabel("predicted floor")
     for axis in axes[:, 0]:
@@ -1167,6 +1169,13 @@ def fig05_importance(tails, floors, paper) -> Figure:
     return figure
 
 
+def _plain_logarithmic(axis) -> None:
+    """Ticks 1, 2, 5, 10, ... written out, on an Axis of a logarithmic scale that spans a decade or three."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 @matplotlib.rc_context(STYLE)
 def sae_sensitivity(grid) -> Figure:
     """d*, and how good the autoencoder is, against lambda at one layer; the bars are 95 % intervals over documents.
@@ -1188,6 +1197,8 @@ def sae_sensitivity(grid) -> Figure:
     right.plot(grid["lam"], lost, "--", color=PALETTE[2], label="KL, as share of the mean's", marker="s", markersize=4)
     right.set(xscale="log", yscale="log", xlabel="L1 coefficient λ", ylabel="share lost (0: perfect)")
     right.legend()
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        _plain_logarithmic(axis)
     return figure
 
 

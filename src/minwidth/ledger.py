@@ -1141,10 +1141,10 @@ def styled(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> "pd.io.
 def summary_markdown(frame: pd.DataFrame) -> str:
     """The README's summary between its markers: verdicts counted, and the headline claims."""
     total = frame["verdict"].value_counts()
-    said = ", ".join(f"**{total[verdict]}** {verdict}" for verdict in VERDICTS if verdict in total)
+    said = ", ".join(f"{verdict} **{total[verdict]}**" for verdict in VERDICTS if verdict in total)
     table = headlines(frame).map(lambda cell: cell.replace("|", r"\|"))
     lines = ["| " + " | ".join(line) + " |" for line in [table.columns, ["---"] * table.shape[1], *table.to_numpy()]]
-    return "\n".join([START, "", f"Of {len(frame)} claims: {said}.", "", *lines, "", END])
+    return "\n".join([START, "", f"{len(frame)} claims: {said}.", "", *lines, "", END])
 
 
 def in_readme(text: str) -> str:
