@@ -20,7 +20,7 @@
 # - what a ladder of students measures when heads and feed-forward layers shrink with the width, and when they do not;
 # - whether Eq. 2 explains the ladder better than the logarithm of the width does.
 #
-# **Time** on two cores: about six minutes at scale `tiny`. At `smollm2` one width takes up to 25 minutes
+# **Time** on two cores: about five minutes at scale `tiny`. At `smollm2` one width takes up to 25 minutes
 # (`papermill 04_distill.ipynb -p width 512`) and the whole ladder hours; `pythia-410m` is the paper's own setting and
 # wants GPUs. Whatever was trained before is found, and an interrupted run continues where it stopped.
 
