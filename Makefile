@@ -10,7 +10,7 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test lab results notebooks bench docs teacher clean
+.PHONY: help paper test test-units test-notebooks lab results notebooks bench docs teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,7 +47,13 @@ paper: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --durations=10 tests notebooks
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going test-units test-notebooks
+
+test-units: $(INSTALLED)
+	$(BIN)/python -m pytest --quiet --durations=10 tests
+
+test-notebooks: $(INSTALLED)
+	$(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env notebooks
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/01_theory.ipynb

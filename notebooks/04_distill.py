@@ -87,6 +87,7 @@ pd.DataFrame(
 
 # %% tags=["nbval-ignore-output"]
 teacher = models.load_teacher(p.shape.teacher)
+distill.moments(teacher, p)  # the principal directions of its stream, which the second ladder of section 3 keeps
 held_out = distill.read(teacher, p)["held_out"]
 
 # %%
@@ -161,12 +162,10 @@ Markdown(
 
 # %%
 last = distill.longest(table)
-words = [distill.describe(fall, p.floor_tolerance) for fall in last.fall_per_doubling]
-HTML(
-    last.assign(verdict=words, floor=last.floor.where(last.floor > distill.SAME, 0.0))[
-        ["ladder", "width", "seed", "untrained", "floor", "verdict"]
-    ].to_html(index=False, float_format="{:.2g}".format)
-)
+shown = last[["ladder", "width", "seed", "untrained", "floor"]].copy()
+shown[["untrained", "floor"]] = shown[["untrained", "floor"]].map(lambda loss: loss if loss > distill.SAME else 0.0)
+shown["verdict"] = [distill.describe(fall, p.floor_tolerance) for fall in last.fall_per_doubling]
+HTML(shown.to_html(index=False, float_format="{:.2g}".format))
 
 # %%
 if whole:

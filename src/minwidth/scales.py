@@ -225,16 +225,15 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "03_sae": _SAE | dict(
             teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.1, 0.2, 0.5, 1.0, 3.0, 10.0], expansion=16,
             tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=8192,
-            length=128, doubling=True,
-            widths=[16, 32, 48, 64, 96, 128],
+            length=128, doubling=True, widths=[16, 24, 32, 48, 80, 128],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[16, 32, 48, 64, 96, 128], ladders=["random", "width_alone"], seeds=[0], steps=120, batch=8,
-            length=128, learning_rate=3e-3, rate_exponent=1.0, cut_rate=0.4, warmup=20, evaluations=20,
+            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone"], seeds=[0], steps=140, batch=8,
+            length=128, learning_rate=3e-3, rate_exponent=1.0, cut_rate=0.4, warmup=20, evaluations=14,
             held_out_blocks=32,
         ),
         "05_probe": _PROBE | dict(
-            passages=500, layer=2, widths=[16, 64, 128], tokens=64, splits=3, train_students=True
+            passages=500, layer=2, widths=[16, 48, 128], tokens=64, splits=3, train_students=True
         ),
         "06_ledger": {},
     },
