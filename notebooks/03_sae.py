@@ -47,6 +47,7 @@ length = None  # tokens a block
 widths = None  # of students to predict
 kappa = None  # of the log-capacity law
 doubling = None  # train the default once more, for twice the steps
+revive = None  # steps after which latents that were silent start again; 0: never
 seed = None
 
 # %%

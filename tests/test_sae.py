@@ -97,9 +97,10 @@ def test_the_sparse_path_trains_the_same_autoencoder(monkeypatch):
     np.testing.assert_allclose(a, b, rtol=0.01)
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("revive", [0, 20])
+def test_a_killed_run_continues_to_the_same_bits(revive, tmp_path, monkeypatch):
     x = planted(40, 32, 0.03, 2000)[0]
-    setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0)
+    setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0, revive=revive)
     whole = sae.Run(setting, x.mean(0))
     whole.advance(x, 120)
     monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
@@ -117,6 +118,18 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
     resumed.advance(x, 120, file)
     assert resumed.curve == whole.curve
     assert all(torch.equal(a, b) for a, b in zip(resumed.sae.parameters, whole.sae.parameters, strict=True))
+
+
+def test_silent_latents_are_revived_if_asked_for():
+    x = planted(40, 32, 0.03, 2000)[0]
+    firing = []
+    for revive in (0, 20):
+        run = sae.Run(sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0, revive=revive), x.mean(0))
+        run.sae.encoder[40:] = 0  # never above 0
+        run.advance(x, 120)
+        firing.append(int((run.sae.encode(x) > 0).any(0)[40:].sum()))
+        torch.testing.assert_close(run.sae.decoder.norm(dim=1), torch.ones(80))
+    assert firing[0] == 0 and firing[1] > 20
 
 
 def test_topk_sets_l0():
@@ -193,6 +206,15 @@ def test_statistics_by_hand():
     assert sums.spread == pytest.approx(float((x - x.mean(0)).square().sum()))
 
 
+def test_the_power_of_the_tail_and_its_cliff():
+    tail = 3.0 * np.arange(1, 1001.0) ** -1.5
+    exponent, cliff = sae.power_tail(tail)
+    assert exponent == pytest.approx(1.5) and cliff is None
+    tail[800:] *= 0.01
+    exponent, cliff = sae.power_tail(tail)
+    assert exponent == pytest.approx(1.5) and cliff == 801
+
+
 def test_weights_count_documents_as_often_as_they_say():
     sums, _ = by_hand()
     twice = sae.statistics(sums, np.array([2.0, 1.0]))
@@ -262,7 +284,7 @@ def test_a_measurement_trains_every_layer_and_lambda_once(world):
     assert set(zip(layers.layer, layers.lam, strict=True)) == {(1, 1.0), (2, 0.3), (2, 1.0), (2, 3.0)}
     assert layers["default"].sum() == 1
     assert (layers.l0.to_numpy()[1:].argsort() == [2, 1, 0]).all()  # a larger lambda, fewer active
-    for bound in ("alive", "l0", "alpha", "d_star"):
+    for bound in ("alive", "l0", "alpha", "d_star", "exponent"):
         assert (layers[f"{bound}_low"] <= layers[bound]).all() and (layers[bound] <= layers[f"{bound}_high"]).all()
     np.testing.assert_allclose(layers.d_star, layers.alive / layers.g)
     assert (layers.alpha < layers.alpha_all).all() or (layers.alive == layers.latents).any()
@@ -270,6 +292,8 @@ def test_a_measurement_trains_every_layer_and_lambda_once(world):
     default = floors[(floors.layer == 2) & (floors.lam == 1.0)]
     assert (np.diff(default.eq2) <= 0).all() and (np.diff(default.log_capacity) <= 0).all()
     assert (default.kept + default.dropped == record["alive"]).all()
+    for law in ("eq2", "log_capacity"):
+        assert (default[f"{law}_low"] <= default[law]).all() and (default[law] <= default[f"{law}_high"]).all()
     assert default.kl_cut.iloc[-1] == pytest.approx(0, abs=1e-6) and (np.diff(default.kl_cut) < 0).all()
     assert default.pca_tail.iloc[-1] == 0
     assert len(record["importance"]) == record["alive"] and (np.diff(record["importance"]) <= 0).all()

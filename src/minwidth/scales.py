@@ -108,6 +108,7 @@ class Sae(Parameters):
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
     doubling: bool  # train the default once more, for twice the steps
+    revive: Annotated[int, Field(ge=0)]  # steps after which silent latents start again; 0: never, as in the paper
     widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
     seed: Seed
 
@@ -214,7 +215,7 @@ _TOY = dict(
     seed=0,
 )
 _DISTILL = dict(width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
-_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, seed=0)
+_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
 # fmt: off
