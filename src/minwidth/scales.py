@@ -276,6 +276,23 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "06_ledger": {},
     },
 }
+# 03_sae with one choice changed at a time (minwidth.sensitivity): what the measurement starts from, where that is not
+# the scale's own, the values of each choice, and the lambdas tried at each.
+SENSITIVITY: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        base=dict(), lams=SCALES["tiny"]["03_sae"]["lams"],
+        layer=[1, 2, 3], expansion=[4, 8, 16, 32], tokens=[37_500, 150_000, 600_000], steps=[500, 1000, 2000, 4000],
+        seed=[0, 1, 2],
+    ),
+    "smollm2": dict(
+        base=dict(
+            layers=[15], layer=15, lams=[0.1, 0.3, 1.0, 3.0, 10.0], tokens=500_000, steps=2000, held_out_tokens=50_000,
+            kl_tokens=2048,
+        ),
+        lams=[0.1, 0.3, 1.0, 3.0],
+        layer=[10, 15, 20], expansion=[4, 8, 16], tokens=[125_000, 500_000], steps=[1000, 2000, 4000], seed=[0, 1],
+    ),
+}
 # fmt: on
 
 
