@@ -95,7 +95,7 @@ def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder)
 
 
 def test_an_interrupted_run_continues(teacher, blocks, runs_folder, monkeypatch):
-    real, calls = residual._final_states, []
+    real, calls = residual._states, []
 
     def dies_in_the_second_shard(*args):
         calls.append(1)
@@ -103,7 +103,7 @@ def test_an_interrupted_run_continues(teacher, blocks, runs_folder, monkeypatch)
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(residual, "_final_states", dies_in_the_second_shard)
+    monkeypatch.setattr(residual, "_states", dies_in_the_second_shard)
     with pytest.raises(KeyboardInterrupt):
         residual.offline_teacher(teacher, blocks, "text")
     (sums,) = runs_folder.glob("states/*.json")
@@ -188,6 +188,39 @@ def test_activations_match_a_pass_over_each_block(teacher, blocks):
     ids = torch.from_numpy(blocks.astype(np.int64))
     expected = teacher.model(ids, output_hidden_states=True).hidden_states[2].flatten(0, 1)
     torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
+
+
+def test_streams_on_disk_are_the_models_own_and_computed_once(teacher, blocks):
+    seen = count_forward_tokens(teacher)
+    stored = residual.offline_streams(teacher, blocks, [1, 2], "text")
+    again = residual.offline_streams(teacher, blocks, [2], "text")[2]
+    assert sum(seen) == blocks.size  # both layers from one pass; the second call found its own
+    expected = residual.streams(teacher.model, torch.from_numpy(blocks.astype(np.int64)), [1, 2])
+    for layer in (1, 2):
+        np.testing.assert_allclose(stored[layer], expected[layer].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(again, stored[2])
+
+
+def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, monkeypatch):
+    real, calls = residual._states, []
+
+    def dies_in_the_third_shard(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    calibration = residual.calibrate(teacher, blocks, [1, 2])
+    direct = residual.activations(teacher, blocks, [1, 2], calibration)
+    monkeypatch.setattr(residual, "_states", dies_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        residual.activations(teacher, blocks, [1, 2], calibration, name="text")
+    seen = count_forward_tokens(teacher)
+    found = residual.activations(teacher, blocks, [1, 2], calibration, name="text")
+    assert sum(seen) == 8 * 12  # the last shard alone
+    assert found.left_out == direct.left_out and torch.equal(found.place, direct.place)
+    for layer in (1, 2):
+        torch.testing.assert_close(found.layers[layer], direct.layers[layer])
 
 
 def test_documents_are_numbered_by_their_closing_token():

@@ -2,17 +2,21 @@
 
 import itertools
 import math
+import multiprocessing
+import signal
+import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers import models as token_models
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import models, residual, runs, sae, scales
+from minwidth import models, residual, runs, sae
+from tests.small_world import measure_slowly
+
+pytest_plugins = ["tests.small_world"]  # the fixture ``world``
 
 
 def autoencoder(d: int, latents: int, seed: int, density: float, topk: int | None = None):
@@ -97,9 +101,10 @@ def test_the_sparse_path_trains_the_same_autoencoder(monkeypatch):
     np.testing.assert_allclose(a, b, rtol=0.01)
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("revive", [0, 20])
+def test_a_killed_run_continues_to_the_same_bits(revive, tmp_path, monkeypatch):
     x = planted(40, 32, 0.03, 2000)[0]
-    setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0)
+    setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0, revive=revive)
     whole = sae.Run(setting, x.mean(0))
     whole.advance(x, 120)
     monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
@@ -117,6 +122,18 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
     resumed.advance(x, 120, file)
     assert resumed.curve == whole.curve
     assert all(torch.equal(a, b) for a, b in zip(resumed.sae.parameters, whole.sae.parameters, strict=True))
+
+
+def test_silent_latents_are_revived_if_asked_for():
+    x = planted(40, 32, 0.03, 2000)[0]
+    firing = []
+    for revive in (0, 20):
+        run = sae.Run(sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0, revive=revive), x.mean(0))
+        run.sae.encoder[40:] = 0  # never above 0
+        run.advance(x, 120)
+        firing.append(int((run.sae.encode(x) > 0).any(0)[40:].sum()))
+        torch.testing.assert_close(run.sae.decoder.norm(dim=1), torch.ones(80))
+    assert firing[0] == 0 and firing[1] > 20
 
 
 def test_topk_sets_l0():
@@ -193,6 +210,15 @@ def test_statistics_by_hand():
     assert sums.spread == pytest.approx(float((x - x.mean(0)).square().sum()))
 
 
+def test_the_power_of_the_tail_and_its_cliff():
+    tail = 3.0 * np.arange(1, 1001.0) ** -1.5
+    exponent, cliff = sae.power_tail(tail)
+    assert exponent == pytest.approx(1.5) and cliff is None
+    tail[800:] *= 0.01
+    exponent, cliff = sae.power_tail(tail)
+    assert exponent == pytest.approx(1.5) and cliff == 801
+
+
 def test_weights_count_documents_as_often_as_they_say():
     sums, _ = by_hand()
     twice = sae.statistics(sums, np.array([2.0, 1.0]))
@@ -231,38 +257,13 @@ def test_visits_cover_every_step_once(blocks, shard, steps):
 # -------------------------------------------------------------------------------------------------- the measurement
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A random GPT-NeoX in a folder, made-up text, and parameters small enough for seconds."""
-    for module in (runs, residual):
-        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = GPTNeoXConfig(
-            vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
-            max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
-    words = {"<end>": 0} | {f"w{i}": i for i in range(1, 40)}
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(token_models.WordLevel(words, unk_token="w1")), eos_token="<end>"
-    ).save_pretrained(tmp_path / "teacher")
-    text = np.random.default_rng(0).zipf(1.3, (800, 16)) % 40
-    splits = {"train": text[:700], "held_out": text[700:]}
-    monkeypatch.setattr(residual, "token_blocks", lambda teacher, split, *_: splits[split])
-    small = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
-    return scales.parameters(
-        "03_sae", "tiny", teacher=str(tmp_path / "teacher"), layer=2, layers=[1, 2], lams=[0.3, 3.0], lam=1.0, **small
-    )
-
-
 def test_a_measurement_trains_every_layer_and_lambda_once(world):
     record = sae.measure(world)
     layers, floors = record["layers"], record["floors"]
     assert set(zip(layers.layer, layers.lam, strict=True)) == {(1, 1.0), (2, 0.3), (2, 1.0), (2, 3.0)}
     assert layers["default"].sum() == 1
     assert (layers.l0.to_numpy()[1:].argsort() == [2, 1, 0]).all()  # a larger lambda, fewer active
-    for bound in ("alive", "l0", "alpha", "d_star"):
+    for bound in ("alive", "l0", "alpha", "d_star", "exponent"):
         assert (layers[f"{bound}_low"] <= layers[bound]).all() and (layers[bound] <= layers[f"{bound}_high"]).all()
     np.testing.assert_allclose(layers.d_star, layers.alive / layers.g)
     assert (layers.alpha < layers.alpha_all).all() or (layers.alive == layers.latents).any()
@@ -270,6 +271,8 @@ def test_a_measurement_trains_every_layer_and_lambda_once(world):
     default = floors[(floors.layer == 2) & (floors.lam == 1.0)]
     assert (np.diff(default.eq2) <= 0).all() and (np.diff(default.log_capacity) <= 0).all()
     assert (default.kept + default.dropped == record["alive"]).all()
+    for law in ("eq2", "log_capacity"):
+        assert (default[f"{law}_low"] <= default[law]).all() and (default[law] <= default[f"{law}_high"]).all()
     assert default.kl_cut.iloc[-1] == pytest.approx(0, abs=1e-6) and (np.diff(default.kl_cut) < 0).all()
     assert default.pca_tail.iloc[-1] == 0
     assert len(record["importance"]) == record["alive"] and (np.diff(record["importance"]) <= 0).all()
@@ -311,6 +314,33 @@ def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
     for table in ("layers", "floors", "curves", "features"):
         assert resumed[table].equals(in_shards[table])
     assert resumed["d_star"] == pytest.approx(expected["d_star"], rel=0.2)  # one shard or three: another order of data
+
+
+def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    child = multiprocessing.get_context("spawn").Process(target=measure_slowly, args=[tmp_path])
+    child.start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/**/*.safetensors")) and child.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL  # it had not ended by itself
+    resumed = sae.measure(world)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    whole = sae.measure(world)
+    for table in ("layers", "floors", "curves", "features"):
+        pd.testing.assert_frame_equal(resumed[table], whole[table], check_exact=True)
+    for name in ("importance", "frequency", "sae/encoder", "sae/decoder"):
+        np.testing.assert_array_equal(resumed[name], whole[name])
+
+
+def test_a_long_pass_over_the_text_is_kept_on_disk(world, monkeypatch):
+    expected = sae.measure(world)
+    monkeypatch.setattr(sae, "ON_DISK", 0)
+    from_disk = sae._measure(world, runs.RUNS / "from_disk")
+    assert len(list(residual.RUNS.glob("states/tiny-sae-layer*.bin"))) == 2
+    pd.testing.assert_frame_equal(from_disk["layers"], expected["layers"], rtol=1e-3)
 
 
 def test_topk_is_measured_too(world):

@@ -55,8 +55,11 @@ def panels(columns: int = 1, rows: int = 1, height: float = HEIGHT, **options) -
 
 
 def save(figure: Figure, name: str, scale: str, record=None) -> Image:
-    """Write ``figures/<scale>/<name>.svg`` and ``.png``, the record's key in their metadata; return the picture."""
-    origin = record.key if record is not None else "computed from the paper's own numbers"
+    """Write ``figures/<scale>/<name>.svg`` and ``.png``, their origin in the metadata; return the picture.
+
+    ``record`` is what was drawn, or the name of a committed table.
+    """
+    origin = record if isinstance(record, str) else getattr(record, "key", "computed from the paper's own numbers")
     for kind, metadata in (
         ("svg", {"Date": None, "Creator": "minwidth", "Description": origin}),
         ("png", {"Software": "minwidth", "Description": origin}),
@@ -1199,6 +1202,40 @@ def sae_sensitivity(grid) -> Figure:
     right.legend()
     for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
         _plain_logarithmic(axis)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def sae_choices(table, sweeps) -> Figure:
+    """d* / d_T against lambda while one other choice changes, a panel each, and Eq. 2 at half the teacher's width.
+
+    ``table``: lam, d_star, d_star_low, d_star_high, d_teacher, left, default and the choices, a row an autoencoder.
+    ``sweeps``: choice -> (what the panel is called, its rows of ``table``).
+    """
+    figure, axes = panels(3, 2, height=2.2, sharex=True)
+    for axis, (choice, (label, part)) in zip(axes.flat, sweeps.items(), strict=False):
+        values = sorted(part[choice].unique())
+        for color, value in zip(sns.color_palette("flare", len(values)), values, strict=True):
+            line = part[part[choice] == value].sort_values("lam")
+            ratio = line["d_star"] / line["d_teacher"]
+            bars = np.stack([line["d_star"] - line["d_star_low"], line["d_star_high"] - line["d_star"]])
+            bars = bars / line["d_teacher"].to_numpy()
+            axis.errorbar(line["lam"], ratio, bars, color=color, marker="o", markersize=3, linewidth=1, capsize=1.5,
+                          label=EngFormatter(sep="")(value))  # fmt: skip
+        axis.axhline(1, color="0.4", linestyle="--", linewidth=1)
+        axis.set(xscale="log", yscale="log", title=label)
+        axis.legend(fontsize=6.5)
+    last = axes.flat[-1]
+    for _, line in table.groupby([name for name in sweeps]):
+        line = line.sort_values("lam")
+        is_default = line["default"].any()
+        last.plot(line["lam"], line["left"], color=PALETTE[3] if is_default else "0.7", linewidth=1.6 if is_default else
+                  0.7, zorder=3 if is_default else 2)  # fmt: skip
+    last.set(xscale="log", title="Eq. 2 at half of $d_T$,\nrelative to the narrowest", ylim=(0, None))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("$d^* / d_T$")
+    for axis in axes[-1]:
+        axis.set_xlabel("L1 coefficient λ")
     return figure
 
 

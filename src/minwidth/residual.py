@@ -11,8 +11,9 @@ mean norm of sqrt(d), so that an L1 coefficient means the same at every layer an
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -82,32 +83,87 @@ def offline_teacher(
         ValueError: another dtype than float32 or float16.
         OverflowError: a state does not fit into float16.
     """
+    return _on_disk(teacher, blocks, [name], dtype, lambda ids: [models.final_hidden(teacher.model, ids)])[0]
+
+
+def offline_streams(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    layers: Sequence[int],
+    name: str,
+    dtype: str = "float32",
+) -> dict[int, np.memmap]:
+    """The residual stream after each of ``layers`` on ``blocks``, as it is, on disk like the offline teacher's states.
+
+    One truncated pass computes what is missing of all of them; a file a layer, so that another set of layers finds it.
+    """
+
+    def compute(ids: Tensor) -> list[Tensor]:
+        found = streams(teacher.model, ids, layers)
+        return [found[layer] for layer in layers]
+
+    names = [f"{name}-layer{layer}" for layer in layers]
+    return dict(zip(layers, _on_disk(teacher, blocks, names, dtype, compute), strict=True))
+
+
+def _on_disk(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    names: Sequence[str],
+    dtype: str,
+    compute: Callable[[Int[Tensor, "batch length"]], list[Float[Tensor, "batch length d"]]],
+) -> list[np.memmap]:
+    """What ``compute`` gives of ``blocks``, a file a name."""
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype = {dtype!r} is not how states are stored; give 'float32' (exact) or 'float16'.")
     shape = (*blocks.shape, teacher.d)
     content = hashlib.sha256(np.ascontiguousarray(blocks, dtype=np.int64))
     content.update(json.dumps([teacher.name, teacher.revision, shape, dtype]).encode())
-    target = RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{content.hexdigest()[:8]}.bin"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    label = content.hexdigest()[:8]
+    targets = [RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{label}.bin" for name in names]
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * teacher.d * np.dtype(dtype).itemsize))
     starts = range(0, len(blocks), a_shard)
-    sums_file = target.with_suffix(".json")
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists() or target.stat().st_size != np.prod(shape) * np.dtype(dtype).itemsize:
-            sums_file.unlink(missing_ok=True)
-            np.memmap(target, dtype, "w+", shape=shape).flush()
-        states = np.memmap(target, dtype, "r+", shape=shape)
-        sums = json.loads(sums_file.read_text()) if sums_file.exists() else {}
-        stale = [s for s in starts if sums.get(str(s)) != _sha256(states[s : s + a_shard])]
-        bar = tqdm(total=len(stale) * a_shard * blocks.shape[1], desc=f"teacher on {name}", unit=" tokens", leave=False)
-        for start in stale:
+    with ExitStack() as locks:
+        for target in sorted(targets):
+            locks.enter_context(FileLock(target.with_suffix(".lock")))
+        files = [_File(target, dtype, shape) for target in targets]
+        stale = [[start for start in starts if not file.holds(slice(start, start + a_shard))] for file in files]
+        wanted = sorted(set().union(*stale))
+        bar = tqdm(
+            total=len(wanted) * a_shard * blocks.shape[1], desc=f"teacher on {names[0]}", unit=" tokens", leave=False
+        )
+        for start in wanted:
             part = slice(start, start + a_shard)
-            states[part] = _final_states(teacher, blocks[part], dtype, bar)
-            states.flush()
-            sums[str(start)] = _sha256(states[part])
-            replace_file(sums_file, json.dumps(sums).encode())
+            for file, missing, states in zip(
+                files, stale, _states(teacher, blocks[part], dtype, compute, bar), strict=True
+            ):
+                if start in missing:
+                    file.write(part, states)
         bar.close()
-    return np.memmap(target, dtype, "r", shape=shape)
+    return [np.memmap(target, dtype, "r", shape=shape) for target in targets]
+
+
+class _File:
+    """A memory-mapped array with the checksums of its shards beside it."""
+
+    def __init__(self, target: Path, dtype: str, shape: tuple[int, ...]):
+        self.sums_file = target.with_suffix(".json")
+        if not target.exists() or target.stat().st_size != np.prod(shape) * np.dtype(dtype).itemsize:
+            self.sums_file.unlink(missing_ok=True)
+            np.memmap(target, dtype, "w+", shape=shape).flush()
+        self.array = np.memmap(target, dtype, "r+", shape=shape)
+        self.sums = json.loads(self.sums_file.read_text()) if self.sums_file.exists() else {}
+
+    def holds(self, part: slice) -> bool:
+        wanted = self.sums.get(str(part.start))
+        return wanted is not None and wanted == _sha256(self.array[part])
+
+    def write(self, part: slice, states: np.ndarray) -> None:
+        self.array[part] = states
+        self.array.flush()
+        self.sums[str(part.start)] = _sha256(self.array[part])
+        replace_file(self.sums_file, json.dumps(self.sums).encode())
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -115,15 +171,16 @@ def _sha256(array: np.ndarray) -> str:
 
 
 @torch.no_grad()
-def _final_states(teacher: models.Teacher, blocks: np.ndarray, dtype: str, bar: tqdm) -> np.ndarray:
-    states = []
+def _states(teacher: models.Teacher, blocks: np.ndarray, dtype: str, compute: Callable, bar: tqdm) -> list[np.ndarray]:
+    parts = []
     for ids in batches(blocks, teacher.model.device):
-        states.append(models.final_hidden(teacher.model, ids).float().cpu().numpy())
+        parts.append([states.float().cpu().numpy() for states in compute(ids)])
         bar.update(ids.numel())
-    states = np.concatenate(states)
-    if dtype == "float16" and np.abs(states).max() > np.finfo(np.float16).max:
-        raise OverflowError(f"A state of {np.abs(states).max():g} does not fit into float16; store float32.")
-    return states.astype(dtype)
+    every = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    largest = max(float(np.abs(states).max()) for states in every)
+    if dtype == "float16" and largest > np.finfo(np.float16).max:
+        raise OverflowError(f"A state of {largest:g} does not fit into float16; store float32.")
+    return [states.astype(dtype, copy=False) for states in every]
 
 
 def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tensor, "batch length"]]:
@@ -251,14 +308,25 @@ def activations(
     layers: Sequence[int],
     calibration: Calibration,
     progress: str = "reading the residual stream",
+    name: str | None = None,
 ) -> Activations:
-    """Scaled streams of ``blocks`` at several layers from one pass each, position 0 and massive tokens left out."""
+    """Scaled streams of ``blocks`` at several layers from one pass, position 0 and massive tokens left out; float32.
+
+    Args:
+        name: if given, the streams are kept on disk under it (``offline_streams``) and read from there.
+    """
+    on_disk = offline_streams(teacher, blocks, layers, name) if name else None
     document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer.eos_token_id)).flatten()
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     keeps = []
     bar = tqdm(total=blocks.size, desc=progress, unit=" tokens", leave=False)
+    start = 0
     for ids in batches(blocks, teacher.model.device):
-        found = streams(teacher.model, ids, layers)
+        if on_disk is None:
+            found = streams(teacher.model, ids, layers)
+        else:
+            found = {n: torch.from_numpy(states[start : start + len(ids)].copy()) for n, states in on_disk.items()}
+        start += len(ids)
         keep = kept_tokens(found, calibration)
         for layer, stream in found.items():
             parts[layer].append((stream[keep].float() * calibration.scale[layer]).cpu())
@@ -269,7 +337,8 @@ def activations(
     massive = keep[:, 1:].numel() - int(keep.sum())
     place = torch.nonzero(keep.flatten()).flatten()
     left_out = {"position 0": len(keep), "massive": massive}
-    return Activations({layer: torch.cat(p) for layer, p in parts.items()}, document[place], place, left_out)
+    joined = {layer: torch.cat(parts.pop(layer)) for layer in list(parts)}  # one layer at a time is there twice
+    return Activations(joined, document[place], place, left_out)
 
 
 def kept_tokens(found: dict[int, Float[Tensor, "batch length d"]], calibration: Calibration) -> Tensor:

@@ -347,6 +347,7 @@ class Settings(NamedTuple):
     seed: int
     topk: int | None = None
     bias: bool = False  # train a bias of the encoder too
+    revive: int = 0  # every so many steps, latents silent since the last time start again; 0: never
 
     def rate(self, step: int) -> float:
         """Learning rate: constant, then down to 0 in a straight line over the last ``DECAY`` of the steps."""
@@ -368,6 +369,7 @@ class Run:
         self.adam, self.step, self.began, self.curve = Adam(self.sae), 0, 0, []
         self.buffers: Buffers | None = None  # of the sparse step; none on a GPU
         self.sparse = True
+        self.fired = torch.zeros(settings.latents, dtype=torch.bool, device=mean.device)  # since the last revival
 
     def advance(
         self,
@@ -395,9 +397,14 @@ class Run:
             error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
             for _ in range(steps):
                 rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
-                gradients = self._gradients(x[rows].to(device))
+                batch = x[rows].to(device)
+                gradients = self._gradients(batch)
                 self.adam.step(self.sae, gradients, s.rate(self.step), s.bias)
                 self.step += 1
+                if s.revive:
+                    self.fired |= gradients.counts > 0
+                    if self.step % s.revive == 0 and self.step < (1 - DECAY) * s.steps:
+                        self._revive(batch)
                 error, l0, fired = error + gradients.error, l0 + gradients.l0, fired | (gradients.counts > 0)
             if not math.isfinite(error):
                 raise FloatingPointError(
@@ -422,6 +429,27 @@ class Run:
             self.sparse = False
         return dense_gradients(self.sae, batch, penalty)
 
+    def _revive(self, batch: Float[Tensor, "batch d"]) -> None:
+        """Point silent latents at what tokens of the batch leave unexplained, the worst most likely; forget moments.
+
+        Their encoder rows start at a fifth of the others' norm, as Bricken et al. (2023) have it.
+        """
+        silent = (~self.fired).nonzero().flatten()[: len(batch)]
+        self.fired.zero_()
+        if len(silent) == 0:
+            return
+        missed = batch - self.sae.decode(self.sae.encode(batch))
+        generator = torch.Generator().manual_seed(self.settings.seed + self.step)
+        chosen = torch.multinomial(missed.square().sum(1).cpu(), len(silent), generator=generator)
+        rows = missed[chosen] / missed[chosen].norm(dim=1, keepdim=True)
+        self.sae.decoder[silent] = rows
+        self.sae.encoder[silent] = 0.2 * self.sae.encoder.norm(dim=1).mean() * rows
+        self.sae.bias_encoder[silent] = 0
+        for parameter, moments in zip(self.sae.parameters, self.adam.moments, strict=True):
+            if parameter is not self.sae.bias_pre:
+                for moment in moments:
+                    moment[silent] = 0
+
     def visit(self) -> None:
         """From here on, ``advance`` is given other activations."""
         self.began = self.step
@@ -430,6 +458,8 @@ class Run:
         """Write the state to ``path``, atomically."""
         moments = [moment for pair in self.adam.moments for moment in pair]
         tensors = {str(n): tensor.contiguous() for n, tensor in enumerate([*self.sae.parameters, *moments])}
+        if self.settings.revive:
+            tensors["fired"] = self.fired
         state = {"step": self.step, "began": self.began, "sparse": self.sparse, "curve": self.curve}
         replace_file(path, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
 
@@ -440,6 +470,8 @@ class Run:
             moments = [moment for pair in self.adam.moments for moment in pair]
             for n, tensor in enumerate([*self.sae.parameters, *moments]):
                 tensor.copy_(file.get_tensor(str(n)))
+            if self.settings.revive:
+                self.fired.copy_(file.get_tensor("fired"))
         self.step, self.began, self.sparse, self.curve = (state[k] for k in ("step", "began", "sparse", "curve"))
         self.adam.steps = self.step
 
@@ -499,6 +531,25 @@ class Statistics(NamedTuple):
     def tail(self) -> Float[np.ndarray, "alive"]:
         """Importance of the alive latents, in falling order."""
         return np.sort(self.importance[self.frequency > ALIVE])[::-1]
+
+    @property
+    def exponent(self) -> float:
+        """s of the power law I ~ rank^-s along the middle of the tail."""
+        return power_tail(self.tail)[0]
+
+
+def power_tail(tail: Float[np.ndarray, "alive"]) -> tuple[float, int | None]:
+    """Exponent of a power law through importances in falling order, and the rank of the cliff behind it.
+
+    The line is fitted to logarithms between 1 % and 25 % of the ranks; the cliff is where importance falls below a
+    tenth of it for good, None if it does not.
+    """
+    rank = np.arange(1, len(tail) + 1)
+    fitted = slice(len(tail) // 100, max(len(tail) // 100 + 2, len(tail) // 4))
+    slope, level = np.polyfit(np.log(rank[fitted]), np.log(tail[fitted]), 1)
+    below = tail < 0.1 * np.exp(level + slope * np.log(rank))
+    cliff = len(tail) - int(np.argmin(below[::-1]))  # behind the last rank that is not below
+    return -float(slope), None if cliff == len(tail) else cliff + 1
 
 
 def statistics(sums: Sums, weights: Float[np.ndarray, "documents"] | None = None) -> Statistics:
@@ -606,6 +657,7 @@ RANKS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # features, by importance, whose s
 FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of d_T: widths predicted for a teacher that is no scale's
 TOKENS_A_DOCUMENT = 500  # fewer than The Pile's average, so that enough of them are read
 ACTIVATION_BYTES = 2**32  # of the residual stream held at once
+ON_DISK = 2**28  # bytes of it above which a second run finds it on disk
 
 
 def measure(p: scales.Sae) -> runs.Record:
@@ -625,6 +677,8 @@ def measure(p: scales.Sae) -> runs.Record:
     """
     place = "-".join(re.findall(r"[A-Za-z0-9_.]+", p.teacher)[-2:])
     parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
+    if not p.revive:
+        del parameters["revive"]  # the paper's training, by the key it always had
     what = f"sae/{p.scale}/{place}-l{p.layer}"
     return runs.find_or_compute(what, parameters, lambda: _measure(p, runs.work_folder(what, parameters)))
 
@@ -636,7 +690,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     text, unseen = _text(p, teacher, "train", p.tokens), _text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = residual.calibrate(teacher, text, layers)
-    trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work)
+    trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
 
     held_out = residual.activations(teacher, unseen, layers, calibration, "reading held-out documents")
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
@@ -733,9 +787,9 @@ def _settings(p: scales.Sae, d: int) -> list[Settings]:
     if p.kind == "topk":  # lambda plays no part
         pairs = {(layer, p.lam) for layer in [p.layer, *p.layers]}
     topk = p.topk if p.kind == "topk" else None
-    rest = (p.batch, p.learning_rate, p.seed, topk)
-    every = [Settings(layer, lam, p.expansion * d, p.steps, *rest) for layer, lam in sorted(pairs)]
-    longer = Settings(p.layer, p.lam, p.expansion * d, 2 * p.steps, *rest)
+    rest = dict(batch=p.batch, learning_rate=p.learning_rate, seed=p.seed, topk=topk, revive=p.revive)
+    every = [Settings(layer, lam, p.expansion * d, p.steps, **rest) for layer, lam in sorted(pairs)]
+    longer = Settings(p.layer, p.lam, p.expansion * d, 2 * p.steps, **rest)
     return [*every, longer] if p.doubling else every
 
 
@@ -746,8 +800,12 @@ def _train(
     calibration: residual.Calibration,
     every: Sequence[Settings],
     work: Path,
+    name: str,
 ) -> list[Run]:
-    """Train all autoencoders side by side, a core each, on one shard of the text after the other."""
+    """Train all autoencoders side by side, a core each, on one shard of the text after the other.
+
+    A text that is read once, but takes long to read, is kept on disk under ``name``.
+    """
     jobs = [Run(s, torch.zeros(teacher.d, device=teacher.model.device)) for s in every]
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
     for job, file in zip(jobs, files, strict=True):
@@ -757,10 +815,13 @@ def _train(
     bar.update(sum(job.step for job in jobs))
     a_shard = max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * text.shape[1]))
     longest = max(every, key=lambda s: s.steps)
+    kept = text.size * teacher.d * len(layers) * 4 > ON_DISK and a_shard >= len(text)
     for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
         if all(job.step >= min(until, job.settings.steps) for job in jobs):
             continue
-        part = residual.activations(teacher, text[start : start + a_shard], layers, calibration).layers
+        part = residual.activations(
+            teacher, text[start : start + a_shard], layers, calibration, name=name if kept else None
+        ).layers
 
         def advance(pair: tuple[Run, Path], part=part, first=first, until=until) -> None:
             job, file = pair
@@ -806,10 +867,11 @@ def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tup
 def _summary(found: Statistics, draws: Sequence[Statistics]) -> dict[str, float]:
     """F, L0, alpha, g and d* with intervals, alpha and d* also over all latents instead of the alive ones."""
     row: dict[str, float] = {}
-    for name in ("alive", "l0", "alpha", "d_star"):
+    for name in ("alive", "l0", "alpha", "d_star", "exponent"):
         row[name] = getattr(found, name)
         row[f"{name}_low"], row[f"{name}_high"] = interval(row[name], [getattr(draw, name) for draw in draws])
-    latents = len(found.importance)
+    latents, cliff = len(found.importance), power_tail(found.tail)[1]
+    row |= {"cliff": math.nan if cliff is None else cliff}
     row |= {"g": float(capacity.g(found.alpha)), "alpha_all": 1 - found.l0 / latents}
     return row | {"d_star_all": float(capacity.critical_width_from_l0(latents, found.l0))}
 
@@ -824,19 +886,23 @@ def _floors(
 ) -> list[dict]:
     """Predictions at each width, in squared units of the scaled stream, and the cut student's KL in nats."""
 
-    def eq2(s: Statistics) -> np.ndarray:
-        return capacity.eq2_floor(s.tail, np.array(p.widths), s.alpha)
+    def floor(s: Statistics, law: Callable[[float], float] | None = None) -> np.ndarray:
+        options = {} if law is None else {"capacity": law(s.alpha)}
+        return capacity.eq2_floor(s.tail, np.array(p.widths), s.alpha, **options)
+
+    def logarithmic(alpha: float) -> float:
+        return capacity.log_capacity(alpha, p.kappa)
 
     kept = np.minimum(capacity.features_kept(np.array(p.widths), found.alpha), found.alive)
-    floor, replicates = eq2(found), np.array([eq2(draw) for draw in draws])
-    logarithmic = capacity.eq2_floor(
-        found.tail, np.array(p.widths), found.alpha, capacity=capacity.log_capacity(found.alpha, p.kappa)
-    )
+    laws = {"eq2": None, "log_capacity": logarithmic}
+    values = {name: floor(found, law) for name, law in laws.items()}
+    replicates = {name: np.array([floor(draw, law) for draw in draws]) for name, law in laws.items()}
     rows = []
     for n, width in enumerate(p.widths):
-        low, high = interval(floor[n], replicates[:, n])
-        row = {"width": width, "kept": int(kept[n]), "dropped": int(found.alive - kept[n]), "eq2": floor[n]}
-        row |= {"eq2_low": max(0.0, low), "eq2_high": high, "log_capacity": logarithmic[n]}
+        row = {"width": width, "kept": int(kept[n]), "dropped": int(found.alive - kept[n])}
+        for name in laws:
+            low, high = interval(values[name][n], replicates[name][:, n])
+            row |= {name: values[name][n], f"{name}_low": max(0.0, low), f"{name}_high": high}
         row |= {"pca_tail": float(spectrum[width:].sum()), "total": float(found.tail.sum()), "kl_cut": cut[n]}
         rows.append(names | row)
     return rows

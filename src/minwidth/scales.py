@@ -108,6 +108,7 @@ class Sae(Parameters):
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
     doubling: bool  # train the default once more, for twice the steps
+    revive: Annotated[int, Field(ge=0)]  # steps after which silent latents start again; 0: never, as in the paper
     widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
     seed: Seed
 
@@ -214,7 +215,7 @@ _TOY = dict(
     seed=0,
 )
 _DISTILL = dict(width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, floor_tolerance=0.03)
-_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, seed=0)
+_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
 # fmt: off
@@ -273,6 +274,23 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "06_ledger": {},
     },
+}
+# 03_sae with one choice changed at a time (minwidth.sensitivity): what the measurement starts from, where that is not
+# the scale's own, the values of each choice, and the lambdas tried at each.
+SENSITIVITY: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        base=dict(), lams=SCALES["tiny"]["03_sae"]["lams"],
+        layer=[1, 2, 3], expansion=[4, 8, 16, 32], tokens=[37_500, 150_000, 600_000], steps=[500, 1000, 2000, 4000],
+        seed=[0, 1, 2],
+    ),
+    "smollm2": dict(
+        base=dict(
+            layers=[15], layer=15, lams=[0.1, 0.3, 1.0, 3.0, 10.0], tokens=500_000, steps=2000, held_out_tokens=50_000,
+            kl_tokens=2048,
+        ),
+        lams=[0.1, 0.3, 1.0, 3.0],
+        layer=[10, 15, 20], expansion=[4, 8, 16], tokens=[125_000, 500_000], steps=[1000, 2000, 4000], seed=[0, 1],
+    ),
 }
 # fmt: on
 

@@ -1,0 +1,382 @@
+"""One training step of a sparse autoencoder beside its peers: CPU seconds, memory and agreement, in one run.
+
+    python benchmarks/sae.py              with --trained smollm2 also on that scale's autoencoder
+
+Contestants, from the same weights on the same inputs, their first loss the same to 1e-5 (else the run ends):
+
+- **ours**: the step of ``sae.Run``, which works on active entries alone and falls back to matrix products by itself;
+  **ours dense**: those products, written by hand;
+- **autograd**: the loss as the paper writes it, clipping, torch's Adam, unit rows;
+- **SAELens**: what ``SAETrainer`` does in a step, its count of firing latents included; **SAELens bare**: forward,
+  backward, clipping and Adam of the same ``StandardTrainingSAE``. Neither keeps rows of unit norm;
+- **dictionary_learning**: ``StandardTrainer.update``, which projects gradients and renormalises but does not clip;
+  **dictionary_learning bare**: the same with torch's Adam alone.
+
+Work: width 512, 8,192 latents, batches of 1,024 and 4,096, with 10 %, 3 % and 1 % of the latents active and, to see the
+fall back, half of them; then trained autoencoders of this repository on held-out text, found in runs/ or trained first.
+fp32, one thread. Times are the least CPU seconds of interleaved rounds. Memory is the peak of a fresh process: as a
+whole, and by how much it rises above imports and inputs (Linux).
+
+Peers are used where they can be imported, and the result says which were missing. In an environment of its own::
+
+    pip install -e '.[bench]' sae-lens==6.54.12
+    pip install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7 bidict python-socketio python-engineio \\
+        simple-websocket wsproto h11 websocket-client lazy-importer diffusers importlib-metadata zipp
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import torch
+
+from minwidth import figures, models, residual, sae, scales
+
+RESULTS = Path(__file__).parent / "results"
+D, LATENTS, LAM, RATE = 512, 8192, 0.1, 1e-5
+BATCHES, DENSITIES, HALF = (1024, 4096), (0.10, 0.03, 0.01), 0.5
+SAME = 1e-5  # relative difference of losses that counts as the same
+BARS = {0.01: 4.0, 0.03: 2.5, 0.10: 1.0, HALF: 1.0}  # times faster than the fastest peer that we ask of ourselves
+PEERS = ("SAELens", "SAELens bare", "dictionary_learning", "dictionary_learning bare")
+
+
+class Work(NamedTuple):
+    """What every contestant trains on."""
+
+    name: str
+    model: sae.Sae
+    x: torch.Tensor
+    lam: float
+
+    def start(self) -> sae.Sae:
+        """A copy of the initial weights."""
+        return copy.deepcopy(self.model)
+
+
+class Contestant(NamedTuple):
+    loss: float  # of the initial weights
+    step: Callable[[], object]
+
+
+def random_work(batch: int, density: float, d: int = D, latents: int = LATENTS) -> Work:
+    """Random inputs and weights, with an encoder bias at which about ``density`` of the latents are active."""
+    x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1))
+    model = sae.Sae.initial(x.mean(0), latents, 0)
+    pre = (x[:256] - model.bias_pre) @ model.encoder.T
+    model.bias_encoder -= torch.quantile(pre.flatten()[:2_000_000], 1 - density)
+    return Work(f"{density:.0%}", model, x, LAM)
+
+
+def trained_work(scale: str, batch: int) -> Work:
+    """The default autoencoder of a scale on held-out tokens."""
+    p = scales.parameters("03_sae", scale)
+    record = sae.measure(p)
+    model, calibration = sae.load(record)
+    teacher = models.load_teacher(p.teacher)
+    unseen = residual.token_blocks(teacher, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
+    x = residual.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
+    return Work(f"trained, {scale}", model, x, p.lam)
+
+
+# ------------------------------------------------------------------------------------------------------ contestants
+
+
+def ours(work: Work) -> Contestant:
+    """As in the middle of a run: lambda at its height, the learning rate constant."""
+    steps, x = 10**6, work.x
+    run = sae.Run(sae.Settings(0, work.lam, len(work.model.decoder), steps, len(x), RATE, 0, bias=True), x.mean(0))
+    run.sae, run.step = work.start(), steps // 2
+    run.buffers = sae.Buffers(len(x), len(run.sae.decoder), x.shape[1])
+
+    def step() -> None:
+        run.adam.step(run.sae, run._gradients(x), RATE, bias=True)
+        run.step += 1
+
+    return Contestant(run._gradients(x).error + _penalty(work), step)
+
+
+def ours_dense(work: Work) -> Contestant:
+    model = work.start()
+    adam = sae.Adam(model)
+
+    def step() -> None:
+        adam.step(model, sae.dense_gradients(model, work.x, work.lam), RATE, bias=True)
+
+    return Contestant(sae.dense_gradients(model, work.x, work.lam).error + _penalty(work), step)
+
+
+def _penalty(work: Work) -> float:
+    """The second term of the loss, whose value a step does not need."""
+    return work.lam * float(work.model.encode(work.x).sum(1).mean())
+
+
+def autograd(work: Work) -> Contestant:
+    x, start = work.x, work.start()
+    encoder, decoder, bias_pre, bias_encoder = parameters = [p.requires_grad_() for p in start.parameters]
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
+
+    def loss() -> torch.Tensor:
+        z = torch.relu((x - bias_pre) @ encoder.T + bias_encoder)
+        return (x - z @ decoder - bias_pre).square().sum(1).mean() + work.lam * z.sum(1).mean()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            decoder.div_(decoder.norm(dim=1, keepdim=True))
+
+    return Contestant(float(loss().detach()), step)
+
+
+def _saelens(work: Work):
+    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+
+    latents, d = work.model.decoder.shape
+    peer = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d, d_sae=latents, l1_coefficient=work.lam))
+    with torch.no_grad():
+        for parameter, value in (
+            (peer.W_enc, work.model.encoder.T), (peer.W_dec, work.model.decoder),
+            (peer.b_enc, work.model.bias_encoder), (peer.b_dec, work.model.bias_pre),
+        ):  # fmt: skip
+            parameter.copy_(value)
+    return peer
+
+
+def _saelens_loss(peer, work: Work) -> torch.Tensor:
+    from sae_lens.saes.sae import TrainStepInput
+
+    coefficients = {"l1": work.lam}
+    return peer.training_forward_pass(TrainStepInput(work.x, coefficients, None, 0, is_logging_step=False)).loss
+
+
+def saelens(work: Work) -> Contestant:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    peer, batch = _saelens(work), len(work.x)
+    settings = SAETrainerConfig(
+        total_training_samples=1000 * batch, train_batch_size_samples=batch, lr=RATE, lr_end=RATE
+    )
+    trainer = SAETrainer(settings, peer, iter([]))
+    return Contestant(float(_saelens_loss(peer, work).detach()), lambda: trainer.step(work.x))
+
+
+def saelens_bare(work: Work) -> Contestant:
+    peer = _saelens(work)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        _saelens_loss(peer, work).backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+
+    return Contestant(float(_saelens_loss(peer, work).detach()), step)
+
+
+def dictionary_learning(work: Work, bare: bool = False) -> Contestant:
+    from dictionary_learning.trainers.standard import StandardTrainer
+
+    latents, d = work.model.decoder.shape
+    trainer = StandardTrainer(
+        steps=1000, activation_dim=d, dict_size=latents, layer=0, lm_name="", lr=RATE, l1_penalty=work.lam,
+        warmup_steps=0, sparsity_warmup_steps=None, device="cpu",
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter, value in (
+            (trainer.ae.encoder.weight, work.model.encoder), (trainer.ae.decoder.weight, work.model.decoder.T),
+            (trainer.ae.encoder.bias, work.model.bias_encoder), (trainer.ae.bias, work.model.bias_pre),
+        ):  # fmt: skip
+            parameter.copy_(value)
+    if bare:
+        trainer.optimizer = torch.optim.Adam(trainer.ae.parameters(), lr=RATE)
+        trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1)
+    return Contestant(float(trainer.loss(work.x, step=0).detach()), lambda: trainer.update(0, work.x))
+
+
+CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
+    "ours": ours,
+    "ours dense": ours_dense,
+    "autograd": autograd,
+    "SAELens": saelens,
+    "SAELens bare": saelens_bare,
+    "dictionary_learning": dictionary_learning,
+    "dictionary_learning bare": lambda work: dictionary_learning(work, bare=True),
+}
+
+
+def importable() -> tuple[list[str], dict[str, str]]:
+    """The contestants that run here, and why the others do not."""
+    found, missing = [], {}
+    for name, contestant in CONTESTANTS.items():
+        try:
+            contestant(random_work(16, 0.03, 8, 64)).step()
+            found.append(name)
+        except Exception as error:
+            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return found, missing
+
+
+# -------------------------------------------------------------------------------------------------------- measures
+
+
+def compare(found: Sequence[str], work: Work, rounds: int) -> dict:
+    """Losses of the initial weights, then least CPU seconds of a step, the contestants taking turns.
+
+    ``of_matrix_rate`` is the time that a contestant's own multiplications would take at the rate of a large matrix
+    product on this machine, over the time of its step.
+    """
+    batch, (latents, d) = len(work.x), work.model.decoder.shape
+    ready = {name: CONTESTANTS[name](work) for name in found}
+    difference = {name: abs(one.loss / ready["autograd"].loss - 1) for name, one in ready.items()}
+    if max(difference.values()) > SAME:
+        raise RuntimeError(f"The first losses differ: {difference}.")
+    density = float((work.model.encode(work.x) > 0).float().mean())
+    left, right, out = torch.randn(batch, d), torch.randn(latents, d), torch.empty(batch, latents)
+    every = {"product": lambda: torch.mm(left, right.T, out=out)} | {name: one.step for name, one in ready.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in every}
+    for number in range(rounds + 1):
+        for name, step in every.items():
+            started = time.process_time()
+            step()
+            if number:  # the first step makes moments and buffers
+                seconds[name].append(time.process_time() - started)
+    least = {name: min(values) for name, values in seconds.items()}
+    product = least.pop("product")
+    # matrix products a step: encoder, decoder, the gradients of z and both matrices; autograd adds that of the input
+    products = dict.fromkeys(found, 6.0) | {"ours dense": 5.0, "ours": 1 + 4 * density if density < sae.DENSE else 5.0}
+    peers = [least[name] for name in PEERS if name in least]
+    return {
+        "work": work.name, "batch": batch, "d": d, "latents": latents, "density": density,
+        "loss_difference": difference, "gradient_difference": gradient_difference(work),
+        "cpu_seconds": least, "tokens_per_cpu_second": {name: batch / value for name, value in least.items()},
+        "times_ours": {name: value / least["ours"] for name, value in least.items()},
+        "fastest_peer_times_ours": min(peers) / least["ours"] if peers else None,
+        "product_gflops": 2e-9 * batch * d * latents / product,
+        "of_matrix_rate": {name: products[name] * product / value for name, value in least.items()},
+    }  # fmt: skip
+
+
+def gradient_difference(work: Work) -> dict[str, float]:
+    """Largest relative difference of our gradients from autograd's in float64, with the same latents active."""
+    x = work.x[:256]
+    exact = [p.double().requires_grad_() for p in work.start().parameters]
+    encoder, decoder, bias_pre, bias_encoder = exact
+    z = ((x.double() - bias_pre) @ encoder.T + bias_encoder) * (work.model.encode(x) > 0)
+    error = (x.double() - z @ decoder - bias_pre).square().sum(1).mean()
+    (error + work.lam * z.abs().sum(1).mean()).backward()
+    found = {"ours dense": sae.dense_gradients(work.model, x, work.lam)}
+    if some := sae.sparse_gradients(work.model, x, work.lam, sae.Buffers(len(x), *work.model.decoder.shape)):
+        found["ours"] = some
+    different = {}
+    for name, gradients in found.items():
+        fired = gradients.counts > 0
+        pairs = [(g[fired], p.grad[fired]) if g.ndim == 2 else (g, p.grad)
+                 for g, p in zip(gradients.parameters, exact, strict=True)]  # fmt: skip
+        different[name] = max(float((g.double() - wanted).norm() / wanted.norm()) for g, wanted in pairs)
+    return different
+
+
+def peak(name: str, batch: int, density: float) -> dict[str, int]:
+    """Peak resident bytes of this fresh process, and how far two steps raise it above imports and inputs (Linux)."""
+    torch.set_num_threads(1)
+    CONTESTANTS[name](random_work(16, density, 8, 64)).step()  # imports and compiles
+    work = random_work(batch, density)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is no room for the contestant
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
+    contestant = CONTESTANTS[name](work)
+    for _ in range(2):
+        contestant.step()
+    return {"process": _status("VmHWM"), "extra": _status("VmHWM") - before}
+
+
+def _status(field: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def benchmark(rounds: int, trained: Sequence[str]) -> dict:
+    torch.set_num_threads(1)
+    found, missing = importable()
+    table = [compare(found, random_work(batch, density), rounds) for batch in BATCHES for density in DENSITIES]
+    table.append(compare(found, random_work(BATCHES[0], HALF), rounds))
+    table += [compare(found, trained_work(scale, batch), rounds) for scale in trained for batch in BATCHES]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak, (name, BATCHES[1], DENSITIES[-1])) for name in found}
+    bars = [{"work": row["work"], "batch": row["batch"], "wanted": BARS[density], "got": row["fastest_peer_times_ours"]}
+            for row in table for density in BARS if row["work"] == f"{density:.0%}"]  # fmt: skip
+    return machine() | {
+        "work": {"lam": LAM, "dtype": "float32", "threads": 1, "rounds": rounds},
+        "missing": missing,
+        "bars": bars,
+        "steps": table,
+        "memory": {"batch": BATCHES[1], "density": DENSITIES[-1], "bytes": memory},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- output
+
+
+def draw(result: dict):
+    """Tokens per CPU second of each kind of work, and peak memory."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure, ((left, right),) = figures.panels(2, height=3.2, width_ratios=[2, 1])
+        rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
+        names = list(rows[0]["tokens_per_cpu_second"])
+        for place, name in enumerate(names):
+            height = [row["tokens_per_cpu_second"][name] / row["tokens_per_cpu_second"]["autograd"] for row in rows]
+            at = [n + (place - len(names) / 2 + 0.5) * 0.8 / len(names) for n in range(len(rows))]
+            left.bar(at, height, 0.8 / len(names), label=name, color=figures.PALETTE[place])
+        left.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
+        labels = [row["work"].replace("trained, ", "trained\n") for row in rows]
+        left.set_xticks(range(len(rows)), labels)
+        left.set(ylabel=f"tokens per CPU second, autograd = 1\n(batch {BATCHES[0]:,})", xlabel="latents active")
+        left.legend(fontsize=6.5)
+        extra = [result["memory"]["bytes"][name]["extra"] / 1e6 for name in names]
+        right.barh(names[::-1], extra[::-1], color=[figures.PALETTE[n] for n in range(len(names))][::-1])
+        right.set(xlabel=f"peak extra memory (MB)\n(batch {BATCHES[1]:,}, 1 % active)")
+        return figure
+
+
+def machine() -> dict:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((x.split(": ")[1] for x in lines if x.startswith("model name")), platform.processor())
+    names = ("torch", "numba", "sae-lens", "dictionary-learning")
+    return {
+        "machine": {"processor": processor, "system": platform.platform()},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contestant is timed")
+    parser.add_argument("--trained", nargs="*", default=["tiny"], help="scales whose autoencoders are timed too")
+    result = benchmark(**vars(parser.parse_args()))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "sae.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result).savefig(RESULTS / "sae.png", dpi=150, metadata={"Software": "minwidth"})
+    for row in result["steps"]:
+        print(row["work"], row["batch"], {name: round(value, 2) for name, value in row["times_ours"].items()})
+    print(json.dumps({name: result[name] for name in ("missing", "bars", "memory")}, indent=1))
