@@ -18,7 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -318,22 +318,29 @@ def jobs(p: scales.Distill) -> list[Job]:
     return found
 
 
-def ladder(p: scales.Distill) -> runs.Record:
-    """All students that the parameters ask for, trained where no record is found.
+def students(p: scales.Distill, todo: Iterable[Job]) -> dict[Job, runs.Record]:
+    """The records of several runs, trained where none is found.
 
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
-
-    Returns:
-        A record with ``ladder`` (one row a run), ``curves`` (one row an evaluation) and ``missing_states``.
 
     Raises:
         RuntimeError: a process failed; its last line says why.
     """
-    todo = jobs(p)
+    todo = list(todo)
     missing = [job for job in todo if runs.find(*key(p, job)) is None]
     if missing:
         _compute(p, missing)
-    records = {job: student(p, job) for job in todo}
+    return {job: student(p, job) for job in todo}
+
+
+def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
+    """All students that the parameters ask for, and ``extra`` runs of them at other numbers of steps.
+
+    Returns:
+        A record with ``ladder`` (one row a run; its fall where the same student was trained for half the steps) and
+        ``curves`` (one row an evaluation).
+    """
+    records = students(p, [*jobs(p), *extra])
     parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
     label = "ladder" if p.width is None else f"w{p.width}"
     parameters = {"runs": parts, "floor_tolerance": p.floor_tolerance}
@@ -392,9 +399,8 @@ def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, A
     curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
     rows = []
     for job, record in records.items():
-        fall = float("nan")
-        if job.steps == 2 * p.steps:
-            fall = fall_per_doubling(records[job._replace(steps=p.steps)]["floor"], record["floor"])
+        half = records.get(job._replace(steps=job.steps // 2))
+        fall = fall_per_doubling(half["floor"], record["floor"]) if half and job.steps % 2 == 0 else float("nan")
         names = ("floor", "tail_slope", "low", "high", "untrained", "uniform", "params", "d_teacher")
         rows.append(
             job._asdict()
