@@ -41,6 +41,7 @@ cut_rate = None  # share of it for students cut from the teacher's own weights
 warmup = None  # steps
 weight_decay = None
 temperature = None  # of both distributions
+objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or "cross_entropy" (of the text alone)
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 floor_tolerance = None  # a floor moves by less than this share when the steps double
@@ -87,7 +88,7 @@ pd.DataFrame(
 
 # %% tags=["nbval-ignore-output"]
 teacher = models.load_teacher(p.shape.teacher)
-held_out = distill.read(teacher, p)["held_out"]
+held_out = distill.read(teacher, p, "held_out")
 
 # %%
 kept = distill.top_share(teacher, held_out, (16, 64, 256), (1.0, p.temperature))

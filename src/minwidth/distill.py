@@ -67,18 +67,16 @@ class Text(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
-def read(teacher: models.Teacher, p: scales.Distill) -> dict[str, Text]:
-    """``train`` and ``held_out`` text with the offline teacher's states, computed once for all students.
+def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
+    """``train`` or ``held_out`` text with the offline teacher's states, computed once for all students.
 
     There is enough training text for the longest run without repetition, if the corpus has that much.
     """
-    texts = {}
-    for split, count in (("train", 2 * p.steps * p.batch), ("held_out", p.held_out_blocks)):
-        blocks = _blocks(teacher, p, split)[:count]
-        small = blocks.size * teacher.d * 4 <= STATES_BYTES
-        states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
-        texts[split] = Text(torch.from_numpy(blocks.astype(np.int64)), states)
-    return texts
+    count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
+    blocks = _blocks(teacher, p, split)[:count]
+    small = blocks.size * teacher.d * 4 <= STATES_BYTES
+    states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
+    return Text(torch.from_numpy(blocks.astype(np.int64)), states)
 
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
@@ -117,8 +115,9 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
 def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
-    Its values: ``history`` (step, train, held_out; nats per token at the temperature), ``untrained``, ``floor``,
-    ``tail_slope``, ``low`` and ``high`` (95 % of the final loss over held-out blocks), ``params``, ``d_teacher``.
+    Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
+    guess that gives every token the same probability), ``floor``, ``tail_slope``, ``low`` and ``high`` (95 % of the
+    final loss over held-out blocks), ``params``, ``d_teacher``.
 
     Raises:
         FloatingPointError: the loss is not finite, or worse than that of a uniform guess.
@@ -134,7 +133,10 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
-    chosen = p.model_dump(exclude={"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"})
+    left_out = {"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"}
+    if p.objective == "forward":
+        left_out.add("objective")  # records made before there was another one stay found
+    chosen = p.model_dump(exclude=left_out)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
         "text_blocks": 2 * p.steps * p.batch,
@@ -157,40 +159,74 @@ def threads(p: scales.Distill) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def objective(
+    p: scales.Distill, model: nn.Module | None, ids: Tensor, states: Tensor, matrix: Tensor, each: bool = False
+) -> Tensor:
+    """Loss a student learns from, in nats per token: its mean, or one number a token where ``each`` is set.
+
+    ``forward`` and ``reverse`` are KL divergences at the temperature. ``hidden`` adds to the forward one the share of
+    the teacher's final state that a linear map of the student's, ``model.match``, misses; the map is trained along.
+    ``cross_entropy`` is that of the text's next token at T = 1 and asks no teacher.
+
+    Args:
+        model: the student, or None for a uniform guess.
+        states: the teacher's final states on ``ids``.
+        matrix: the teacher's unembedding.
+    """
+    if model is None:
+        hidden, vocabulary = matrix.new_zeros(*ids.shape, 1), matrix.new_zeros(len(matrix), 1)
+    else:
+        hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
+    if p.objective == "cross_entropy":
+        cross_entropy = kl.cross_entropy_per_token if each else kl.cross_entropy
+        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:])
+    divergence = kl.divergence_per_token if each else kl.divergence
+    direction = "reverse" if p.objective == "reverse" else "forward"
+    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction)
+    if p.objective == "hidden":
+        missed = states if model is None else states - model.match(hidden)
+        value = value + missed.square().sum(-1) / states.square().sum(-1)
+    return value if each else value.mean()
+
+
+def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
+    ids = text.ids[rows].to(teacher.model.device)
+    if text.states is None:
+        with torch.no_grad():
+            return ids, models.final_hidden(teacher.model, ids)
+    return ids, torch.from_numpy(text.states[rows]).to(teacher.model.device)
+
+
+@torch.no_grad()
+def losses(
+    p: scales.Distill, teacher: models.Teacher, model: nn.Module | None, text: Text
+) -> Float[np.ndarray, " blocks"]:
+    """Mean of ``objective`` on each block of a text."""
+    matrix, found = models.unembedding(teacher.model), []
+    for rows in np.array_split(np.arange(len(text.ids)), -(-len(text.ids) // p.batch)):
+        found.append(objective(p, model, *_batch(teacher, text, rows), matrix, each=True).mean(1).cpu())
+    return torch.cat(found).numpy()
+
+
 def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, parameters: dict) -> dict[str, Any]:
-    texts = read(teacher, p)
+    text, held_out = read(teacher, p, "train"), read(teacher, p, "held_out")
     matrix = models.unembedding(teacher.model)
     model = untrained(teacher, p, job.ladder, job.width, job.seed)
-
-    def batch(text: Text, rows) -> tuple[Tensor, Tensor]:
-        ids = text.ids[rows].to(matrix.device)
-        if text.states is None:
-            with torch.no_grad():
-                return ids, models.final_hidden(teacher.model, ids)
-        return ids, torch.from_numpy(text.states[rows]).to(matrix.device)
+    params = models.parameter_count(model)
+    if p.objective == "hidden":
+        model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
+        nn.init.zeros_(model.match.weight)
 
     def loss(model, rows) -> Tensor:
-        ids, states = batch(texts["train"], rows)
+        ids, states = _batch(teacher, text, rows)
         with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):
-            return kl.divergence(
-                models.final_hidden(model, ids), models.unembedding(model), states, matrix, p.temperature
-            )
+            return objective(p, model, ids, states, matrix)
 
-    @torch.no_grad()
-    def per_block(model) -> np.ndarray:
-        losses = []
-        for rows in np.array_split(np.arange(len(texts["held_out"].ids)), -(-p.held_out_blocks // p.batch)):
-            ids, states = batch(texts["held_out"], rows)
-            hidden = torch.zeros(*ids.shape, 1).to(matrix) if model is None else models.final_hidden(model, ids)
-            vocabulary = matrix.new_zeros(len(matrix), 1) if model is None else models.unembedding(model)
-            losses.append(kl.divergence_per_token(hidden, vocabulary, states, matrix, p.temperature).mean(1).cpu())
-        return torch.cat(losses).numpy()
-
-    guess = float(per_block(None).mean())  # a student that gives every token the same probability
-    start = float(per_block(model).mean())
+    guess = float(losses(p, teacher, None, held_out).mean())  # every token has the same probability
+    start = float(losses(p, teacher, model, held_out).mean())
 
     def evaluate(model) -> float:
-        value = float(per_block(model).mean())
+        value = float(losses(p, teacher, model, held_out).mean())
         if value > 2 * max(guess, start):
             raise FloatingPointError(
                 f"The loss rose to {value:.3g} nats from {start:.3g}, a uniform guess having {guess:.3g}; lower the "
@@ -204,7 +240,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
             model,
             loss,
             evaluate,
-            rows=len(texts["train"].ids),
+            rows=len(text.ids),
             schedule=schedule(p, job),
             seed=job.seed,
             checkpoint=runs.work_folder(what, parameters) / "checkpoint",
@@ -213,7 +249,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     else:
         log.info("The student of width %d is its teacher before any training.", job.width)
     history = pd.DataFrame(history)
-    final = per_block(model)
+    final = losses(p, teacher, model, held_out)
     spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
     runs.store(f"{what}-weights", parameters, weights, seconds=0)
@@ -225,7 +261,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
         "tail_slope": tail_slope(history),
         "low": float(final.mean() - spread),
         "high": float(final.mean() + spread),
-        "params": models.parameter_count(model),
+        "params": params,
         "d_teacher": teacher.d,
     }
 
@@ -350,7 +386,7 @@ def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
 def _compute(p: scales.Distill, missing: list[Job]) -> None:
     with threads(p):
         teacher = models.load_teacher(p.shape.teacher, device=device())
-        read(teacher, p)  # once, before several processes would ask for it
+        read(teacher, p, "train"), read(teacher, p, "held_out")  # once, before several processes would ask for them
         if any(job.ladder == "width_alone" for job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
