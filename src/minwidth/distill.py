@@ -354,8 +354,8 @@ def jobs(p: scales.Distill) -> list[Job]:
     return found
 
 
-def students(p: scales.Distill, todo: Iterable[Job]) -> dict[Job, runs.Record]:
-    """The records of several runs, trained where none is found.
+def students(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
+    """The records of several runs at one scale, trained where none is found.
 
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
 
@@ -363,10 +363,10 @@ def students(p: scales.Distill, todo: Iterable[Job]) -> dict[Job, runs.Record]:
         RuntimeError: a process failed; its last line says why.
     """
     todo = list(todo)
-    missing = [job for job in todo if runs.find(*key(p, job)) is None]
+    missing = [(p, job) for p, job in todo if runs.find(*key(p, job)) is None]
     if missing:
-        _compute(p, missing)
-    return {job: student(p, job) for job in todo}
+        _compute(missing)
+    return [student(p, job) for p, job in todo]
 
 
 def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
@@ -376,23 +376,25 @@ def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
         A record with ``ladder`` (one row a run; its fall where the same student was trained for half the steps) and
         ``curves`` (one row an evaluation).
     """
-    records = students(p, [*jobs(p), *extra])
+    todo = [*jobs(p), *extra]
+    records = dict(zip(todo, students((p, job) for job in todo), strict=True))
     parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
     label = "ladder" if p.width is None else f"w{p.width}"
     parameters = {"runs": parts, "floor_tolerance": p.floor_tolerance}
     return runs.find_or_compute(f"distill/{p.scale}/{label}", parameters, lambda: _assemble(p, records))
 
 
-def _compute(p: scales.Distill, missing: list[Job]) -> None:
+def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
+    p, _ = missing[0]
     with threads(p):
         teacher = models.load_teacher(p.shape.teacher, device=device())
         read(teacher, p, "train"), read(teacher, p, "held_out")  # once, before several processes would ask for them
-        if any(job.ladder == "width_alone" for job in missing):
+        if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
     if p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or device().type != "cpu":
-        for job in tqdm(missing, **options):
+        for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return
     del teacher
@@ -400,7 +402,7 @@ def _compute(p: scales.Distill, missing: list[Job]) -> None:
     with ProcessPoolExecutor(min(cores, len(missing)), spawn, initializer=_as_worker) as pool:
         processes = pool._processes
         try:
-            waiting = [pool.submit(_key_of_student, p, job) for job in missing]
+            waiting = [pool.submit(_key_of_student, p, job) for p, job in missing]
             for future in tqdm(as_completed(waiting), **options):
                 future.result()
         except BaseException:
