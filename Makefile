@@ -10,7 +10,7 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test lab results notebooks bench docs teacher clean
+.PHONY: help paper test lab results notebooks controls bench docs teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make lab        JupyterLab'
 	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
+	@echo 'make controls   longer ladders, other objectives and references for 04, an hour at tiny; goes on where it stopped'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make docs       the committed notebooks as web pages in runs/docs'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
@@ -58,6 +59,10 @@ results: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m minwidth.notebooks notebooks/*.py
+
+controls: $(INSTALLED)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	$(BIN)/python -m minwidth.controls --scale $(SCALE)
 
 bench: .venv-bench/.installed
 	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done

@@ -47,9 +47,9 @@ def small_world(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_teacher", lambda name, device=None: make_teacher())
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
 
-    def blocks(teacher, split, length, percent):
+    def blocks(teacher, split, length, percent, *_):
         rng = np.random.default_rng(split == "train")
-        return rng.integers(0, VOCABULARY, (300, length)).astype(np.uint16)
+        return rng.integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
 
     monkeypatch.setattr(residual, "token_blocks", blocks)
 

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -280,6 +281,107 @@ def _fvu(stream: Stream, reconstruct: Callable[[Tensor], Tensor]) -> float:
     x = stream.held_out
     missed = sum(float((reconstruct(part) - part).square().sum()) for part in x.split(8192))
     return missed / float((x - x.mean(0)).square().sum())
+
+
+# ------------------------------------------------------------------------------------------------- what is said of it
+
+
+def about_long(summary: pd.DataFrame) -> str:
+    """How settled the long ladders are, and how much a seed matters (Markdown). ``summary``: ``distill.over_seeds``."""
+    trained = summary[summary.floor > distill.SAME]
+    floors, falling = int((trained.verdict == "floor").sum()), trained[trained.verdict != "floor"]
+    said = [f"**{floors} of {len(trained)}** widths that had something to learn stand at a floor."]
+    if len(falling):
+        low, high = falling.fall.min(), falling.fall.max()
+        said.append(f"At the others the last doubling took {low:.0%} to {high:.0%} off: upper bounds.")
+    spread = (trained.spread / trained.floor).max()
+    if np.isfinite(spread):
+        said.append(f"Over {trained.seeds.max()} seeds the standard deviation is at most {spread:.1%} of the loss.")
+        if len(falling) and spread < falling.fall.median():
+            said.append("The budget moves this ladder by more than the seed does.")
+    return " ".join(said)
+
+
+def budgets(table: pd.DataFrame) -> pd.DataFrame:
+    """Of the long ladder's rows: loss of the narrowest and the widest random student at each number of steps.
+
+    ``steps, narrowest, widest, share`` (widest / narrowest), ``fall_narrowest, fall_widest`` (against half the steps);
+    means over seeds, only the numbers of steps at which both were trained.
+    """
+    part = table[table.ladder == "random"]
+    means = part.groupby(["steps", "width"]).floor.mean().unstack()[[part.width.min(), part.width.max()]].dropna()
+    means.columns = ["narrowest", "widest"]
+    falls = 1 - means / means.shift().where(means.index.to_series() == 2 * means.index.to_series().shift(), axis=0)
+    return means.assign(share=means.widest / means.narrowest).join(falls.add_prefix("fall_")).reset_index()
+
+
+def about_budget(table: pd.DataFrame) -> str:
+    """Whether the loss at full width is the architecture's or the budget's (Markdown)."""
+    found = budgets(table)
+    first, last = found.iloc[0], found.iloc[-1]
+    falls = found.fall_widest.dropna()
+    text = (
+        f"From {first.steps:.0f} to {last.steps:.0f} steps the loss at full width falls from {first.widest:.2f} to "
+        f"{last.widest:.2f} nats, by {falls.min():.0%} to {falls.max():.0%} a doubling, and from {first.share:.0%} to "
+        f"{last.share:.0%} of the narrowest student's."
+    )
+    if falls.iloc[-1] < 0.03:
+        return text + " The last doubling hardly moved it."
+    if last.share < first.share:
+        text += " A property of the architecture would stay."
+    return text + " A *B* read off this student is a statement about its budget."
+
+
+def about_objectives(table: pd.DataFrame) -> str:
+    """Whether another objective ends lower under the ladder's own loss, and what the text alone teaches (Markdown)."""
+    means = table[table.ladder == "random"].groupby(["width", "objective"]).kl.mean().unstack()
+    ratios = means.div(means.forward, axis=0).drop(columns="forward")
+    of_text, others = ratios["cross_entropy"], ratios.drop(columns="cross_entropy")
+    best, worst = others.min(axis=1), others.max(axis=1)
+    said = []
+    for width in ratios.index:
+        said.append(
+            f"at width {width} between {others.loc[width].idxmin()} ({best[width]:.2f} times) and "
+            f"{others.loc[width].idxmax()} ({worst[width]:.2f} times)"
+        )
+    text = f"Beside the ladder's own objective, the others end {'; '.join(said)}. "
+    text += f"Students that read the text alone end at {of_text.min():.2f} to {of_text.max():.2f} times its loss."
+    return text.replace("_t1", " T = 1").replace("_t4", " T = 4")
+
+
+def with_cut(references: pd.DataFrame | None, long: pd.DataFrame) -> pd.DataFrame:
+    """The references, and as another one (``cut``) the students that are the teacher cut to their width, untrained."""
+    cut = long[long.ladder == "width_alone"].drop_duplicates("width")[["width", "untrained", "d_teacher"]]
+    cut = cut.rename(columns={"untrained": "kl"}).assign(reference="cut")
+    return cut if references is None else pd.concat([references, cut], ignore_index=True)
+
+
+def about_references(references: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """Where the students end beside the references, at widths below the teacher's (Markdown)."""
+    kl = references[references.width < references.d_teacher].pivot(index="width", columns="reference", values="kl")
+    share = kl.relu / kl.pca
+    said = [f"With the same numbers the ReLU decoder loses {share.min():.0%} to {share.max():.0%} of what PCA loses."]
+    for ladder, group in summary.groupby("ladder"):
+        floors = group.set_index("width").floor.reindex(kl.index).dropna()
+        below = int((floors < kl.relu.reindex(floors.index)).sum())
+        said.append(
+            f"**{distill.LADDER_NAMES[ladder]}**: below the ReLU reference at {below} of {len(floors)} widths, below "
+            f"PCA at {int((floors < kl.pca.reindex(floors.index)).sum())}."
+        )
+    return "\n\n".join(said)
+
+
+def about_features(table: pd.DataFrame) -> str:
+    """Whether students are as sparse as their teacher, and whether d* / d is one number (Markdown)."""
+    teacher, students = table[table.ladder == "teacher"].iloc[0], table[table.ladder != "teacher"]
+    said = [f"The teacher's autoencoder has α = {teacher.alpha:.3f} and d*/d = {teacher.d_star / teacher.width:.2f}."]
+    for rule, group in students.groupby("rule", sort=False):
+        ratio = group.d_star / group.width
+        said.append(
+            f"With the {rule} λ the students' α goes from {group.alpha.min():.3f} to {group.alpha.max():.3f} and their "
+            f"d*/d from {ratio.min():.1f} to {ratio.max():.1f}."
+        )
+    return " ".join(said)
 
 
 # -------------------------------------------------------------------------------------------------------- command line

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -464,6 +465,25 @@ def longest(table: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
 
 
+def over_seeds(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """Of a ladder's rows, the longest runs of each width: ``floor`` and ``fall``, means over ``seeds`` of them.
+
+    ``spread`` is the standard deviation over seeds, ``low`` and ``high`` the 95 % interval of the mean that it gives
+    (Student's t), ``least`` and ``most`` the extremes. ``verdict`` judges the mean fall.
+    """
+    rows = []
+    for (ladder, width), group in longest(table).groupby(["ladder", "width"]):
+        n, mean = len(group), group.floor.mean()
+        spread = group.floor.std(ddof=1) if n > 1 else float("nan")
+        half = stats.t.ppf(0.975, n - 1) * spread / n**0.5 if n > 1 else float("nan")
+        row = {"ladder": ladder, "width": width, "steps": group.steps.max(), "seeds": n, "floor": mean}
+        row |= {"spread": spread, "low": mean - half, "high": mean + half}
+        row |= {"least": group.floor.min(), "most": group.floor.max()}
+        fall = group.fall_per_doubling.mean()
+        rows.append(row | {"fall": fall, "verdict": verdict(fall, tolerance), "d_teacher": group.d_teacher.iloc[0]})
+    return pd.DataFrame(rows)
+
+
 # ------------------------------------------------------------------------------------------- what explains the floors
 
 
@@ -653,6 +673,14 @@ def about_baseline(table: pd.DataFrame) -> str:
             text += f" Twice the steps took {fall:.0%} off it: this B is what training has not done yet."
         said.append(f"**{LADDER_NAMES[ladder]}**: at full width {text}")
     return "\n\n".join(said)
+
+
+def loss_name(p: scales.Distill) -> str:
+    """What a student's loss is called on an axis."""
+    if p.objective == "cross_entropy":
+        return "cross-entropy of the text"
+    name = {"forward": "KL", "reverse": "reverse KL", "hidden": "KL + states"}[p.objective]
+    return f"{name} at T = {p.temperature:g}"
 
 
 def top_share(
