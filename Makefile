@@ -10,7 +10,7 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks lab results notebooks sensitivity bench docs teacher clean
+.PHONY: help paper test test-units test-notebooks lab results notebooks sensitivity controls bench docs teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
 	@echo 'make sensitivity  d* under every choice behind it, at SCALE=$(SCALE): 03_sae shows the table (an hour or more)'
+	@echo 'make controls   longer ladders, other objectives and references for 04, an hour at tiny; goes on where it stopped'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make docs       the committed notebooks as web pages in runs/docs'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
@@ -69,6 +70,10 @@ notebooks: $(INSTALLED)
 sensitivity: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/python -m minwidth.sensitivity --scale $(SCALE)
+
+controls: $(INSTALLED)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	$(BIN)/python -m minwidth.controls --scale $(SCALE)
 
 bench: .venv-bench/.installed
 	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done

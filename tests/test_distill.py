@@ -47,9 +47,9 @@ def small_world(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_teacher", lambda name, device=None: make_teacher())
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
 
-    def blocks(teacher, split, length, percent):
+    def blocks(teacher, split, length, percent, *_):
         rng = np.random.default_rng(split == "train")
-        return rng.integers(0, VOCABULARY, (300, length)).astype(np.uint16)
+        return rng.integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
 
     monkeypatch.setattr(residual, "token_blocks", blocks)
 
@@ -98,6 +98,32 @@ def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teac
     monkeypatch.setattr(distill, "STATES_BYTES", 0)
     beside = distill._train(p, job, teacher, "distill/tiny/b", {})
     assert beside["floor"] == pytest.approx(stored["floor"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["reverse", "hidden", "cross_entropy"])
+def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
+    p, job = settings(objective=name), distill.Job("random", 16, 0, 30)
+    record = distill.student(p, job, teacher)
+    assert record["params"] == models.parameter_count(models.make_student(teacher.model, 16, 0))
+    student, text = distill.trained(p, job, teacher), distill.read(teacher, p, "held_out")
+    with torch.no_grad():
+        hidden, states = models.final_hidden(student, text.ids), torch.from_numpy(np.array(text.states))
+        log_p = torch.log_softmax(states.double() @ models.unembedding(teacher.model).T.double() / 2, -1)
+        log_q = torch.log_softmax(hidden.double() @ models.unembedding(student).T.double() / 2, -1)
+    weights = runs.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*distill.key(p, job)))
+    if name == "reverse":
+        expected = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    elif name == "hidden":
+        missed = states - hidden @ torch.from_numpy(weights["match.weight"]).T
+        share = missed.square().sum(-1) / states.square().sum(-1)
+        expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean() + share.mean()
+        assert share.mean() < 0.9
+    else:
+        logits = student(text.ids[:, :-1]).logits.flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, text.ids[:, 1:].flatten())
+        assert record["uniform"] == pytest.approx(np.log(VOCABULARY), rel=1e-5)
+    assert record["history"].held_out.iloc[-1] == pytest.approx(float(expected), rel=1e-4)
+    assert record["history"].train.iloc[-1] < record["history"].train.iloc[1]
 
 
 def test_width_alone_at_full_width_is_the_teacher(teacher, monkeypatch):
@@ -225,6 +251,14 @@ def test_a_ladder_is_trained_tested_by_doubling_and_assembled(teacher):
     assert distill.ladder(p).key == record.key
 
 
+def test_a_ladder_takes_further_budgets(teacher):
+    p = settings(widths=[16])
+    table = distill.ladder(p, [distill.Job("random", 16, 0, 15)])["ladder"].set_index("steps")
+    assert list(table.index) == [15, 30, 60]
+    assert table.fall_per_doubling[30] == pytest.approx(1 - table.floor[30] / table.floor[15])
+    assert np.isnan(table.fall_per_doubling[15])
+
+
 def test_jobs_of_one_width_and_of_the_whole_ladder():
     p = settings(seeds=[0, 1])
     assert len(distill.jobs(p)) == 8
@@ -238,6 +272,12 @@ def test_keys_depend_on_what_matters_alone():
     assert len(keys) == 1
     for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
         assert runs.key_of(*distill.key(settings(**change), job)) not in keys
+
+
+def test_the_ladder_s_own_objective_is_not_part_of_the_key():
+    job = distill.Job("random", 16, 0, 30)
+    assert "objective" not in distill.key(settings(), job)[1]
+    assert distill.key(settings(objective="reverse"), job)[1]["objective"] == "reverse"
 
 
 def test_learning_rates():
@@ -373,7 +413,7 @@ def test_what_is_said_follows_from_the_numbers():
 
 
 def test_top_share_is_the_mass_of_the_likeliest(teacher):
-    text = distill.read(teacher, settings())["held_out"]
+    text = distill.read(teacher, settings(), "held_out")
     shares = distill.top_share(teacher, text, (1, 5, VOCABULARY), (1.0, 2.0))
     logits = teacher.model(text.ids).logits
     expected = torch.softmax(logits / 2, -1).topk(5).values.sum(-1).mean()

@@ -133,6 +133,9 @@ def test_cross_entropy_equals_full_logits(tokens, vocabulary, temperature, chunk
     loss = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk)
     wide = hidden.detach().double().requires_grad_(), matrix.detach().double().requires_grad_()
     expected = F.cross_entropy(wide[0] @ wide[1].T / temperature, targets)
+    each = kl.cross_entropy_per_token(hidden, matrix, targets, temperature, chunk=chunk)
+    assert each.shape == targets.shape
+    assert each.mean().item() == pytest.approx(expected.item(), rel=1e-5)
     assert_matches(loss, (hidden, matrix), (expected.detach(), *torch.autograd.grad(expected, wide)))
 
 

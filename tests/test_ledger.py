@@ -266,6 +266,41 @@ def test_a_ladder_without_its_control_cannot_judge_the_baseline(paper):
     assert rows.verdict["baseline-architectural"] == "not tested here"
 
 
+def test_the_long_ladder_is_judged_where_it_was_run(paper):
+    short = distill_ladder([0.7, 1.0, 1.1, 1.3])  # the wrong way round
+    seeds = [distill_ladder([1.30 + x, 1.0, 0.7, 0.5]).assign(seed=n) for n, x in enumerate((0.0, 0.001, 0.002))]
+    half = distill_ladder([1.5, 1.3, 1.1, 0.9], falls=0.25).assign(steps=200)
+    rows = rows_with(paper, distill_ladder=short, distill_long=pd.concat([*seeds, half]))
+    assert rows.verdict["floors-ordered"] == "holds at our scale"
+    assert rows.verdict["floors-deterministic"] == "holds at our scale"
+    assert "3 seeds at width 16" in rows.why["floors-deterministic"]
+    assert "at width 128 25 1 % up to 200 400 steps" in rows.why["baseline-architectural"]
+
+
+@pytest.mark.parametrize(
+    ("reverse", "verdict"), [(1.02, "holds at our scale"), (1.08, "holds loosely"), (1.5, "does not hold")]
+)
+def test_objectives_are_compared_at_the_narrowest_width(paper, reverse, verdict):
+    frame = pd.DataFrame({"objective": ["forward", "reverse", "cross_entropy"], "kl": [1.0, reverse, 9.0]})
+    wide = frame.assign(width=64, kl=[1.0, 2.0, 9.0])
+    frame = pd.concat([frame.assign(width=16), wide]).assign(ladder="random", steps=200, seed=0)
+    rows = rows_with(paper, distill_controls=frame)
+    assert rows.verdict["objective-independent"] == verdict
+    assert "gaps" in rows.why["objective-independent"]
+    assert rows_with(paper).verdict["objective-independent"] == "not tested here"
+
+
+def test_features_of_students_are_counted_against_the_teacher_s_capacity(paper):
+    frame = pd.DataFrame({"ladder": ["teacher", "random", "random"], "width": [128, 16, 16], "g": [20.0, 9.0, 9.0]})
+    frame = frame.assign(rule=["same", "same", "relative"], alive=[2000, 900, 330])
+    rows = rows_with(paper, distill_features=frame)
+    assert rows.tiny["student-features"] == "1.0"
+    assert rows.verdict["student-features"] == "holds at our scale"
+    assert "lambda same: 2.8" in rows.why["student-features"]
+    rows = rows_with(paper, distill_features=frame.assign(alive=[2000, 320, 900]))
+    assert rows.verdict["student-features"] == "does not hold"
+
+
 def test_fits_without_a_marked_coefficient_are_judged_at_all(paper):
     columns = ["predictor", "lam", "fit", "r2", "loo"]
     fits = [

@@ -18,7 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -67,18 +68,16 @@ class Text(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
-def read(teacher: models.Teacher, p: scales.Distill) -> dict[str, Text]:
-    """``train`` and ``held_out`` text with the offline teacher's states, computed once for all students.
+def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
+    """``train`` or ``held_out`` text with the offline teacher's states, computed once for all students.
 
     There is enough training text for the longest run without repetition, if the corpus has that much.
     """
-    texts = {}
-    for split, count in (("train", 2 * p.steps * p.batch), ("held_out", p.held_out_blocks)):
-        blocks = _blocks(teacher, p, split)[:count]
-        small = blocks.size * teacher.d * 4 <= STATES_BYTES
-        states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
-        texts[split] = Text(torch.from_numpy(blocks.astype(np.int64)), states)
-    return texts
+    count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
+    blocks = _blocks(teacher, p, split)[:count]
+    small = blocks.size * teacher.d * 4 <= STATES_BYTES
+    states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
+    return Text(torch.from_numpy(blocks.astype(np.int64)), states)
 
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
@@ -117,8 +116,9 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
 def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
-    Its values: ``history`` (step, train, held_out; nats per token at the temperature), ``untrained``, ``floor``,
-    ``tail_slope``, ``low`` and ``high`` (95 % of the final loss over held-out blocks), ``params``, ``d_teacher``.
+    Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
+    guess that gives every token the same probability), ``floor``, ``tail_slope``, ``low`` and ``high`` (95 % of the
+    final loss over held-out blocks), ``params``, ``d_teacher``.
 
     Raises:
         FloatingPointError: the loss is not finite, or worse than that of a uniform guess.
@@ -134,7 +134,10 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
-    chosen = p.model_dump(exclude={"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"})
+    left_out = {"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"}
+    if p.objective == "forward":
+        left_out.add("objective")  # records made before there was another one stay found
+    chosen = p.model_dump(exclude=left_out)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
         "text_blocks": 2 * p.steps * p.batch,
@@ -157,40 +160,74 @@ def threads(p: scales.Distill) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def objective(
+    p: scales.Distill, model: nn.Module | None, ids: Tensor, states: Tensor, matrix: Tensor, each: bool = False
+) -> Tensor:
+    """Loss a student learns from, in nats per token: its mean, or one number a token where ``each`` is set.
+
+    ``forward`` and ``reverse`` are KL divergences at the temperature. ``hidden`` adds to the forward one the share of
+    the teacher's final state that a linear map of the student's, ``model.match``, misses; the map is trained along.
+    ``cross_entropy`` is that of the text's next token at T = 1 and asks no teacher.
+
+    Args:
+        model: the student, or None for a uniform guess.
+        states: the teacher's final states on ``ids``.
+        matrix: the teacher's unembedding.
+    """
+    if model is None:
+        hidden, vocabulary = matrix.new_zeros(*ids.shape, 1), matrix.new_zeros(len(matrix), 1)
+    else:
+        hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
+    if p.objective == "cross_entropy":
+        cross_entropy = kl.cross_entropy_per_token if each else kl.cross_entropy
+        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:])
+    divergence = kl.divergence_per_token if each else kl.divergence
+    direction = "reverse" if p.objective == "reverse" else "forward"
+    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction)
+    if p.objective == "hidden":
+        missed = states if model is None else states - model.match(hidden)
+        value = value + missed.square().sum(-1) / states.square().sum(-1)
+    return value if each else value.mean()
+
+
+def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
+    ids = text.ids[rows].to(teacher.model.device)
+    if text.states is None:
+        with torch.no_grad():
+            return ids, models.final_hidden(teacher.model, ids)
+    return ids, torch.from_numpy(text.states[rows]).to(teacher.model.device)
+
+
+@torch.no_grad()
+def losses(
+    p: scales.Distill, teacher: models.Teacher, model: nn.Module | None, text: Text
+) -> Float[np.ndarray, " blocks"]:
+    """Mean of ``objective`` on each block of a text."""
+    matrix, found = models.unembedding(teacher.model), []
+    for rows in np.array_split(np.arange(len(text.ids)), -(-len(text.ids) // p.batch)):
+        found.append(objective(p, model, *_batch(teacher, text, rows), matrix, each=True).mean(1).cpu())
+    return torch.cat(found).numpy()
+
+
 def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, parameters: dict) -> dict[str, Any]:
-    texts = read(teacher, p)
+    text, held_out = read(teacher, p, "train"), read(teacher, p, "held_out")
     matrix = models.unembedding(teacher.model)
     model = untrained(teacher, p, job.ladder, job.width, job.seed)
-
-    def batch(text: Text, rows) -> tuple[Tensor, Tensor]:
-        ids = text.ids[rows].to(matrix.device)
-        if text.states is None:
-            with torch.no_grad():
-                return ids, models.final_hidden(teacher.model, ids)
-        return ids, torch.from_numpy(text.states[rows]).to(matrix.device)
+    params = models.parameter_count(model)
+    if p.objective == "hidden":
+        model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
+        nn.init.zeros_(model.match.weight)
 
     def loss(model, rows) -> Tensor:
-        ids, states = batch(texts["train"], rows)
+        ids, states = _batch(teacher, text, rows)
         with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):
-            return kl.divergence(
-                models.final_hidden(model, ids), models.unembedding(model), states, matrix, p.temperature
-            )
+            return objective(p, model, ids, states, matrix)
 
-    @torch.no_grad()
-    def per_block(model) -> np.ndarray:
-        losses = []
-        for rows in np.array_split(np.arange(len(texts["held_out"].ids)), -(-p.held_out_blocks // p.batch)):
-            ids, states = batch(texts["held_out"], rows)
-            hidden = torch.zeros(*ids.shape, 1).to(matrix) if model is None else models.final_hidden(model, ids)
-            vocabulary = matrix.new_zeros(len(matrix), 1) if model is None else models.unembedding(model)
-            losses.append(kl.divergence_per_token(hidden, vocabulary, states, matrix, p.temperature).mean(1).cpu())
-        return torch.cat(losses).numpy()
-
-    guess = float(per_block(None).mean())  # a student that gives every token the same probability
-    start = float(per_block(model).mean())
+    guess = float(losses(p, teacher, None, held_out).mean())  # every token has the same probability
+    start = float(losses(p, teacher, model, held_out).mean())
 
     def evaluate(model) -> float:
-        value = float(per_block(model).mean())
+        value = float(losses(p, teacher, model, held_out).mean())
         if value > 2 * max(guess, start):
             raise FloatingPointError(
                 f"The loss rose to {value:.3g} nats from {start:.3g}, a uniform guess having {guess:.3g}; lower the "
@@ -204,7 +241,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
             model,
             loss,
             evaluate,
-            rows=len(texts["train"].ids),
+            rows=len(text.ids),
             schedule=schedule(p, job),
             seed=job.seed,
             checkpoint=runs.work_folder(what, parameters) / "checkpoint",
@@ -213,7 +250,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     else:
         log.info("The student of width %d is its teacher before any training.", job.width)
     history = pd.DataFrame(history)
-    final = per_block(model)
+    final = losses(p, teacher, model, held_out)
     spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
     runs.store(f"{what}-weights", parameters, weights, seconds=0)
@@ -225,7 +262,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
         "tail_slope": tail_slope(history),
         "low": float(final.mean() - spread),
         "high": float(final.mean() + spread),
-        "params": models.parameter_count(model),
+        "params": params,
         "d_teacher": teacher.d,
     }
 
@@ -318,38 +355,47 @@ def jobs(p: scales.Distill) -> list[Job]:
     return found
 
 
-def ladder(p: scales.Distill) -> runs.Record:
-    """All students that the parameters ask for, trained where no record is found.
+def students(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
+    """The records of several runs at one scale, trained where none is found.
 
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
-
-    Returns:
-        A record with ``ladder`` (one row a run), ``curves`` (one row an evaluation) and ``missing_states``.
 
     Raises:
         RuntimeError: a process failed; its last line says why.
     """
-    todo = jobs(p)
-    missing = [job for job in todo if runs.find(*key(p, job)) is None]
+    todo = list(todo)
+    missing = [(p, job) for p, job in todo if runs.find(*key(p, job)) is None]
     if missing:
-        _compute(p, missing)
-    records = {job: student(p, job) for job in todo}
+        _compute(missing)
+    return [student(p, job) for p, job in todo]
+
+
+def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
+    """All students that the parameters ask for, and ``extra`` runs of them at other numbers of steps.
+
+    Returns:
+        A record with ``ladder`` (one row a run; its fall where the same student was trained for half the steps) and
+        ``curves`` (one row an evaluation).
+    """
+    todo = [*jobs(p), *extra]
+    records = dict(zip(todo, students((p, job) for job in todo), strict=True))
     parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
     label = "ladder" if p.width is None else f"w{p.width}"
     parameters = {"runs": parts, "floor_tolerance": p.floor_tolerance}
     return runs.find_or_compute(f"distill/{p.scale}/{label}", parameters, lambda: _assemble(p, records))
 
 
-def _compute(p: scales.Distill, missing: list[Job]) -> None:
+def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
+    p, _ = missing[0]
     with threads(p):
         teacher = models.load_teacher(p.shape.teacher, device=device())
-        read(teacher, p)  # once, before several processes would ask for it
-        if any(job.ladder == "width_alone" for job in missing):
+        read(teacher, p, "train"), read(teacher, p, "held_out")  # once, before several processes would ask for them
+        if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
     if p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or device().type != "cpu":
-        for job in tqdm(missing, **options):
+        for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return
     del teacher
@@ -357,7 +403,7 @@ def _compute(p: scales.Distill, missing: list[Job]) -> None:
     with ProcessPoolExecutor(min(cores, len(missing)), spawn, initializer=_as_worker) as pool:
         processes = pool._processes
         try:
-            waiting = [pool.submit(_key_of_student, p, job) for job in missing]
+            waiting = [pool.submit(_key_of_student, p, job) for p, job in missing]
             for future in tqdm(as_completed(waiting), **options):
                 future.result()
         except BaseException:
@@ -392,9 +438,8 @@ def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, A
     curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
     rows = []
     for job, record in records.items():
-        fall = float("nan")
-        if job.steps == 2 * p.steps:
-            fall = fall_per_doubling(records[job._replace(steps=p.steps)]["floor"], record["floor"])
+        half = records.get(job._replace(steps=job.steps // 2))
+        fall = fall_per_doubling(half["floor"], record["floor"]) if half and job.steps % 2 == 0 else float("nan")
         names = ("floor", "tail_slope", "low", "high", "untrained", "uniform", "params", "d_teacher")
         rows.append(
             job._asdict()
@@ -418,6 +463,25 @@ def longest(table: pd.DataFrame) -> pd.DataFrame:
     """Of a ladder's rows, the longest run of each student."""
     ordered = table.sort_values(["ladder", "width", "seed", "steps"])
     return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
+
+
+def over_seeds(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """Of a ladder's rows, the longest runs of each width: ``floor`` and ``fall``, means over ``seeds`` of them.
+
+    ``spread`` is the standard deviation over seeds, ``low`` and ``high`` the 95 % interval of the mean that it gives
+    (Student's t), ``least`` and ``most`` the extremes. ``verdict`` judges the mean fall.
+    """
+    rows = []
+    for (ladder, width), group in longest(table).groupby(["ladder", "width"]):
+        n, mean = len(group), group.floor.mean()
+        spread = group.floor.std(ddof=1) if n > 1 else float("nan")
+        half = stats.t.ppf(0.975, n - 1) * spread / n**0.5 if n > 1 else float("nan")
+        row = {"ladder": ladder, "width": width, "steps": group.steps.max(), "seeds": n, "floor": mean}
+        row |= {"spread": spread, "low": mean - half, "high": mean + half}
+        row |= {"least": group.floor.min(), "most": group.floor.max()}
+        fall = group.fall_per_doubling.mean()
+        rows.append(row | {"fall": fall, "verdict": verdict(fall, tolerance), "d_teacher": group.d_teacher.iloc[0]})
+    return pd.DataFrame(rows)
 
 
 # ------------------------------------------------------------------------------------------- what explains the floors
@@ -609,6 +673,14 @@ def about_baseline(table: pd.DataFrame) -> str:
             text += f" Twice the steps took {fall:.0%} off it: this B is what training has not done yet."
         said.append(f"**{LADDER_NAMES[ladder]}**: at full width {text}")
     return "\n\n".join(said)
+
+
+def loss_name(p: scales.Distill) -> str:
+    """What a student's loss is called on an axis."""
+    if p.objective == "cross_entropy":
+        return "cross-entropy of the text"
+    name = {"forward": "KL", "reverse": "reverse KL", "hidden": "KL + states"}[p.objective]
+    return f"{name} at T = {p.temperature:g}"
 
 
 def top_share(

@@ -846,6 +846,7 @@ def probe_staircase(binned) -> Figure:
 
 # ---------------------------------------------------------------------------------------------------------- 04_distill
 
+KL = "KL at T = 2"
 LADDERS = {"random": ("random weights, heads and FFN scaled", "o", "-"), "width_alone": ("width alone", "s", "--")}
 
 
@@ -888,17 +889,18 @@ def _plain_log(axis) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def fig06_distillation(curves, table) -> Figure:
+def fig06_distillation(curves, table, loss: str = KL) -> Figure:
     """Paper's Fig. 6: held-out loss against training step, a colour a width, floors dotted; one panel a ladder.
 
-    ``curves``: ladder, width, seed, steps, step, held_out. ``table``: ladder, width, seed, steps, floor.
+    ``curves``: ladder, width, seed, steps, step, held_out. ``table``: ladder, width, seed, steps, floor. ``loss``: what
+    it is, here and in the figures below.
     """
     ladders = [name for name in LADDERS if (curves["ladder"] == name).any()]
     figure, (axes,) = panels(len(ladders), sharey=True)
     for axis, ladder in zip(axes, ladders, strict=True):
         _eval_curves(axis, curves[curves["held_out"] > 1e-4], table, ladder)  # a student that is its teacher has 0
         axis.set_title(LADDERS[ladder][0])
-    axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
+    axes[0].set_ylabel(f"held-out {loss} (nats/token)")
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="student's width")
     return figure
@@ -934,7 +936,7 @@ def fig07_decomposition(points, fits, paper) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def fig16_training(curves, ladder: str = "random") -> Figure:
+def fig16_training(curves, ladder: str = "random", loss: str = KL) -> Figure:
     """Paper's Fig. 16: (a) training loss at every width, (b) the narrowest student's runs along their schedules.
 
     ``curves``: ladder, width, seed, steps, step, train, held_out.
@@ -946,7 +948,7 @@ def fig16_training(curves, ladder: str = "random") -> Figure:
         line = group[(group["steps"] == group["steps"].max()) & (group["step"] > 0)]
         left.plot(line["step"], line["train"], color=colours[width], label=f"{width}")
     _plain_log(left)
-    left.set(xlabel="step", ylabel="KL at T = 2 (nats/token)", title="(a) training loss by width")
+    left.set(xlabel="step", ylabel=f"{loss} (nats/token)", title="(a) training loss by width")
     left.legend(title="width", ncols=2)
     narrow = part[part["width"] == part["width"].min()]
     for number, ((seed, steps), group) in enumerate(narrow.groupby(["seed", "steps"])):
@@ -1024,7 +1026,7 @@ def fig18_summary(curves, table, points, paper, power) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def distill_doubling(table) -> Figure:
+def distill_doubling(table, loss: str = KL) -> Figure:
     """What doubling the steps does at every width: open at N steps, filled at 2 N; one panel a ladder.
 
     ``table``: ladder, width, seed, steps, floor, verdict; a student that starts as its teacher is left out.
@@ -1047,7 +1049,7 @@ def distill_doubling(table) -> Figure:
         axis.set_xticks(means.index, [str(width) for width in means.index])
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.legend()
-    axes[0].set_ylabel("held-out KL at T = 2 (nats/token)")
+    axes[0].set_ylabel(f"held-out {loss} (nats/token)")
     return figure
 
 
@@ -1080,7 +1082,7 @@ def distill_predictors(fits) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def distill_student(curves, table) -> Figure:
+def distill_student(curves, table, loss: str = KL) -> Figure:
     """Held-out loss of the students of one width: a line a run, from the untrained loss on, floors dotted."""
     figure, ((axis,),) = panels(height=3.0)
     for number, ((ladder, seed, steps), line) in enumerate(curves.groupby(["ladder", "seed", "steps"])):
@@ -1090,8 +1092,125 @@ def distill_student(curves, table) -> Figure:
         row = table[(table["ladder"] == ladder) & (table["seed"] == seed) & (table["steps"] == steps)].iloc[0]
         axis.plot([0.8 * steps, 1.05 * steps], 2 * [row["floor"]], color=colour, linestyle=":")
     _plain_log(axis)
-    axis.set(xlabel="step", ylabel="held-out KL at T = 2 (nats/token)")
+    axis.set(xlabel="step", ylabel=f"held-out {loss} (nats/token)")
     axis.legend()
+    return figure
+
+
+REFERENCES = {  # label, line
+    "cut": ("teacher cut, untrained", "-."),
+    "pca": ("PCA, one layer", "--"),
+    "relu": ("wide ReLU decoder, one layer", ":"),
+}
+OBJECTIVES = {
+    "forward": "forward KL, T = 2",
+    "forward_t1": "forward KL, T = 1",
+    "forward_t4": "forward KL, T = 4",
+    "reverse": "reverse KL, T = 2",
+    "hidden": "forward KL + states",
+    "cross_entropy": "text alone",
+}
+
+
+@matplotlib.rc_context(STYLE)
+def distill_long(summary, references) -> Figure:
+    """(a) Where long training ends, over seeds, and where another doubling may lead; (b) the same beside references.
+
+    ``summary``: ladder, width, floor, least, most, fall, verdict; in (a) an arrow marks an upper bound and ends where a
+    fall like the last one would lead, a bar below the mark a floor. ``references``: reference, width, kl; may be empty.
+    """
+    figure, ((left, right),) = panels(2)
+    for name, (label, line) in REFERENCES.items():
+        part = references[(references["reference"] == name) & (references["kl"] > 1e-4)].sort_values("width")
+        if len(part):
+            right.plot(part["width"], part["kl"], line, color="0.45", linewidth=1.2, label=label)
+    for number, (ladder, (label, marker, line)) in enumerate(LADDERS.items()):
+        part = summary[summary["ladder"] == ladder].sort_values("width")
+        if part.empty:
+            continue
+        colour, y = PALETTE[number], part["floor"]
+        reach = [y - part["least"], part["most"] - y]
+        style = {"marker": marker, "markersize": 4, "linestyle": line, "color": colour, "zorder": 3}
+        left.errorbar(part["width"], y, reach, capsize=3, **style)
+        shown = part[part["floor"] > 1e-4]  # a student that is its teacher has 0
+        right.plot(shown["width"], shown["floor"], label=label, **style)
+        for row in part.itertuples():
+            if row.verdict == "floor":
+                below = row.floor - 0.03 * summary["floor"].max()
+                left.plot([0.92 * row.width, 1.08 * row.width], [below, below], color=colour, linewidth=2.5)
+            elif row.fall > 0:
+                end, arrow = (row.width, row.floor * (1 - row.fall)), {"arrowstyle": "-|>", "color": colour}
+                shape = {"linewidth": 1.2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+                left.annotate("", end, (row.width, row.floor), arrowprops=arrow | shape)
+    _plain_log(right)
+    left.set(ylabel=f"held-out {KL} (nats/token)", title="(a) seeds, upper bounds (↓), floors (▁)")
+    right.set_title("(b) beside references")
+    widths = sorted(set(summary["width"]))
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel="width d")
+        axis.set_xticks(widths, [str(width) for width in widths])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def distill_budget(table) -> Figure:
+    """Is B architecture or budget? Loss against training steps at the ends of the random ladder, and the ratio of both.
+
+    ``table``: ladder, width, seed, steps, floor, with several numbers of steps at the narrowest and widest student.
+    """
+    part = table[table["ladder"] == "random"]
+    ends = sorted({part["width"].min(), part["width"].max()})
+    figure, ((left, right),) = panels(2)
+    means = {}
+    for number, width in enumerate(ends):
+        rows = part[part["width"] == width].sort_values("steps")
+        means[width] = rows.groupby("steps")["floor"].mean()
+        style = {"color": PALETTE[number], "marker": "os"[number]}
+        left.plot(rows["steps"], rows["floor"], linestyle="none", markersize=4, alpha=0.7, **style)
+        line = ("-", "--")[number]
+        left.plot(
+            means[width].index, means[width], line, color=style["color"], label=f"d = {width}", **{"marker": None}
+        )
+    left.set(xscale="log", ylabel=f"held-out {KL} (nats/token)", title="(a) loss after training")
+    left.set_ylim(0, None)
+    left.legend(loc="lower left")
+    share = means[ends[-1]] / means[ends[0]]
+    right.plot(share.index, 100 * share, color=PALETTE[1], **OURS)
+    right.set(xscale="log", ylim=(0, 105), ylabel="widest / narrowest (%)", title='(b) the "baseline" as a share')
+    for axis in (left, right):
+        axis.set_xlabel("training steps")
+        axis.set_xticks(list(share.index), [str(steps) for steps in share.index])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def distill_objectives(table) -> Figure:
+    """Held-out loss of students that learnt from other objectives, divided by that of the ladder's own; seeds as bars.
+
+    ``table``: objective, ladder, width, seed, kl.
+    """
+    ladders = [name for name in LADDERS if (table["ladder"] == name).any()]
+    names = [name for name in OBJECTIVES if (table["objective"] == name).any()][::-1]
+    figure, (axes,) = panels(max(1, len(ladders)), height=1.1 + 0.3 * len(names), sharey=True)
+    for axis, ladder in zip(axes, ladders, strict=False):
+        part = table[table["ladder"] == ladder]
+        widths = sorted(set(part["width"]))
+        for number, width in enumerate(widths):
+            rows = part[part["width"] == width]
+            own = rows[rows["objective"] == "forward"]["kl"].mean()
+            found = rows.groupby("objective")["kl"].agg(["mean", "min", "max"]).reindex(names).dropna() / own
+            y = [names.index(name) + 0.2 * (number - (len(widths) - 1) / 2) for name in found.index]
+            reach = [found["mean"] - found["min"], found["max"] - found["mean"]]
+            style = {"marker": "os^D"[number % 4], "markersize": 5, "linestyle": "none", "capsize": 2}
+            axis.errorbar(found["mean"], y, xerr=reach, color=PALETTE[number], label=f"d = {width}", **style)
+        axis.axvline(1, color="0.4", linewidth=0.8)
+        axis.set(title=LADDERS[ladder][0], xlabel="loss / loss under the ladder's own")
+    axes[0].set_yticks(range(len(names)), [OBJECTIVES[name] for name in names])
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -77,6 +77,28 @@ def cross_entropy(
 
     Targets are compared as they come: shift them before the call. Otherwise like :func:`divergence`.
     """
+    return _mean(*_cross_entropy_pieces(hidden, unembedding, targets, temperature, mask), temperature, chunk)
+
+
+@torch.no_grad()
+def cross_entropy_per_token(
+    hidden: Float[Tensor, "*tokens d"],
+    unembedding: Float[Tensor, "vocabulary d"],
+    targets: Int[Tensor, "*tokens"],
+    temperature: float = 1.0,
+    *,
+    chunk: int | None = None,
+) -> Float[Tensor, "*tokens"]:
+    """The summands of :func:`cross_entropy`, one a token, in nats; for evaluation, no gradients."""
+    pieces = _cross_entropy_pieces(hidden, unembedding, targets, temperature, None)
+    losses, *_ = _losses_and_gradients(*pieces, temperature, chunk, wanted=(False, False))
+    return losses.view(targets.shape)
+
+
+# ----------------------------------------------------------------------------------------------------------- input
+
+
+def _cross_entropy_pieces(hidden, unembedding, targets, temperature, mask):
     _check(hidden, unembedding, temperature, mask)
     if targets.shape != hidden.shape[:-1] or targets.is_floating_point():
         raise ValueError(
@@ -86,10 +108,7 @@ def cross_entropy(
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(unembedding):
         raise ValueError(f"targets must lie in 0 ... {len(unembedding) - 1}, the vocabulary; pass a mask for others.")
     hidden, targets = _selected(mask, hidden), _selected(mask, targets.unsqueeze(-1))
-    return _mean(hidden, unembedding, targets, None, _cross_entropy_, temperature, chunk)
-
-
-# ----------------------------------------------------------------------------------------------------------- input
+    return hidden, unembedding, targets, None, _cross_entropy_
 
 
 def _divergence_pieces(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding, t, mask, direction):

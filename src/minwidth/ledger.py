@@ -808,9 +808,19 @@ def sae_importance_exponents(load: Load) -> Finding:
     return Finding(spread, digits(slopes, 1), f"exponents {digits(slopes, 1)} along the tail")
 
 
+def _first(load: Load, *names: str) -> pd.DataFrame:
+    """The first of these tables that has been measured."""
+    for name in names[:-1]:
+        try:
+            return load(name)
+        except Untested:
+            continue
+    return load(names[-1])
+
+
 def _distilled(load: Load, ladder: str) -> pd.DataFrame:
-    """A ladder at its longest training of each width and seed, narrowest first."""
-    frame = load("distill_ladder")
+    """A ladder at its longest training of each width and seed, narrowest first; the long one where it was run."""
+    frame = _first(load, "distill_long", "distill_ladder")
     frame = frame[frame.ladder == ladder].sort_values(["width", "seed", "steps"])
     if frame.empty:
         raise Untested(f"the ladder {ladder!r} was not trained")
@@ -838,13 +848,16 @@ def distill_fall(load: Load, width: str) -> Finding:
     if width == "widest" and frame.width.max() < frame.d_teacher.max():
         raise Untested("the student as wide as its teacher was not trained")
     falls = 100 * frame.groupby("width").fall_per_doubling.mean()
-    value = float(falls.loc[frame.width.min() if width == "narrowest" else frame.width.max()])
+    chosen = frame.width.min() if width == "narrowest" else frame.width.max()
+    value = float(falls.loc[chosen])
     floors = int((frame.groupby("width").verdict.last() == "floor").sum())
-    return Finding(
-        value,
-        f"{value:.0f} %",
-        f"falls per doubling {digits(falls, 0)} % by width; {floors} of {len(falls)} are floors",
-    )
+    why = f"falls per doubling {digits(falls, 0)} % by width; {floors} of {len(falls)} are floors"
+    every = _first(load, "distill_long", "distill_ladder")
+    every = every[(every.ladder == "random") & (every.width == chosen)].dropna(subset="fall_per_doubling")
+    along = 100 * every.groupby("steps").fall_per_doubling.mean()
+    if len(along) > 1:
+        why += f"; at width {chosen} {digits(along, 0)} % up to {digits(along.index, 0)} steps"
+    return Finding(value, f"{value:.0f} %", why)
 
 
 def distill_seed_gap(load: Load) -> Finding:
@@ -857,8 +870,8 @@ def distill_seed_gap(load: Load) -> Finding:
 
 
 def distill_width_alone_control(load: Load) -> Finding:
-    means = _distilled(load, "width_alone").groupby("width").floor.mean()
-    d_teacher = int(load("distill_ladder").d_teacher.max())
+    frame = _distilled(load, "width_alone")
+    means, d_teacher = frame.groupby("width").floor.mean(), int(frame.d_teacher.max())
     if d_teacher not in means.index:
         raise Untested("the student as wide as its teacher is not in the ladder")
     value = 100 * means[d_teacher] / means.iloc[0]
@@ -870,7 +883,7 @@ def distill_width_alone_control(load: Load) -> Finding:
 
 
 def _fits(load: Load, fit: str, predictor: str = "eq2") -> pd.DataFrame:
-    frame = load("distill_fits")
+    frame = _first(load, "distill_long_fits", "distill_fits")
     frame = frame[(frame.ladder == "random") & (frame.fit == fit) & (frame.predictor == predictor)]
     if frame.empty:
         raise Untested(f"no {fit} fit of {predictor} to the ladder from random weights")
@@ -899,13 +912,41 @@ def distill_line(load: Load) -> Finding:
 
 def distill_rivals(load: Load) -> Finding:
     ours = _fits(load, "affine")
-    frame = load("distill_fits")
+    frame = _first(load, "distill_long_fits", "distill_fits")
     rivals = frame[(frame.ladder == "random") & (frame.fit == "affine") & (frame.predictor != "eq2")]
     if rivals.empty:
         raise Untested("no other predictor was fitted")
     best, chosen = rivals.loc[rivals.loo.idxmax()], _chosen(ours).loo
     why = f"left out, Eq. 2 has {digits(ours.loo, 2)} by lambda, {best.predictor} {best.loo:.3f}"
     return Finding((chosen - best.loo).tolist(), f"{digits(chosen, 3)} against {best.loo:.3f}", why)
+
+
+def distill_objective_gap(load: Load) -> Finding:
+    frame = load("distill_controls")
+    frame = frame[(frame.ladder == "random") & (frame.objective != "cross_entropy")]
+    means = frame.groupby(["width", "objective"]).kl.mean().unstack()
+    if means.shape[1] < 2:
+        raise Untested("one objective only")
+    gaps = 100 * (means.max(axis=1) - means.min(axis=1)) / means.min(axis=1)
+    narrow = means.iloc[0].sort_values()
+    ends = f"{narrow.index[0]} ends at {narrow.iloc[0]:.3f} nats, {narrow.index[-1]} at {narrow.iloc[-1]:.3f}"
+    why = f"at width {means.index[0]} after {frame.steps.max()} steps {ends}; gaps {digits(gaps, 0)} % by width"
+    return Finding(float(gaps.iloc[0]), f"{gaps.iloc[0]:.0f} %", why)
+
+
+def distill_student_features(load: Load) -> Finding:
+    frame = load("distill_features")
+    teacher = frame[frame.ladder == "teacher"].iloc[0]
+    students = frame[(frame.ladder == "random") & (frame.width < teacher.width)].sort_values("width")
+    if students.empty:
+        raise Untested("no student narrower than its teacher was measured")
+    values, whys = {}, []
+    for rule, group in students.groupby("rule", sort=False):
+        values[rule] = group.alive / (group.width * teacher.g)
+        whys.append(f"lambda {rule}: {digits(values[rule], 1)}")
+    chosen = values.get("relative", values[next(iter(values))])
+    why = f"features of each student's own SAE over d_S g(alpha) at widths {digits(sorted(set(students.width)), 0)}; "
+    return Finding(chosen.tolist(), digits(chosen, 1), why + "; ".join(whys))
 
 
 def _probed(load: Load) -> tuple[pd.DataFrame, pd.DataFrame]:

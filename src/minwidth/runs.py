@@ -185,3 +185,9 @@ def load_results(scale: str, name: str) -> pd.DataFrame | None:
     """The committed table ``data/results/<scale>/<name>.csv``, or None where it has not been measured."""
     path = RESULTS / scale / f"{name}.csv"
     return pd.read_csv(path) if path.exists() else None
+
+
+def origin(scale: str, name: str) -> Record:
+    """The record that a committed table came from, without its values; for the metadata of figures drawn from it."""
+    said = json.loads((RESULTS / scale / f"{name}.json").read_text())
+    return Record(said["record"], said["parameters"], {}, said["provenance"])

@@ -687,7 +687,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = models.load_teacher(p.teacher, p.revision or None, device)
     p = _fitted(p, teacher)
-    text, unseen = _text(p, teacher, "train", p.tokens), _text(p, teacher, "held_out", p.held_out_tokens)
+    text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = residual.calibrate(teacher, text, layers)
     trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
@@ -741,6 +741,27 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     return values | {name: pd.DataFrame(table) for name, table in tables.items()}
 
 
+def describe(model: models.Teacher, p: scales.Sae, every: Sequence[Settings], work: Path) -> pd.DataFrame:
+    """Autoencoders of any model's stream at one layer, on the text of ``p``: a row each, as ``measure``'s ``layers``.
+
+    Args:
+        every: which to train, all at one layer.
+        work: folder of their checkpoints.
+    """
+    (layer,) = {s.layer for s in every}
+    text, unseen = read_text(p, model, "train", p.tokens), read_text(p, model, "held_out", p.held_out_tokens)
+    calibration = residual.calibrate(model, text, [layer])
+    trained = _train(model, text, [layer], calibration, every, work)
+    held_out = residual.activations(model, unseen, [layer], calibration, "reading held-out documents")
+    rows = []
+    for run in trained:
+        s, found = run.settings, sums(run.sae, held_out.layers[layer], held_out.document)
+        row = {"layer": layer, "lam": s.lam, "latents": s.latents, "steps": s.steps, "tokens": p.tokens, "seed": s.seed}
+        row |= _summary(statistics(found), bootstrap(found, DRAWS, s.seed))
+        rows.append(row | {"fvu": found.error / found.spread})
+    return pd.DataFrame(rows)
+
+
 def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
     """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
     arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
@@ -765,7 +786,7 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
     return p.model_copy(update=changes)
 
 
-def _text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
+def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
     """As many token blocks of the split as hold ``tokens``."""
     documents, name = None, "wheels"
     if p.text != "wheels":
