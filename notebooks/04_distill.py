@@ -298,8 +298,8 @@ else:
 # %% [markdown]
 # ## 9. More steps, three seeds
 #
-# What follows takes an hour rather than minutes. `python -m minwidth.controls` computes it once, the tables are
-# committed, and this notebook reads them. First the ladders again, at more than twice the steps and with three seeds.
+# What follows takes an hour rather than minutes. `make controls` computes it once and goes on where it stopped; this
+# notebook reads its tables. First the ladders again, at more than twice the steps and with three seeds.
 # An arrow marks an upper bound and ends where another fall like the last one would lead; a bar marks a floor. The
 # bars at the points span the seeds. Grey lines are references, which section 11 explains.
 
@@ -319,20 +319,20 @@ if long is not None:
 picture if long is not None else lacking("long")
 
 # %%
-Markdown(controls.about_long(summary)) if long is not None else lacking("long")
+Markdown(controls.about_long(summary)) if long is not None else None
 
 # %% [markdown]
-# The fits of section 6 and 7 on these floors, means over seeds; `loo` is the $R^2$ of points left out:
+# The fits of sections 6 and 7 on these floors, means over seeds; `loo` is the $R^2$ of points left out:
 
 # %%
 long_fits = runs.load_results(p.scale, "distill_long_fits")
 if long_fits is not None:
     affine = long_fits[(long_fits.fit == "affine") & (long_fits.chosen | (long_fits.predictor != "eq2"))]
     table_long = HTML(affine[["ladder", "predictor", "r2", "loo"]].to_html(index=False, float_format="{:.2f}".format))
-table_long if long_fits is not None else lacking("long")
+table_long if long_fits is not None else None
 
 # %%
-Markdown(distill.compared(long_fits)) if long_fits is not None else lacking("long")
+Markdown(distill.compared(long_fits)) if long_fits is not None else None
 
 # %% [markdown]
 # ### Is $B$ architecture or training budget?
@@ -348,7 +348,7 @@ if budgeted:
 picture if budgeted else lacking("long")
 
 # %%
-Markdown(controls.about_budget(long)) if budgeted else lacking("long")
+Markdown(controls.about_budget(long)) if budgeted else None
 
 # %% [markdown]
 # ## 10. Does the objective matter?
@@ -368,7 +368,7 @@ picture if control is not None else lacking("objectives")
 
 # %%
 scored = control is not None and (control.ladder == "random").any()
-Markdown(controls.about_objectives(control)) if scored else lacking("objectives")
+Markdown(controls.about_objectives(control)) if scored else None
 
 # %% [markdown]
 # Judged by the loss each was trained on (`own`, not comparable across rows), and by the cross-entropy of the text, the
@@ -378,7 +378,7 @@ Markdown(controls.about_objectives(control)) if scored else lacking("objectives"
 if scored:
     means = control[control.ladder == "random"].groupby(["width", "objective"])[["kl", "own", "cross_entropy"]].mean()
     scored_table = HTML(means.reset_index().to_html(index=False, float_format="{:.3f}".format))
-scored_table if scored else lacking("objectives")
+scored_table if scored else None
 
 # %%
 Markdown(f"The teacher's own cross-entropy is {control.teacher_cross_entropy.iloc[0]:.2f} nats.") if scored else None
@@ -403,7 +403,7 @@ if both:
 shown if both else lacking("references")
 
 # %%
-Markdown(controls.about_references(references, summary)) if both else lacking("references")
+Markdown(controls.about_references(references, summary)) if both else None
 
 # %% [markdown]
 # ## 12. Does a student inherit its teacher's sparsity?
@@ -421,7 +421,7 @@ if inner is not None:
 found if inner is not None else lacking("features")
 
 # %%
-Markdown(controls.about_features(inner)) if inner is not None else lacking("features")
+Markdown(controls.about_features(inner)) if inner is not None else None
 
 # %% [markdown]
 # ## Exercises

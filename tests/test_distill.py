@@ -1,6 +1,7 @@
 """Students: exact resume after kill -9, floors and verdicts by hand, the control that is its teacher, fits."""
 
 import multiprocessing
+import operator
 import os
 import signal
 import time
@@ -35,23 +36,27 @@ def make_teacher() -> models.Teacher:
     return models.Teacher(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0"), "tiny", "0")
 
 
+def blocks(teacher, split, length, percent, *_) -> np.ndarray:
+    """Random text in place of the corpus."""
+    return np.random.default_rng(split == "train").integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
+
+
+def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
+    """A teacher of width 32 and random text in place of the scale's; nothing is written outside ``folder``."""
+    put(runs, "RUNS", folder)
+    put(residual, "RUNS", folder)
+    put(runs, "RESULTS", folder / "results")
+    put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
+    put(models, "teacher_revision", lambda name: "0")
+    put(distill, "_teacher", lambda scale: make_teacher())
+    put(models, "load_teacher", lambda name, device=None: make_teacher())
+    put(residual, "token_blocks", blocks)
+
+
 @pytest.fixture(autouse=True)
 def small_world(tmp_path, monkeypatch):
-    """A teacher of width 32 and random text in place of the scale's; nothing is written outside the test's folder."""
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
-    monkeypatch.setattr(models, "teacher_revision", lambda name: "0")
-    monkeypatch.setattr(distill, "_teacher", lambda scale: make_teacher())
-    monkeypatch.setattr(models, "load_teacher", lambda name, device=None: make_teacher())
+    build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
-
-    def blocks(teacher, split, length, percent, *_):
-        rng = np.random.default_rng(split == "train")
-        return rng.integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
-
-    monkeypatch.setattr(residual, "token_blocks", blocks)
 
 
 def settings(**changes) -> scales.Distill:
@@ -142,39 +147,41 @@ def test_width_alone_starts_near_the_teacher_and_learns(teacher):
     assert record["floor"] < record["untrained"] < record["uniform"]
 
 
-def train_slowly(work, seed):
+def train_slowly(folder, job):
     """Body of the process that is killed: checkpoints after every step, a moment of rest in each."""
-    training.CHECKPOINT_SECONDS = 0.0
+    build_small_world(folder)
+    training.CHECKPOINT_SECONDS = -1.0
     original = distill.kl.divergence
-    distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.02), original(*args, **kwargs))[1]
-    torch.set_num_threads(1)
-    distill.student(settings(), distill.Job("random", 16, seed, 30), make_teacher())
+    distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.01), original(*args, **kwargs))[1]
+    (folder / "started").touch()
+    distill.student(settings(), job, make_teacher())
 
 
-def test_kill_minus_nine_and_resume_gives_the_same_numbers(teacher, tmp_path, monkeypatch):
-    p, job = settings(), distill.Job("random", 16, 1, 30)
+def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_path, monkeypatch):
+    p, job = settings(), distill.Job("random", 16, 1, 120)
     what, parameters = distill.key(p, job)
-    checkpoint = runs.work_folder(what, parameters) / "checkpoint"
-    fork = multiprocessing.get_context("fork")  # the child inherits the fixture's small world
-    for pause in (0.05, 0.2):
-        process = fork.Process(target=train_slowly, args=(tmp_path, 1))
+    context = multiprocessing.get_context("forkserver")  # quick to start again, and without this process's threads
+    context.set_forkserver_preload(["minwidth.distill", "pytest"])
+    moments, started = np.random.default_rng().uniform(0, 0.15, 10), tmp_path / "started"  # others in each test run
+    for pause in moments:
+        process = context.Process(target=train_slowly, args=(tmp_path, job))
         process.start()
         deadline = time.monotonic() + 60
-        while not checkpoint.exists() and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(pause)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
-    assert checkpoint.exists()
-    assert runs.find(what, parameters) is None
-    resumed = distill.student(p, job, teacher)
-    weights = runs.find(f"{what}-weights", parameters)
+        assert process.exitcode == -signal.SIGKILL
+        started.unlink()
+    assert runs.find(what, parameters) is None, "it was killed, not finished"
+    resumed, weights = distill.student(p, job, teacher), runs.find(f"{what}-weights", parameters)
+    assert not runs.work_folder(what, parameters).exists()
     monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
     plain = distill.student(p, job, teacher)
     pd.testing.assert_frame_equal(resumed["history"], plain["history"], check_exact=True)
     for name, value in runs.find(f"{what}-weights", parameters).values.items():
         np.testing.assert_array_equal(weights[name], value)
-    assert not checkpoint.exists()
 
 
 def test_divergence_stops_with_a_sentence(teacher):
