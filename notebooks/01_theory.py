@@ -84,7 +84,7 @@ axes, two_pairs = np.zeros((2, 5)), np.zeros((2, 5))
 axes[:, :2] = np.eye(2)
 two_pairs[:, :4] = np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
 arrangements = {"own axes": axes, "two pairs": two_pairs, "pentagon": packing.polygon(5)}
-figures.save(figures.theory_arrangements(arrangements), "theory_arrangements", setting.scale)
+figures.save(figures.theory_arrangements(arrangements), "theory_arrangements", setting.place)
 
 # %% [markdown]
 # *Own axes* keeps two features perfectly and drops three. *Two pairs* keeps four, with nothing off the diagonal. The
@@ -106,7 +106,7 @@ shapes = {
 shares = pd.concat(
     pd.DataFrame({"p": p, "shape": name, "share": loss / (5 * dropped)}) for name, loss in shapes.items()
 )
-figures.save(figures.theory_shapes(shares), "theory_shapes", setting.scale)
+figures.save(figures.theory_shapes(shares), "theory_shapes", setting.place)
 
 # %%
 pentagon_from = p[np.argmax(shapes["pentagon"] > shapes["two pairs"])]
@@ -206,7 +206,7 @@ measured = pd.DataFrame({"width": trial["widths"], "rate": recovery["rates"]})
 figures.save(
     figures.theory_recovery(measured, lines, n, trial["active"], trial["trials"]),
     "theory_recovery",
-    setting.scale,
+    setting.place,
     recovery,
 )
 
@@ -234,7 +234,7 @@ answers = {
     "ReLU pairs": np.full(p.size, 2.0),
 }
 answers = pd.concat(pd.DataFrame({"p": p, "capacity": value, "kind": kind}) for kind, value in answers.items())
-figures.save(figures.theory_capacities(answers), "theory_capacities", setting.scale)
+figures.save(figures.theory_capacities(answers), "theory_capacities", setting.place)
 
 # %%
 sparsities = np.unique([0.8, 0.9, 0.95, 0.99, setting.alpha])
@@ -280,7 +280,7 @@ for count in (10, 20, 40):  # the toy model's feature counts
 table7 = pd.read_csv(DATA / "paper" / "table7_capacity.csv")
 toy = pd.DataFrame({"alpha": [0.8, 0.9, 0.95, 0.99]})
 toy["g"] = capacity.g(toy["alpha"])
-figures.save(figures.fig01_capacity(curve, table7, toy), "fig01_capacity", setting.scale)
+figures.save(figures.fig01_capacity(curve, table7, toy), "fig01_capacity", setting.place)
 
 # %% [markdown]
 # Table 7 row by row. A row is right if $g$ rounds to what is printed.
@@ -374,7 +374,7 @@ grid = pd.concat(
 figure4 = {"mean_l0": text["sae_l0_layer8"], "label": "layer 8 by Fig. 4"}
 figure4["critical_width"] = capacity.critical_width_from_l0(table1["alive_features"][0], text["sae_l0_layer8"])
 points = pd.concat([table1.assign(label=""), pd.DataFrame([figure4])])
-figures.save(figures.theory_critical_width(grid, points), "theory_critical_width", setting.scale)
+figures.save(figures.theory_critical_width(grid, points), "theory_critical_width", setting.place)
 
 # %% [markdown]
 # ## 5. The floor of Eq. 2
@@ -460,7 +460,7 @@ for a in (0.8, 0.95):
     shared = capacity.digon_allocation(importance, widths, a)[:, None]
     own, carried = widths[:, None] - shared, widths[:, None] + shared
     grids[f"40 features, α = {a}"] = 1 * (rank <= carried) + 1 * (rank <= own)
-figures.save(figures.theory_allocation(grids), "theory_allocation", setting.scale)
+figures.save(figures.theory_allocation(grids), "theory_allocation", setting.place)
 
 # %% [markdown]
 # At moderate sparsity the most important features keep their own axes; at high sparsity nearly all share. Here are
@@ -488,7 +488,7 @@ def floors(features, alpha, widths, exponent=1.0):
 
 
 toy_floors = pd.concat(floors(40, a, np.arange(1, 41)) for a in (0.8, 0.9, 0.95, 0.99))
-figures.save(figures.theory_floors(toy_floors), "theory_floors_toy", setting.scale)
+figures.save(figures.theory_floors(toy_floors), "theory_floors_toy", setting.place)
 
 # %%
 at_critical = []
@@ -587,7 +587,7 @@ def draw(alpha, features, width, zipf_exponent):
 figures.explore(
     draw,
     figures.save(
-        draw(setting.alpha, setting.features, setting.width, setting.zipf_exponent), "theory_floors", setting.scale
+        draw(setting.alpha, setting.features, setting.width, setting.zipf_exponent), "theory_floors", setting.place
     ),
     alpha=(0.5, 0.999, setting.alpha),
     features=(10, 40_000, setting.features),

@@ -61,7 +61,7 @@ seeds = list(range(setting.seed, setting.seed + setting.seeds))
 # 1. The answer $\hat x = 0$ then loses the **total** $p/3$, and all floors below can be read as shares of it.
 
 # %%
-figures.save(figures.fig12_importance({n: capacity.zipf(n) for n in ns}), "fig12_importance", setting.scale)
+figures.save(figures.fig12_importance({n: capacity.zipf(n) for n in ns}), "fig12_importance", setting.place)
 
 # %% [markdown]
 # Before training thousands of models, watch one. Two dimensions can be drawn: each feature's column of $W$ is an
@@ -77,7 +77,7 @@ lines = {
 }
 moments = [0, len(curve) // 3, len(curve) // 2, len(curve) - 1]
 snapshots = {int(curve.step[i]): history[i].weight for i in moments}
-figures.save(figures.toy_watch(curve, snapshots, lines), "toy_watch", setting.scale)
+figures.save(figures.toy_watch(curve, snapshots, lines), "toy_watch", setting.place)
 
 # %%
 final = curve.loss.iloc[-1]
@@ -144,7 +144,7 @@ long = runs.find_or_compute(
 
 # %%
 pace = floors.convergence(measured, curves, toy.checkpoints(steps), long["floors"])
-runs.save_results(setting.scale, "toy_convergence", pace, swept)
+runs.save_results(setting.place, "toy_convergence", pace, swept)
 moved = (pace.floor_longer / pace.floor - 1).abs().dropna()
 by_cell = measured[measured.width < measured.n].groupby(floors.CELL).floor
 spread = (by_cell.std() / by_cell.mean()).median()
@@ -159,7 +159,7 @@ Markdown(
 cells = floors.predictions(measured[floors.CELL].drop_duplicates())
 shown = cells[cells.alpha.isin(alphas[:-1:2] or alphas) & cells.width.isin([1, 3, 5, 8])]
 lines = floors.mean_curves(measured, curves, toy.checkpoints(steps), shown)
-figures.save(figures.fig14_curves(lines), "fig14_curves", setting.scale, swept)
+figures.save(figures.fig14_curves(lines), "fig14_curves", setting.place, swept)
 
 # %%
 Markdown(
@@ -184,8 +184,8 @@ equal = runs.find_or_compute(
 )  # used in section 5
 cells = floors.cells_of(measured, equal["floors"])
 points = floors.points_of(cells, setting.teacher_widths)
-runs.save_results(setting.scale, "toy_points", points, swept)
-figures.save(figures.fig02_floors(cells), "fig02_toy_floors", setting.scale, swept)
+runs.save_results(setting.place, "toy_points", points, swept)
+figures.save(figures.fig02_floors(cells), "fig02_toy_floors", setting.place, swept)
 
 # %%
 inside = cells[cells.width < cells.n]
@@ -205,11 +205,11 @@ Markdown(
 )
 
 # %%
-figures.save(figures.fig03_predicted(points), "fig03_predicted", setting.scale, swept)
+figures.save(figures.fig03_predicted(points), "fig03_predicted", setting.place, swept)
 
 # %%
 scores = floors.score(points, measured)
-runs.save_results(setting.scale, "toy_predictors", scores, swept)
+runs.save_results(setting.place, "toy_predictors", scores, swept)
 counts = scores.points.unique()
 table = scores[(scores.target == "mean") & scores.predictor.isin(["eq2", "naive"])].copy()
 table["paper"] = [
@@ -241,7 +241,7 @@ Markdown(
 
 # %%
 read = floors.readings(points)
-runs.save_results(setting.scale, "toy_accuracy", read, swept)
+runs.save_results(setting.place, "toy_accuracy", read, swept)
 wide = read.pivot_table(index=["which", "target", "reading"], columns="alpha", values="value", sort=False)
 wide.style.format("{:.1f}")
 
@@ -286,10 +286,10 @@ Markdown(
 # Figure 10 shows the errors one by one (grey band: accuracy above 93 %), Figure 11 their means.
 
 # %%
-figures.save(figures.fig10_errors(points), "fig10_errors", setting.scale, swept)
+figures.save(figures.fig10_errors(points), "fig10_errors", setting.place, swept)
 
 # %%
-figures.save(figures.fig11_accuracy(points), "fig11_accuracy", setting.scale, swept)
+figures.save(figures.fig11_accuracy(points), "fig11_accuracy", setting.place, swept)
 
 # %%
 band = (100 * (points.eq2 / points.floor_mean - 1)).abs() < 7
@@ -302,7 +302,7 @@ Markdown(
 )
 
 # %%
-figures.save(figures.fig09_sparsity(cells, min(5, max(widths))), "fig09_sparsity", setting.scale, swept)
+figures.save(figures.fig09_sparsity(cells, min(5, max(widths))), "fig09_sparsity", setting.place, swept)
 
 # %% [markdown]
 # *Fig. 9.* Sparser features have lower floors, at every width. Part of this is trivial: sparser features have a
@@ -316,7 +316,7 @@ figures.save(figures.fig09_sparsity(cells, min(5, max(widths))), "fig09_sparsity
 # %%
 widest = cells[cells.n == ns[-1]]
 g = {alpha: float(capacity.g(alpha)) for alpha in alphas}
-figures.save(figures.toy_represented(widest, g), "toy_represented", setting.scale, swept)
+figures.save(figures.toy_represented(widest, g), "toy_represented", setting.place, swept)
 
 # %%
 per = (widest.represented / widest.width).groupby(widest.alpha).agg(["min", "max"])
@@ -339,7 +339,7 @@ shapes = {
     for n in sorted({ns[0], ns[-1]})
     for alpha in alphas[:4]
 }
-figures.save(figures.toy_geometry(shapes), "toy_geometry", setting.scale, swept)
+figures.save(figures.toy_geometry(shapes), "toy_geometry", setting.place, swept)
 
 # %% [markdown]
 # Two pairs on two axes, again and again, until features are so rare that the interference of a **pentagon** costs
@@ -349,7 +349,7 @@ figures.save(figures.toy_geometry(shapes), "toy_geometry", setting.scale, swept)
 
 # %%
 shares = floors.dimensionalities(measured, swept["parameters"], ns[-1], max(widths))
-figures.save(figures.toy_dimensionality(shares), "toy_dimensionality", setting.scale, swept)
+figures.save(figures.toy_dimensionality(shares), "toy_dimensionality", setting.place, swept)
 
 # %%
 kept = shares[shares.dimensionality > 0.1]
@@ -374,7 +374,7 @@ Markdown(
 # There is nothing to fit. Weights that do this exist, so it is an *upper* bound on what the best model loses.
 
 # %%
-figures.save(figures.toy_predictors(cells), "toy_predictors", setting.scale, swept)
+figures.save(figures.toy_predictors(cells), "toy_predictors", setting.place, swept)
 
 # %%
 best = scores[scores.points == counts[-1]].copy()
@@ -406,7 +406,7 @@ Markdown(
 # that whole features must fit into whole dimensions, so it is an approximate *lower* envelope.
 
 # %%
-figures.save(figures.toy_band(inside), "toy_band", setting.scale, swept)
+figures.save(figures.toy_band(inside), "toy_band", setting.place, swept)
 
 # %%
 between = (inside.floor_min >= 0.97 * inside.water_filling) & (inside.floor_min <= 1.03 * inside.digon)
@@ -432,7 +432,7 @@ Markdown(
 places = pd.DataFrame({"of_critical": inside.width / inside.critical_width, "of_features": inside.width / inside.n})
 places["of_linear"] = inside.width * capacity.log_capacity(inside.alpha, kappa) / inside.n
 explained = {name: floors.falling_share(places[name], inside.floor_mean / inside.total) for name in places}
-figures.save(figures.fig13_collapse(inside.join(places), explained), "fig13_collapse", setting.scale, swept)
+figures.save(figures.fig13_collapse(inside.join(places), explained), "fig13_collapse", setting.place, swept)
 
 # %%
 Markdown(
@@ -459,13 +459,13 @@ if setting.teacher_seeds:
         )._asdict(),
     )
     students = floors.teacher_points(taught["floors"], cells)
-    runs.save_results(setting.scale, "toy_teacher_target", students, taught)
+    runs.save_results(setting.place, "toy_teacher_target", students, taught)
 
 # %%
 middle = ns[len(ns) // 2]
 if setting.teacher_seeds:
     drawn = students[students.n == middle]
-    picture = figures.save(figures.toy_teacher(drawn), "toy_teacher", setting.scale, taught)
+    picture = figures.save(figures.toy_teacher(drawn), "toy_teacher", setting.place, taught)
 picture if setting.teacher_seeds else "no teachers"
 
 # %%

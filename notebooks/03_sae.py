@@ -64,8 +64,6 @@ from minwidth import capacity, exercises, figures, runs, sae, sensitivity
 from minwidth.paths import DATA
 
 own = p.teacher == p.shape.teacher  # else this is a measurement of another model
-committed = p == scales.parameters("03_sae", p.scale)  # else it is no result of the study and leaves its tables alone
-place = p.scale if committed else "other"
 table1 = pd.read_csv(DATA / "paper" / "table1_sae.csv")
 table2 = pd.read_csv(DATA / "paper" / "table2_predicted_floors.csv")
 said = pd.read_csv(DATA / "paper" / "text_numbers.csv").set_index("name").value
@@ -131,14 +129,14 @@ Markdown(
 
 # %%
 at_default = curves[curves.lam == default_lam]
-figures.save(figures.fig04_sae_training(at_default), "fig04_sae_training", place, record)
+figures.save(figures.fig04_sae_training(at_default), "fig04_sae_training", p.place, record)
 
 # %% [markdown]
 # Layer by layer (the paper's Figure 15), with the number of latents that fire at all within a stretch of training.
 # The dotted line is all of them.
 
 # %%
-figures.save(figures.fig15_sae_layers(at_default, default.latents), "fig15_sae_layers", place, record)
+figures.save(figures.fig15_sae_layers(at_default, default.latents), "fig15_sae_layers", p.place, record)
 
 # %%
 deepest, shallowest = by_layer.iloc[-1], by_layer.iloc[0]
@@ -218,7 +216,7 @@ Markdown(
 # number of steps; only $\lambda$ differs:
 
 # %%
-figures.save(figures.sae_sensitivity(grid), "sae_sensitivity", place, record)
+figures.save(figures.sae_sensitivity(grid), "sae_sensitivity", p.place, record)
 
 # %% tags=["nbval-ignore-output"]
 columns = {"lam": "λ", "alive": "F", "l0": "L0", "alpha": "α", "d_star": "d*", "d_star_low": "low"}
@@ -263,7 +261,7 @@ if choices is None:
 else:
     choices = sensitivity.with_floors(choices, choice_floors)
     sweeps = {choice: (name, sensitivity.along(choices, choice)) for choice, name in sensitivity.CHOICES.items()}
-    picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", place, "sae_sensitivity.csv")
+    picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", p.place, "sae_sensitivity.csv")
 picture
 
 # %% [markdown]
@@ -322,7 +320,7 @@ Markdown(
 tails = {layer: record[f"importance/{layer}/{default_lam:g}"] for layer in by_layer.layer}
 paper5 = pd.DataFrame({"share": table2.width / said.teacher_width, "normalized": table2.normalized})
 at_default = floors[floors.lam == default_lam].assign(d_teacher=d_teacher)
-figures.save(figures.fig05_importance(tails, at_default, paper5), "fig05_importance", place, record)
+figures.save(figures.fig05_importance(tails, at_default, paper5), "fig05_importance", p.place, record)
 
 # %% tags=["nbval-ignore-output"]
 ours = floors[(floors.layer == record["layer"]) & (floors.lam == default_lam)].sort_values("width")
@@ -390,7 +388,7 @@ Markdown(
 
 # %%
 at_layer = floors[floors.layer == record["layer"]].merge(grid[["lam", "default"]], on="lam")
-figures.save(figures.sae_predictions(at_layer, d_teacher), "sae_predictions", place, record)
+figures.save(figures.sae_predictions(at_layer, d_teacher), "sae_predictions", p.place, record)
 
 # %%
 half = at_layer[at_layer.width <= d_teacher / 2].groupby("lam").last()
@@ -430,7 +428,7 @@ for rank, lines in examples.items():
 # ```
 #
 # and ends in the verdict and the table below. A measurement of another model, or with other parameters, leaves the
-# committed tables and figures alone. `minwidth.saelens` writes the autoencoder as SAELens reads it, and reads theirs.
+# committed tables and figures alone: its own go to folders named `other`. `minwidth.saelens` writes the autoencoder as SAELens reads it, and reads theirs.
 
 # %%
 quality = default.kl_spliced / default.kl_ablated
@@ -465,9 +463,8 @@ predictions = ours[[name for name in names if name in ours]].rename(columns=name
 predictions.style.format(precision=3, na_rep="cannot be cut").hide(axis="index")
 
 # %%
-if committed:
-    runs.save_results(p.scale, "sae_layers", measured, record)
-    runs.save_results(p.scale, "sae_floors", floors, record)
+runs.save_results(p.place, "sae_layers", measured, record)
+runs.save_results(p.place, "sae_floors", floors, record)
 
 # %% [markdown]
 # ## What holds, and what does not

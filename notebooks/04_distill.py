@@ -139,11 +139,9 @@ record = distill.ladder(p)
 # %%
 table, curves = record["ladder"], record["curves"]
 if whole:
-    picture = figures.save(figures.fig06_distillation(curves, table, loss), "fig06_distillation", p.scale, record)
+    picture = figures.save(figures.fig06_distillation(curves, table, loss), "fig06_distillation", p.place, record)
 else:
-    picture = figures.save(
-        figures.distill_student(curves, table, loss), f"distill_{p.scale}_w{p.width}", "other", record
-    )
+    picture = figures.save(figures.distill_student(curves, table, loss), f"distill_w{p.width}", p.place, record)
 picture
 
 # %%
@@ -173,7 +171,7 @@ HTML(shown.to_html(index=False, float_format="{:.2g}".format))
 
 # %%
 if whole:
-    picture = figures.save(figures.distill_doubling(table, loss), "distill_doubling", p.scale, record)
+    picture = figures.save(figures.distill_doubling(table, loss), "distill_doubling", p.place, record)
 picture if whole else alone
 
 # %%
@@ -193,7 +191,7 @@ paper3[["width", "params_millions", "raw_kl", "kl_per_token", "normalized"]]
 
 # %%
 if whole:
-    picture = figures.save(figures.fig16_training(curves, p.ladders[0], loss), "fig16_training", p.scale, record)
+    picture = figures.save(figures.fig16_training(curves, p.ladders[0], loss), "fig16_training", p.place, record)
 picture if whole else alone
 
 # %% [markdown]
@@ -216,7 +214,7 @@ if whole:
             "observed": paper3.kl_per_token,
         }
     )
-    picture = figures.save(figures.fig17_normalised(points, paper), "fig17_normalised", p.scale, record)
+    picture = figures.save(figures.fig17_normalised(points, paper), "fig17_normalised", p.place, record)
 picture if whole else alone
 
 # %% [markdown]
@@ -239,7 +237,7 @@ pd.read_csv(DATA / "paper" / "table4_calibration.csv").drop(columns="corrected")
 
 # %%
 if whole:
-    picture = figures.save(figures.fig07_decomposition(points, chosen, paper), "fig07_decomposition", p.scale, record)
+    picture = figures.save(figures.fig07_decomposition(points, chosen, paper), "fig07_decomposition", p.place, record)
 picture if whole else alone
 
 # %%
@@ -259,7 +257,7 @@ pd.read_csv(DATA / "paper" / "table5_decomposition.csv").drop(columns="corrected
 
 # %%
 if whole:
-    picture = figures.save(figures.distill_predictors(fits), "distill_predictors", p.scale, record)
+    picture = figures.save(figures.distill_predictors(fits), "distill_predictors", p.place, record)
 picture if whole else alone
 
 # %%
@@ -282,18 +280,18 @@ if whole:
     picture = figures.save(
         figures.fig18_summary(curves, table, points, paper, power.iloc[0] if len(power) else None),
         "fig18_summary",
-        p.scale,
+        p.place,
         record,
     )
 picture if whole else alone
 
 # %%
 if whole:
-    runs.save_results(p.scale, "distill_ladder", table, record)
-    runs.save_results(p.scale, "distill_curves", curves, record)
-    runs.save_results(p.scale, "distill_fits", fits, record)
+    runs.save_results(p.place, "distill_ladder", table, record)
+    runs.save_results(p.place, "distill_curves", curves, record)
+    runs.save_results(p.place, "distill_fits", fits, record)
 else:
-    runs.save_results(p.scale, f"distill_w{p.width}", table, record)
+    runs.save_results(p.place, f"distill_w{p.width}", table, record)
 
 # %% [markdown]
 # ## 9. More steps, three seeds
@@ -315,7 +313,7 @@ if long is not None:
     summary = distill.over_seeds(long, p.floor_tolerance)
     drawn = controls.with_cut(references, long)
     origin = runs.origin(p.scale, "distill_long")
-    picture = figures.save(figures.distill_long(summary, drawn), "distill_long", p.scale, origin)
+    picture = figures.save(figures.distill_long(summary, drawn), "distill_long", p.place, origin)
 picture if long is not None else lacking("long")
 
 # %%
@@ -344,7 +342,7 @@ Markdown(distill.compared(long_fits)) if long_fits is not None else None
 # %%
 budgeted = long is not None and (long.ladder == "random").any()
 if budgeted:
-    picture = figures.save(figures.distill_budget(long), "distill_budget", p.scale, origin)
+    picture = figures.save(figures.distill_budget(long), "distill_budget", p.place, origin)
 picture if budgeted else lacking("long")
 
 # %%
@@ -363,7 +361,7 @@ Markdown(controls.about_budget(long)) if budgeted else None
 control = runs.load_results(p.scale, "distill_controls")
 if control is not None:
     origin = runs.origin(p.scale, "distill_controls")
-    picture = figures.save(figures.distill_objectives(control), "distill_objectives", p.scale, origin)
+    picture = figures.save(figures.distill_objectives(control), "distill_objectives", p.place, origin)
 picture if control is not None else lacking("objectives")
 
 # %%

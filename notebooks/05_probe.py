@@ -105,8 +105,8 @@ record = probe.survey(setting)
 
 # %%
 accuracy = record["accuracy"]
-runs.save_results(setting.scale, "probe_accuracy", accuracy, record)
-runs.save_results(setting.scale, "probe_layers", record["layers"], record)
+runs.save_results(setting.place, "probe_accuracy", accuracy, record)
+runs.save_results(setting.place, "probe_layers", record["layers"], record)
 
 students = accuracy[(accuracy["model"] == "student") & (accuracy["control"] == "none")]
 missing = record.parameters["missing"]
@@ -147,7 +147,7 @@ reference = printed[printed["model"] == "teacher"].set_index("concept")["accurac
 moved = printed[printed["model"] == "student"].assign(
     shift=lambda t: t["accuracy_percent"] - t["concept"].map(reference)
 )
-figures.save(figures.fig08_probes(plain, moved), "fig08_probes", setting.scale, record)
+figures.save(figures.fig08_probes(plain, moved), "fig08_probes", setting.place, record)
 
 # %% [markdown]
 # The right-hand panel holds what the paper calls a reallocation of capacity: shifts of a few points. Every one of ours
@@ -220,7 +220,7 @@ here = students[students["ladder"] == ladder]
 narrow = accuracy[(accuracy["ladder"] == ladder) & (accuracy["width"] == here["width"].min())]
 words = accuracy[accuracy["model"] == "none"]
 beside = pd.concat([narrow, words[words["control"] == "bag_of_words"]])
-figures.save(figures.probe_controls(beside, LABELS), "probe_controls", setting.scale, record)
+figures.save(figures.probe_controls(beside, LABELS), "probe_controls", setting.place, record)
 
 # %% [markdown]
 # Now read Table 6 again. The paper's argument is that concepts *survive* because the accuracy is far above 50 %. But
@@ -304,7 +304,7 @@ Markdown(text_of_transfer if len(transfer) else "None of the chosen concepts has
 # %%
 layers = record["layers"]
 by_words = words[words["control"] == "bag_of_words"].set_index("concept")["accuracy"]
-figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.scale, record)
+figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.place, record)
 
 # %%
 first = layers[layers["layer"] == 0].set_index("concept")
@@ -334,12 +334,12 @@ stairs = probe.staircase(setting)
 # %%
 binned = probe.by_rank(stairs)
 shown = binned[binned["ladder"].isin([ladder, "none"])]
-figures.save(figures.probe_staircase(shown), "probe_staircase", setting.scale, stairs)
+figures.save(figures.probe_staircase(shown), "probe_staircase", setting.place, stairs)
 
 # %%
 sizes = probe.step_sizes(stairs)
-runs.save_results(setting.scale, "probe_staircase", binned, stairs)
-runs.save_results(setting.scale, "probe_steps", sizes, stairs)
+runs.save_results(setting.place, "probe_staircase", binned, stairs)
+runs.save_results(setting.place, "probe_steps", sizes, stairs)
 of_ladder = sizes[sizes["ladder"] == ladder].set_index(["state", "width"])
 trained = of_ladder.loc["trained"]
 Markdown(

@@ -160,3 +160,10 @@ def test_any_value_is_taken_or_answered_with_one_sentence(field, value):
         scales.validate(notebook, {name: value})
     except ParameterError as error:
         assert str(error).endswith(".") and "\n" not in str(error)
+
+
+def test_only_a_scale_as_it_stands_has_its_folder():
+    assert all(scales.parameters(name, scale).place == scale for name in scales.NOTEBOOKS for scale in scales.SCALES)
+    assert scales.parameters("04_distill", "smollm2", width=512).place == "smollm2"
+    assert scales.parameters("04_distill", "smollm2", width=512, steps=20).place == "other"
+    assert scales.parameters("03_sae", "tiny", teacher="some/folder").place == "other"

@@ -55,6 +55,16 @@ class Parameters(BaseModel):
     def shape(self) -> Shape:
         return SHAPES[self.scale]
 
+    @property
+    def place(self) -> str:
+        """Folder of its tables and figures: the scale's own, or ``other`` where a parameter is not as the scale has it.
+
+        What the scale leaves open (the ``width`` of a single student) may be anything.
+        """
+        notebook = next(name for name, kind in NOTEBOOKS.items() if kind is type(self))
+        own = {name: value for name, value in SCALES[self.scale][notebook].items() if value is not None}
+        return self.scale if all(getattr(self, name) == value for name, value in own.items()) else "other"
+
 
 class Theory(Parameters):
     """01_theory."""
