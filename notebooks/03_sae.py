@@ -428,7 +428,8 @@ for rank, lines in examples.items():
 # ```
 #
 # and ends in the verdict and the table below. A measurement of another model, or with other parameters, leaves the
-# committed tables and figures alone: its own go to folders named `other`. `minwidth.saelens` writes the autoencoder as SAELens reads it, and reads theirs.
+# committed tables and figures alone: its own go to folders named `other`. `minwidth.saelens` writes the
+# autoencoder as SAELens reads it, and reads theirs.
 
 # %%
 quality = default.kl_spliced / default.kl_ablated
