@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minwidth import models, residual, runs, sae
-from tests.small_world import measure_slowly
-
-pytest_plugins = ["tests.small_world"]  # the fixture ``world``
+from tests.small_world import measure_slowly, world  # noqa: F401  (a fixture)
 
 
 def autoencoder(d: int, latents: int, seed: int, density: float, topk: int | None = None):

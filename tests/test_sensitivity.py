@@ -8,9 +8,7 @@ import pandas as pd
 import pytest
 
 from minwidth import figures, runs, scales, sensitivity
-from tests.small_world import SMALL
-
-pytest_plugins = ["tests.small_world"]  # the fixture ``world``
+from tests.small_world import SMALL, world  # noqa: F401  (a fixture)
 
 
 def made_up(power: float = 1.0, levels: tuple[float, float] = (100.0, 110.0)):

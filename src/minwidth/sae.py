@@ -821,11 +821,11 @@ def _train(
     calibration: residual.Calibration,
     every: Sequence[Settings],
     work: Path,
-    name: str,
+    name: str | None = None,
 ) -> list[Run]:
     """Train all autoencoders side by side, a core each, on one shard of the text after the other.
 
-    A text that is read once, but takes long to read, is kept on disk under ``name``.
+    With a ``name``, the stream of a text that is read once, but takes long to read, is kept on disk under it.
     """
     jobs = [Run(s, torch.zeros(teacher.d, device=teacher.model.device)) for s in every]
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
