@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_distill import LENGTH, WIDTH, make_teacher, settings, small_world  # noqa: F401
 
 from minwidth import controls, distill, figures, runs, scales
 from minwidth.training import Schedule
+from tests.test_distill import LENGTH, WIDTH, make_teacher, settings, small_world  # noqa: F401
 
 SMALL = dict(
     teacher="tiny", layer=1, layers=[1], tokens=10_000, held_out_tokens=1000, expansion=4, steps=60, batch=128,

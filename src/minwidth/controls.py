@@ -325,7 +325,7 @@ def about_budget(table: pd.DataFrame) -> str:
         f"{last.widest:.2f} nats, by {falls.min():.0%} to {falls.max():.0%} a doubling, and from {first.share:.0%} to "
         f"{last.share:.0%} of the narrowest student's."
     )
-    if falls.iloc[-1] < 0.03:
+    if falls.iloc[-1] < 0.02:
         return text + " The last doubling hardly moved it."
     if last.share < first.share:
         text += " A property of the architecture would stay."
