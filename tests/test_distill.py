@@ -152,17 +152,17 @@ def train_slowly(folder, job):
     build_small_world(folder)
     training.CHECKPOINT_SECONDS = -1.0
     original = distill.kl.divergence
-    distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.01), original(*args, **kwargs))[1]
+    distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.02), original(*args, **kwargs))[1]
     (folder / "started").touch()
     distill.student(settings(), job, make_teacher())
 
 
 def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_path, monkeypatch):
-    p, job = settings(), distill.Job("random", 16, 1, 120)
+    p, job = settings(), distill.Job("random", 16, 1, 160)
     what, parameters = distill.key(p, job)
     context = multiprocessing.get_context("forkserver")  # quick to start again, and without this process's threads
     context.set_forkserver_preload(["minwidth.distill", "pytest"])
-    moments, started = np.random.default_rng().uniform(0, 0.15, 10), tmp_path / "started"  # others in each test run
+    moments, started = np.random.default_rng().uniform(0, 0.4, 10), tmp_path / "started"  # others in each test run
     for pause in moments:
         process = context.Process(target=train_slowly, args=(tmp_path, job))
         process.start()

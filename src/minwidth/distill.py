@@ -46,6 +46,9 @@ RIVALS = {
     "inverse_width": "d_T / d - 1",
     "pca_tail": "the tail of the principal directions",
 }
+FIT_COLUMNS = ["ladder", "predictor", "lam", "chosen", "fit", "points", "r2", "loo", "aicc"] + [
+    f"{name}{end}" for name in ("slope", "baseline", "scale", "exponent", "asymptote") for end in ("", "_low", "_high")
+]
 ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 
 
@@ -545,7 +548,7 @@ def fits(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
             continue
         head = {"ladder": ladder, "predictor": "width", "lam": np.nan, "chosen": False, "fit": "power"}
         rows.append(head | {"points": len(floors)} | _scores(power))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).reindex(columns=FIT_COLUMNS)  # all of them, also where few widths leave some fits out
 
 
 def _line_fits(x: np.ndarray, y: np.ndarray, control: float | None) -> dict[str, calibration.Fit]:

@@ -995,8 +995,9 @@ def fig18_summary(curves, table, points, paper, power) -> Figure:
     ``power``: mapping with scale, exponent, asymptote, or None. ``paper``: width, relative_width, predicted, observed.
     """
     figure, axes = panels(2, 2, height=2.6)
-    _eval_curves(axes[0, 0], curves, table, "random")
-    axes[0, 0].set(ylabel="held-out KL (nats/token)", title="(a) held-out loss, random weights")
+    ladder = next(name for name in LADDERS if (table["ladder"] == name).any())
+    _eval_curves(axes[0, 0], curves[curves["held_out"] > 1e-4], table, ladder)
+    axes[0, 0].set(ylabel="held-out KL (nats/token)", title=f"(a) held-out loss, {LADDERS[ladder][0].split(',')[0]}")
     axis = axes[0, 1]
     for name, (label, marker, _) in LADDERS.items():
         rows = table[table["ladder"] == name]
@@ -1012,7 +1013,7 @@ def fig18_summary(curves, table, points, paper, power) -> Figure:
     _normalised(axes[1, 0], points, paper)
     axes[1, 0].set_title("(c) normalised")
     axes[1, 0].legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.05))
-    part = curves[curves["ladder"] == "random"]
+    part = curves[curves["ladder"] == ladder]
     narrow = part[(part["width"] == part["width"].min()) & (part["step"] > 0)]
     for number, ((seed, steps), line) in enumerate(narrow.groupby(["seed", "steps"])):
         axes[1, 1].plot(
@@ -1077,7 +1078,8 @@ def distill_predictors(fits) -> Figure:
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set(xlabel="R² of the affine fit (below -1 at -1)", title=LADDERS[ladder][0], xlim=(-1.08, 1.08))
     axes[0].set_yticks(range(len(order)), order)
-    axes[-1].legend(loc="lower left")
+    if ladders:
+        axes[-1].legend(loc="lower left")
     return figure
 
 
