@@ -33,7 +33,7 @@ def computed_once(monkeypatch):
 
 
 def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
-    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2)
+    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     controls.long(p)
     table = runs.load_results("tiny", "distill_long")
     longest = table[table.steps == 24].set_index(["ladder", "width", "seed"]).sort_index()
@@ -59,7 +59,7 @@ def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
 
 
 def test_every_objective_is_judged_by_the_ladder_s_own_loss(computed_once):
-    p = settings(ladders=["random", "width_alone"], steps=10)
+    p = settings(ladders=["random", "width_alone"], steps=10, evaluations=2)
     table = controls.objectives(p)["controls"]
     random = table[table.ladder == "random"]
     assert set(random.objective) == set(controls.OBJECTIVES) and set(random.width) == {16, 32}
@@ -101,7 +101,7 @@ def test_a_wide_decoder_starts_as_pca():
 
 
 def test_features_of_students_and_of_the_teacher():
-    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2)
+    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     controls.features(p, autoencoders())
     table = runs.load_results("tiny", "distill_features").set_index(["ladder", "width", "rule"])
     assert set(table.index) == {
