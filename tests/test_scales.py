@@ -166,4 +166,5 @@ def test_only_a_scale_as_it_stands_has_its_folder():
     assert all(scales.parameters(name, scale).place == scale for name in scales.NOTEBOOKS for scale in scales.SCALES)
     assert scales.parameters("04_distill", "smollm2", width=512).place == "smollm2"
     assert scales.parameters("04_distill", "smollm2", width=512, steps=20).place == "other"
+    assert scales.parameters("04_distill", "tiny", objective="reverse").place == "other"
     assert scales.parameters("03_sae", "tiny", teacher="some/folder").place == "other"

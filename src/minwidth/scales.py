@@ -225,7 +225,10 @@ _TOY = dict(
     teacher_seeds=10,
     seed=0,
 )
-_DISTILL = dict(width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, floor_tolerance=0.02)
+_DISTILL = dict(
+    width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, objective="forward",
+    floor_tolerance=0.02,
+)  # fmt: skip
 _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
 _PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
 
