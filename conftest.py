@@ -9,6 +9,7 @@ from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 settings.load_profile("any machine")
+
 pytest_plugins = ["tests.notebooks.tolerance"]
 
 

@@ -261,7 +261,8 @@ if choices is None:
 else:
     choices = sensitivity.with_floors(choices, choice_floors)
     sweeps = {choice: (name, sensitivity.along(choices, choice)) for choice, name in sensitivity.CHOICES.items()}
-    picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", p.place, "sae_sensitivity.csv")
+    origin = runs.origin(p.scale, "sae_sensitivity")
+    picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", p.place, origin)
 picture
 
 # %% [markdown]

@@ -22,7 +22,7 @@ def autoencoders() -> scales.Sae:
 @pytest.fixture(autouse=True)
 def few_seeds_and_steps(monkeypatch):
     monkeypatch.setattr(controls, "SEEDS", [0, 1])
-    monkeypatch.setattr(controls, "LONGER", 1.2)
+    monkeypatch.setattr(controls, "LONGER", 2)
     monkeypatch.setattr(controls, "DECODER", Schedule(steps=80, batch=128, learning_rate=5e-3, evaluations=2))
 
 
@@ -36,11 +36,11 @@ def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
     p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     controls.long(p)
     table = runs.load_results("tiny", "distill_long")
-    longest = table[table.steps == 24].set_index(["ladder", "width", "seed"]).sort_index()
+    longest = table[table.steps == 40].set_index(["ladder", "width", "seed"]).sort_index()
     assert set(longest.index) == {(n, w, s) for n in ("random", "width_alone") for w in (16, 32) for s in (0, 1)}
     assert set(longest.verdict) <= {"floor", "upper bound"} and longest.fall_per_doubling.notna().all()
-    assert set(table[(table.ladder == "random") & (table.width == 32)].steps) == {3, 6, 12, 24}
-    assert runs.load_results("tiny", "distill_long_curves").step.max() == 24
+    assert set(table[(table.ladder == "random") & (table.width == 32)].steps) == {5, 10, 20, 40}
+    assert runs.load_results("tiny", "distill_long_curves").step.max() == 40
     computed_once()
     assert controls.long(p).key == runs.origin("tiny", "distill_long").key
 
@@ -52,10 +52,10 @@ def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
     assert summary.verdict["width_alone", 32] == "floor"  # it is the teacher
 
     found = controls.budgets(table).set_index("steps")
-    ends = table[(table.ladder == "random") & (table.steps == 6)].groupby("width").floor.mean()
-    assert found.share[6] == pytest.approx(ends[32] / ends[16])
-    assert found.fall_widest[24] == pytest.approx(1 - found.widest[24] / found.widest[12])
-    assert np.isnan(found.fall_widest[3])
+    ends = table[(table.ladder == "random") & (table.steps == 10)].groupby("width").floor.mean()
+    assert found.share[10] == pytest.approx(ends[32] / ends[16])
+    assert found.fall_widest[40] == pytest.approx(1 - found.widest[40] / found.widest[20])
+    assert np.isnan(found.fall_widest[5])
 
 
 def test_every_objective_is_judged_by_the_ladder_s_own_loss(computed_once):
@@ -156,10 +156,12 @@ def controls_table() -> pd.DataFrame:
 
 
 def test_what_is_said_of_budgets_follows_from_the_numbers():
-    said = controls.about_budget(long_table())
+    said = controls.about_budget(long_table(), 0.02)
     assert "From 100 to 400 steps the loss at full width falls from 0.60 to 0.40 nats, by 17% to 20% a doubling" in said
     assert "from 75% to 54% of the narrowest" in said and said.endswith("is a statement about its budget.")
-    assert controls.about_budget(long_table(widest=(0.6, 0.5, 0.499))).endswith("The last doubling hardly moved it.")
+    assert controls.about_budget(long_table(widest=(0.6, 0.5, 0.499)), 0.02).endswith(
+        "The last doubling hardly moved it."
+    )
 
 
 def test_what_is_said_of_long_ladders_follows_from_the_numbers():

@@ -319,6 +319,18 @@ def predicted_of(values: dict[int, float], predictor="eq2", lam=1.0) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def test_the_order_is_told_at_every_number_of_steps():
+    floors = {30: (0.5, 0.6, 0.4), 60: (0.3, 0.2, 0.1)}
+    rows = [
+        ("random", width, steps, y) for steps, ys in floors.items() for width, y in zip((8, 16, 32), ys, strict=True)
+    ]
+    said = distill.about_order(pd.DataFrame(rows, columns=["ladder", "width", "steps", "floor"]))
+    assert said == (
+        "**Random weights**: after 30 steps not each wider student ends lower, after 60 steps each wider student ends "
+        "lower."
+    )
+
+
 X = {8: 0.08, 16: 0.05, 32: 0.02, 48: 0.008, 64: 0.0}
 
 

@@ -27,7 +27,7 @@ from minwidth.distill import Job
 log = logging.getLogger(__name__)
 
 SEEDS = [0, 1, 2]
-LONGER = 2.4  # times the notebook's steps, and twice that for the doubling test
+LONGER = 4  # times the notebook's steps, and twice that for the doubling test
 BUDGETS = (4, 2)  # of those steps, the fractions at which the narrowest and the widest student are trained too
 OBJECTIVES: dict[str, dict[str, Any]] = {  # name -> what differs from the ladder's own, the first
     "forward": {},
@@ -47,8 +47,7 @@ DECODER = training.Schedule(  # of the wide ReLU decoder; a batch of tokens
 
 def longer(p: scales.Distill) -> scales.Distill:
     """A notebook's settings with three seeds and ``LONGER`` times the steps, the warm-up stretched along."""
-    steps, warmup = round(LONGER * p.steps), round(LONGER * p.warmup)
-    return p.model_copy(update={"seeds": SEEDS, "steps": steps, "warmup": warmup})
+    return p.model_copy(update={"seeds": SEEDS, "steps": LONGER * p.steps, "warmup": LONGER * p.warmup})
 
 
 def long(p: scales.Distill) -> runs.Record:
@@ -315,8 +314,8 @@ def budgets(table: pd.DataFrame) -> pd.DataFrame:
     return means.assign(share=means.widest / means.narrowest).join(falls.add_prefix("fall_")).reset_index()
 
 
-def about_budget(table: pd.DataFrame) -> str:
-    """Whether the loss at full width is the architecture's or the budget's (Markdown)."""
+def about_budget(table: pd.DataFrame, tolerance: float) -> str:
+    """Whether the loss at full width is the architecture's or the budget's (Markdown); ``tolerance`` as of a floor."""
     found = budgets(table)
     first, last = found.iloc[0], found.iloc[-1]
     falls = found.fall_widest.dropna()
@@ -325,7 +324,7 @@ def about_budget(table: pd.DataFrame) -> str:
         f"{last.widest:.2f} nats, by {falls.min():.0%} to {falls.max():.0%} a doubling, and from {first.share:.0%} to "
         f"{last.share:.0%} of the narrowest student's."
     )
-    if falls.iloc[-1] < 0.02:
+    if distill.verdict(falls.iloc[-1], tolerance) == "floor":
         return text + " The last doubling hardly moved it."
     if last.share < first.share:
         text += " A property of the architecture would stay."

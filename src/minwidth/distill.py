@@ -139,7 +139,7 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
     left_out = {"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"}
     if p.objective == "forward":
-        left_out.add("objective")  # records made before there was another one stay found
+        left_out.add("objective")  # the ladder's own goes without saying
     chosen = p.model_dump(exclude=left_out)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
@@ -392,7 +392,8 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     p, _ = missing[0]
     with threads(p):
         teacher = models.load_teacher(p.shape.teacher, device=device())
-        read(teacher, p, "train"), read(teacher, p, "held_out")  # once, before several processes would ask for them
+        for split in ("train", "held_out"):
+            read(teacher, p, split)  # once, before several processes would ask for it
         if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -658,6 +659,18 @@ def about_floors(last: pd.DataFrame, paper: pd.Series) -> str:
         f"a doubling takes off {carried:.0%}."
     )
     return " ".join(said)
+
+
+def about_order(table: pd.DataFrame) -> str:
+    """Whether each wider student ends lower, at every number of steps; a sentence a ladder (Markdown)."""
+    said = []
+    for ladder, students in table.groupby("ladder"):
+        found = []
+        for steps, group in students.groupby("steps"):
+            falling = group.groupby("width").floor.mean().diff().dropna() < 0
+            found.append(f"after {steps} steps {'each' if falling.all() else 'not each'} wider student ends lower")
+        said.append(f"**{LADDER_NAMES[ladder]}**: {', '.join(found)}.")
+    return "\n\n".join(said)
 
 
 def about_baseline(table: pd.DataFrame) -> str:

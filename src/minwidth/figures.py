@@ -12,7 +12,7 @@ import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from minwidth.paths import FIGURES, replace_file
 
@@ -55,11 +55,8 @@ def panels(columns: int = 1, rows: int = 1, height: float = HEIGHT, **options) -
 
 
 def save(figure: Figure, name: str, scale: str, record=None) -> Image:
-    """Write ``figures/<scale>/<name>.svg`` and ``.png``, their origin in the metadata; return the picture.
-
-    ``record`` is what was drawn, or the name of a committed table.
-    """
-    origin = record if isinstance(record, str) else getattr(record, "key", "computed from the paper's own numbers")
+    """Write ``figures/<scale>/<name>.svg`` and ``.png``, the record's key in their metadata; return the picture."""
+    origin = record.key if record is not None else "computed from the paper's own numbers"
     for kind, metadata in (
         ("svg", {"Date": None, "Creator": "minwidth", "Description": origin}),
         ("png", {"Software": "minwidth", "Description": origin}),
@@ -880,12 +877,13 @@ def _eval_curves(axis, curves, table, ladder: str) -> None:
     axis.set(xlabel="step")
 
 
-def _plain_log(axis) -> None:
-    """A logarithmic y axis with numbers as one writes them."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+def _plain_log(axis, which: str = "y") -> None:
+    """A logarithmic axis, ``x`` or ``y``, with numbers as one writes them: more of them over less than a decade."""
+    axis.set(**{f"{which}scale": "log"})
+    ticks, (low, high) = getattr(axis, f"{which}axis"), getattr(axis, f"get_{which}lim")()
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(NullFormatter())
 
 
 @matplotlib.rc_context(STYLE)
@@ -1293,13 +1291,6 @@ def fig05_importance(tails, floors, paper) -> Figure:
     return figure
 
 
-def _plain_logarithmic(axis) -> None:
-    """Ticks 1, 2, 5, 10, ... written out, on an Axis of a logarithmic scale that spans a decade or three."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
-
-
 @matplotlib.rc_context(STYLE)
 def sae_sensitivity(grid) -> Figure:
     """d*, and how good the autoencoder is, against lambda at one layer; the bars are 95 % intervals over documents.
@@ -1321,8 +1312,9 @@ def sae_sensitivity(grid) -> Figure:
     right.plot(grid["lam"], lost, "--", color=PALETTE[2], label="KL, as share of the mean's", marker="s", markersize=4)
     right.set(xscale="log", yscale="log", xlabel="L1 coefficient λ", ylabel="share lost (0: perfect)")
     right.legend()
-    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
-        _plain_logarithmic(axis)
+    for axis in (left, right):
+        _plain_log(axis, "x")
+        _plain_log(axis, "y")
     return figure
 
 

@@ -152,7 +152,7 @@ class Distill(Parameters):
     warmup: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     temperature: Annotated[float, Field(gt=0, le=100)]
-    objective: Literal["forward", "reverse", "hidden", "cross_entropy"] = "forward"  # distill.objective
+    objective: Literal["forward", "reverse", "hidden", "cross_entropy"]  # distill.objective
     evaluations: Annotated[int, Field(ge=2)]  # on held-out documents, evenly spaced
     held_out_blocks: Positive  # blocks an evaluation reads
     floor_tolerance: Share  # a point is a floor if doubling the steps moves it by less than this share
