@@ -334,7 +334,7 @@ def benchmark(rounds: int, trained: Sequence[str]) -> dict:
 def draw(result: dict):
     """Tokens per CPU second of each kind of work, and peak memory."""
     with matplotlib.rc_context(figures.STYLE):
-        figure, ((left, right),) = figures.panels(2, height=3.2, width_ratios=[2, 1])
+        figure, ((left, right),) = figures.panels(2, height=3.4, width_ratios=[2, 1])
         rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
         names = list(rows[0]["tokens_per_cpu_second"])
         for place, name in enumerate(names):
@@ -342,13 +342,13 @@ def draw(result: dict):
             at = [n + (place - len(names) / 2 + 0.5) * 0.8 / len(names) for n in range(len(rows))]
             left.bar(at, height, 0.8 / len(names), label=name, color=figures.PALETTE[place])
         left.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
-        labels = [row["work"].replace("trained, ", "trained\n") for row in rows]
+        labels = [row["work"].replace("trained, ", "trained,\n") for row in rows]
         left.set_xticks(range(len(rows)), labels)
         left.set(ylabel=f"tokens per CPU second, autograd = 1\n(batch {BATCHES[0]:,})", xlabel="latents active")
-        left.legend(fontsize=6.5)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         extra = [result["memory"]["bytes"][name]["extra"] / 1e6 for name in names]
         right.barh(names[::-1], extra[::-1], color=[figures.PALETTE[n] for n in range(len(names))][::-1])
-        right.set(xlabel=f"peak extra memory (MB)\n(batch {BATCHES[1]:,}, 1 % active)")
+        right.set(xlabel=f"peak extra memory (MB)\n(batch {BATCHES[1]:,}, 1 % active)", yticks=[])
         return figure
 
 

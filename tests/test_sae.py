@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minwidth import models, residual, runs, sae
-from tests.small_world import measure_slowly
+from tests import small_world
 
-pytest_plugins = ["tests.small_world"]  # the fixture ``world``
+world = small_world.world  # a fixture
 
 
 def autoencoder(d: int, latents: int, seed: int, density: float, topk: int | None = None):
@@ -318,7 +318,7 @@ def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
 
 def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
-    child = multiprocessing.get_context("spawn").Process(target=measure_slowly, args=[tmp_path])
+    child = multiprocessing.get_context("spawn").Process(target=small_world.measure_slowly, args=[tmp_path])
     child.start()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/**/*.safetensors")) and child.is_alive() and time.monotonic() < deadline:

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from minwidth import figures, runs, scales, sensitivity
-from tests.small_world import SMALL
+from tests import small_world
 
-pytest_plugins = ["tests.small_world"]  # the fixture ``world``
+world = small_world.world  # a fixture
 
 
 def made_up(power: float = 1.0, levels: tuple[float, float] = (100.0, 110.0)):
@@ -83,7 +83,7 @@ def test_the_figure_has_a_panel_a_choice():
 
 def test_the_command_measures_what_is_asked_and_writes_it(world, tmp_path, monkeypatch):
     grid = dict(layer=[2], expansion=[4], tokens=[10_000], steps=[60, 30], seed=[0, 1])
-    base = SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
+    base = small_world.SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base, lams=[3.0]) | grid)
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     sensitivity.main(["--scale", "tiny"])
