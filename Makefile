@@ -19,7 +19,7 @@ help:
 	@echo 'make lab        JupyterLab'
 	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
-	@echo 'make sensitivity  d* under every choice behind it, at SCALE=$(SCALE): 03_sae shows the table (an hour or more)'
+	@echo 'make sensitivity  d* under every choice behind it, at SCALE=$(SCALE), for 03_sae to show'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make docs       the committed notebooks as web pages in runs/docs'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'

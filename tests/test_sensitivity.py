@@ -77,6 +77,7 @@ def test_the_figure_has_a_panel_a_choice():
     table = sensitivity.with_floors(table, floors)
     sweeps = {c: (name, sensitivity.along(table, c)) for c, name in sensitivity.CHOICES.items()}
     figure = figures.sae_choices(table, sweeps)
+    pd.testing.assert_frame_equal(sensitivity.spread(table, floors), sensitivity.spread(*made_up()))
     assert [len(axis.containers) for axis in figure.axes] == [2, 1, 1, 1, 2, 0]
     assert len(figure.axes[-1].lines) == 3
 
