@@ -336,6 +336,7 @@ def draw(result: dict):
     with matplotlib.rc_context(figures.STYLE):
         figure, ((left, right),) = figures.panels(2, height=3.4, width_ratios=[2, 1])
         rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
+        rows.sort(key=lambda row: (row["work"].startswith("trained"), -row["density"]))
         names = list(rows[0]["tokens_per_cpu_second"])
         for place, name in enumerate(names):
             height = [row["tokens_per_cpu_second"][name] / row["tokens_per_cpu_second"]["autograd"] for row in rows]
@@ -344,7 +345,7 @@ def draw(result: dict):
         left.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
         labels = [row["work"].replace("trained, ", "trained,\n") for row in rows]
         left.set_xticks(range(len(rows)), labels)
-        left.set(ylabel=f"tokens per CPU second, autograd = 1\n(batch {BATCHES[0]:,})", xlabel="latents active")
+        left.set(ylabel=f"tokens per CPU second\n(autograd = 1, batch {BATCHES[0]:,})", xlabel="latents active")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         extra = [result["memory"]["bytes"][name]["extra"] / 1e6 for name in names]
         right.barh(names[::-1], extra[::-1], color=[figures.PALETTE[n] for n in range(len(names))][::-1])

@@ -350,8 +350,8 @@ rows.style.format(dict.fromkeys(decimals, "{:.3g}"), na_rep="").hide(axis="index
 # %%
 narrowest = ours.iloc[0]
 Markdown(
-    f"At d_S = {narrowest.width:.0f} Eq. 2 keeps a share {narrowest.kept / default.alive:.3f} of the features and predicts "
-    f"that {narrowest.eq2 / narrowest.total:.3f} of all importance is lost. The paper keeps "
+    f"At d_S = {narrowest.width:.0f} Eq. 2 keeps a share {narrowest.kept / default.alive:.3f} of the features and "
+    f"predicts that {narrowest.eq2 / narrowest.total:.3f} of all importance is lost. The paper keeps "
     f"{table2.kept_features[0] / table1.alive_features[1]:.3f} at an eighth of the width. "
     + (
         "From the width on at which all alive features fit, Eq. 2 predicts no loss at all."
