@@ -18,6 +18,8 @@ def pytest_configure(config):
     config.scratch = Path(tempfile.mkdtemp(prefix="minwidth-"))
     os.environ.setdefault("MINWIDTH_RUNS", str(config.scratch / "runs"))
     os.environ.setdefault("MINWIDTH_OUT", str(config.scratch))
+    # nbval reads a cell's messages when the cell has ended; of more than 2,000 the last are lost, and it waits for them
+    os.environ.setdefault("TQDM_MININTERVAL", "5")
     committed = Path(__file__).parent / "data" / "results"
     if committed.exists():
         shutil.copytree(committed, config.scratch / "data" / "results")

@@ -273,7 +273,7 @@ picture
 if choices is None:
     table = alone
 else:
-    spread = sensitivity.spread(choices, choice_floors)
+    spread = sensitivity.spread(choices, choice_floors).replace({"choice": {"lam": "λ"} | sensitivity.CHOICES})
     names = {"choice": "choice", "tried": "tried", "low": "d*/d_T from", "high": "to", "factor": "factor"}
     names |= {"crossing_low": "λ at d* = d_T from", "crossing_high": "to ", "left_low": "Eq. 2 from"}
     names |= {"left_high": "to  "}
@@ -349,8 +349,8 @@ rows.style.format(dict.fromkeys(decimals, "{:.3g}"), na_rep="").hide(axis="index
 # %%
 narrowest = ours.iloc[0]
 Markdown(
-    f"At d_S = {narrowest.width} Eq. 2 keeps a share {narrowest.kept / default.alive:.3f} of the features and predicts "
-    f"that {narrowest.eq2 / narrowest.total:.3f} of all importance is lost. The paper keeps "
+    f"At d_S = {narrowest.width:.0f} Eq. 2 keeps a share {narrowest.kept / default.alive:.3f} of the features and "
+    f"predicts that {narrowest.eq2 / narrowest.total:.3f} of all importance is lost. The paper keeps "
     f"{table2.kept_features[0] / table1.alive_features[1]:.3f} at an eighth of the width. "
     + (
         "From the width on at which all alive features fit, Eq. 2 predicts no loss at all."

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
 from minwidth import residual, runs, sae, scales
@@ -24,9 +25,9 @@ def save_teacher(folder: Path) -> None:
         )  # fmt: skip
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     words = {"<end>": 0} | {f"w{i}": i for i in range(1, 40)}
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(token_models.WordLevel(words, unk_token="w1")), eos_token="<end>"
-    ).save_pretrained(folder)
+    tokenizer = Tokenizer(token_models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
 
 
 def token_blocks(teacher, split: str, *_) -> np.ndarray:

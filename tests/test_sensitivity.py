@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from minwidth import figures, runs, scales, sensitivity
-from tests.small_world import SMALL, world  # noqa: F401  (a fixture)
+from tests import small_world
+
+world = small_world.world  # a fixture
 
 
 def made_up(power: float = 1.0, levels: tuple[float, float] = (100.0, 110.0)):
@@ -75,13 +77,14 @@ def test_the_figure_has_a_panel_a_choice():
     table = sensitivity.with_floors(table, floors)
     sweeps = {c: (name, sensitivity.along(table, c)) for c, name in sensitivity.CHOICES.items()}
     figure = figures.sae_choices(table, sweeps)
+    pd.testing.assert_frame_equal(sensitivity.spread(table, floors), sensitivity.spread(*made_up()))
     assert [len(axis.containers) for axis in figure.axes] == [2, 1, 1, 1, 2, 0]
     assert len(figure.axes[-1].lines) == 3
 
 
 def test_the_command_measures_what_is_asked_and_writes_it(world, tmp_path, monkeypatch):
     grid = dict(layer=[2], expansion=[4], tokens=[10_000], steps=[60, 30], seed=[0, 1])
-    base = SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
+    base = small_world.SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base, lams=[3.0]) | grid)
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     sensitivity.main(["--scale", "tiny"])

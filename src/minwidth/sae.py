@@ -106,84 +106,113 @@ class Gradients(NamedTuple):
     counts: Int[Tensor, "latents"]  # tokens on which a latent is active
     error: float  # mean squared norm of x - x_hat
     l0: float  # mean number of active latents
+    squares: tuple[float, float] | None = None  # of encoder's and decoder's gradients, where they came for free
 
 
-def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float) -> Gradients:
-    """Loss gradients by matrix products, on any device."""
-    tokens = len(x)
+def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers: "Buffers | None" = None) -> Gradients:
+    """Loss gradients by matrix products, on any device; with ``buffers``, in memory that is there already."""
+    tokens, b = len(x), buffers
     centred = x - sae.bias_pre
-    z = _keep_top(torch.addmm(sae.bias_encoder, centred, sae.encoder.T).relu_(), sae.topk)
+    pre = torch.addmm(sae.bias_encoder, centred, sae.encoder.T, out=b and b.pre)
+    z = _keep_top(pre.relu_(), sae.topk)
     residual = torch.addmm(-centred, z, sae.decoder)
     error = float(residual.square().sum()) / tokens
     residual *= 2 / tokens
-    active = z > 0
-    dz = torch.mm(residual, sae.decoder.T).add_(lam / tokens).mul_(active)
+    dz = torch.mm(residual, sae.decoder.T, out=b and b.slopes())
+    if x.device.type == "cpu":
+        counts = torch.zeros(len(sae.encoder), dtype=torch.int32)
+        _of_active(z.numpy(), dz.numpy(), lam / tokens, counts.numpy())
+    else:
+        active = z > 0
+        dz.add_(lam / tokens).mul_(active)
+        counts = active.sum(0)
     d_bias = dz.sum(0)
     d_pre = residual.sum(0) - d_bias @ sae.encoder
-    counts = active.sum(0)
-    return Gradients((dz.T @ centred, z.T @ residual, d_pre, d_bias), counts, error, float(counts.sum()) / tokens)
+    d_encoder = torch.mm(dz.T, centred, out=b and b.d_encoder)
+    d_decoder = torch.mm(z.T, residual, out=b and b.d_decoder)
+    return Gradients((d_encoder, d_decoder, d_pre, d_bias), counts, error, float(counts.sum()) / tokens)
+
+
+@numba.njit(**_KERNEL)
+def _of_active(z, dz, penalty, counts):
+    """Add the penalty's slope to ``dz``, set it to 0 where a latent is silent, and count by latent, in one pass."""
+    slope, zero = np.float32(penalty), np.float32(0.0)
+    for t in range(z.shape[0]):
+        zt, dt = z[t], dz[t]
+        for i in range(z.shape[1]):
+            dt[i] = dt[i] + slope if zt[i] > zero else zero
+        for i in range(z.shape[1]):
+            counts[i] += np.int32(zt[i] > zero)
 
 
 class Buffers:
-    """Scratch of the sparse step, kept from step to step."""
+    """Scratch of a step, kept from step to step: fresh memory costs as much as a fifth of a matrix product."""
 
     def __init__(self, tokens: int, latents: int, d: int):
         self.pre = torch.empty(tokens, latents)
         self.residual = torch.empty(tokens, d)
         self.d_encoder, self.d_decoder = torch.empty(latents, d), torch.empty(latents, d)
         self.d_bias = torch.empty(latents)
-        room = int(DENSE * tokens * latents) + latents
+        self.mask = np.zeros(-(-latents // 8) * 8, np.uint8)
+        room = int(DENSE * tokens * latents) + len(self.mask)
         self.latent, self.token = np.empty(room, np.int32), np.empty(room, np.int32)
-        self.z, self.dz = np.empty(room, np.float32), np.empty(room, np.float32)
-        self.z_by_latent, self.dz_by_latent = np.empty(room, np.float32), np.empty(room, np.float32)
+        self.z, self.z_by_latent, self.dz = (np.empty(room, np.float32) for _ in range(3))
         self.rows, self.columns = np.empty(tokens + 1, np.int64), np.empty(latents + 1, np.int64)
+        self._slopes: Tensor | None = None
+
+    def slopes(self) -> Tensor:
+        """``[tokens, latents]``, which only the dense step needs."""
+        if self._slopes is None:
+            self._slopes = torch.empty_like(self.pre)
+        return self._slopes
 
 
 def sparse_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers: Buffers) -> Gradients | None:
     """The same on the active entries alone, on a CPU; None if there are more than ``DENSE`` of them."""
     b = buffers
     centred = x - sae.bias_pre
-    torch.addmm(sae.bias_encoder, centred, sae.encoder.T, out=b.pre)
-    if sae.topk is not None:
-        b.pre = _keep_top(b.pre.relu_(), sae.topk)
-    active = _list_active(b.pre.numpy(), b.rows, b.latent, b.z)
+    if sae.topk is None:
+        torch.mm(centred, sae.encoder.T, out=b.pre)
+        bias = sae.bias_encoder
+    else:
+        torch.addmm(sae.bias_encoder, centred, sae.encoder.T, out=b.pre)
+        b.pre, bias = _keep_top(b.pre.relu_(), sae.topk), torch.zeros_like(sae.bias_encoder)
+    active = _list_active(b.pre.numpy(), bias.numpy(), b.rows, b.latent, b.z, b.mask)
     if active < 0:
         return None
-    error = _reconstruct(
-        centred.numpy(), sae.decoder.numpy(), b.rows, b.latent, b.z, lam / len(x), b.residual.numpy(), b.dz
-    )
-    _by_latent(b.rows, b.latent, b.z, b.dz, b.columns, b.token, b.z_by_latent, b.dz_by_latent)
-    _row_gradients(
-        b.columns, b.token, b.z_by_latent, b.dz_by_latent, b.residual.numpy(), centred.numpy(),
+    _by_latent(b.rows, b.latent, b.z, b.columns, b.token, b.z_by_latent)
+    by_latent, residual = (b.columns, b.token, b.z_by_latent), b.residual.numpy()
+    error = _reconstruct(*by_latent, sae.decoder.numpy(), centred.numpy(), residual)
+    squares = _row_gradients(
+        *by_latent, b.dz, lam / len(x), sae.decoder.numpy(), residual, centred.numpy(),
         b.d_encoder.numpy(), b.d_decoder.numpy(), b.d_bias.numpy(),
     )  # fmt: skip
     d_pre = b.residual.sum(0) - b.d_bias @ sae.encoder
     counts = torch.from_numpy(np.diff(b.columns))
-    return Gradients((b.d_encoder, b.d_decoder, d_pre, b.d_bias), counts, error, active / len(x))
+    return Gradients((b.d_encoder, b.d_decoder, d_pre, b.d_bias), counts, error, active / len(x), squares)
 
 
 @numba.njit(**_KERNEL)
-def _list_active(pre, rows, latent, z):
-    """Positive entries row by row; -1 if they don't fit. Eight without any are passed over at once.
+def _list_active(pre, bias, rows, latent, z, mask):
+    """Positive entries of pre + bias row by row; -1 if they don't fit. Eight without any are passed over at once.
 
     Within eight there is no branch: each entry is written, and the next over it unless it was positive.
+
+    Args:
+        mask: ``[latents, rounded up to eights]``, zeros; a row's signs, eight to a word.
     """
-    count, room = 0, len(z) - pre.shape[1]
+    words = mask.view(np.uint64)
+    count, latents, room = 0, pre.shape[1], len(z) - len(mask)
     rows[0] = 0
     for t in range(pre.shape[0]):
         row = pre[t]
-        whole = len(row) // 8 * 8
-        for start in range(0, whole, 8):
-            largest = np.float32(0.0)
-            for i in range(8):
-                largest = row[start + i] if row[start + i] > largest else largest
-            if largest > 0:
-                for i in range(start, start + 8):
-                    latent[count], z[count] = i, row[i]
-                    count += row[i] > 0
-        for i in range(whole, len(row)):
-            latent[count], z[count] = i, row[i]
-            count += row[i] > 0
+        for i in range(latents):
+            mask[i] = np.uint8(row[i] + bias[i] > 0)
+        for word in range(len(words)):
+            if words[word] != 0:
+                for i in range(8 * word, min(8 * word + 8, latents)):
+                    latent[count], z[count] = i, row[i] + bias[i]
+                    count += mask[i]
         if count > room:
             return -1
         rows[t + 1] = count
@@ -191,35 +220,7 @@ def _list_active(pre, rows, latent, z):
 
 
 @numba.njit(**_KERNEL)
-def _reconstruct(centred, decoder, rows, latent, z, penalty, residual, dz):
-    """Residuals times 2 / tokens, the derivative of the loss by z, and the mean squared error; token by token."""
-    tokens, d = centred.shape
-    total = 0.0
-    scale = np.float32(2.0 / tokens)
-    for t in range(tokens):
-        r, c = residual[t], centred[t]
-        for j in range(d):
-            r[j] = -c[j]
-        for k in range(rows[t], rows[t + 1]):
-            w, value = decoder[latent[k]], z[k]
-            for j in range(d):
-                r[j] += value * w[j]
-        square = np.float32(0.0)
-        for j in range(d):
-            square += r[j] * r[j]
-            r[j] *= scale
-        total += square
-        for k in range(rows[t], rows[t + 1]):
-            w = decoder[latent[k]]
-            dot = np.float32(0.0)
-            for j in range(d):
-                dot += r[j] * w[j]
-            dz[k] = dot + np.float32(penalty)
-    return total / tokens
-
-
-@numba.njit(**_KERNEL)
-def _by_latent(rows, latent, z, dz, columns, token, z_by_latent, dz_by_latent):
+def _by_latent(rows, latent, z, columns, token, z_by_latent):
     """Counting sort of the active entries by latent, tokens rising within each."""
     columns[:] = 0
     for k in range(rows[-1]):
@@ -230,30 +231,84 @@ def _by_latent(rows, latent, z, dz, columns, token, z_by_latent, dz_by_latent):
     for t in range(len(rows) - 1):
         for k in range(rows[t], rows[t + 1]):
             p = place[latent[k]]
-            token[p], z_by_latent[p], dz_by_latent[p] = t, z[k], dz[k]
+            token[p], z_by_latent[p] = t, z[k]
             place[latent[k]] = p + 1
 
 
 @numba.njit(**_KERNEL)
-def _row_gradients(columns, token, z, dz, residual, centred, d_encoder, d_decoder, d_bias):
-    """Gradients of the rows of the latents that fired; of the biases of all."""
+def _reconstruct(columns, token, z, decoder, centred, residual):
+    """Residuals times 2 / tokens, and the mean squared error.
+
+    Latent by latent: the decoder is read once, in order, and the residuals of a batch stay in the cache.
+    """
+    tokens, d = centred.shape
+    for t in range(tokens):
+        r, c = residual[t], centred[t]
+        for j in range(d):
+            r[j] = -c[j]
+    for i in range(len(columns) - 1):
+        w = decoder[i]
+        for k in range(columns[i], columns[i + 1]):
+            r, value = residual[token[k]], z[k]
+            for j in range(d):
+                r[j] += value * w[j]
+    total = 0.0
+    scale = np.float32(2.0 / tokens)
+    for t in range(tokens):
+        r = residual[t]
+        square = np.float32(0.0)
+        for j in range(d):
+            square += r[j] * r[j]
+            r[j] *= scale
+        total += square
+    return total / tokens
+
+
+@numba.njit(**_KERNEL)
+def _row_gradients(columns, token, z, dz, penalty, decoder, residual, centred, d_encoder, d_decoder, d_bias):
+    """Gradients of the rows of the latents that fired, and their squares; the derivatives by z; those of all biases."""
     d = centred.shape[1]
+    of_encoder, of_decoder = 0.0, 0.0
     for i in range(len(columns) - 1):
         total = np.float32(0.0)
-        first = columns[i]
-        ge, gd = d_encoder[i], d_decoder[i]
-        for k in range(first, columns[i + 1]):
-            r, c, value, slope = residual[token[k]], centred[token[k]], z[k], dz[k]
-            total += slope
-            if k == first:
+        w, g = decoder[i], d_decoder[i]
+        for k in range(columns[i], columns[i + 1]):
+            r, value = residual[token[k]], z[k]
+            dot = np.float32(0.0)
+            if k == columns[i]:
                 for j in range(d):
-                    ge[j] = slope * c[j]
-                    gd[j] = value * r[j]
+                    dot += r[j] * w[j]
+                    g[j] = value * r[j]
             else:
                 for j in range(d):
-                    ge[j] += slope * c[j]
-                    gd[j] += value * r[j]
+                    dot += r[j] * w[j]
+                    g[j] += value * r[j]
+            dz[k] = dot + np.float32(penalty)
+            total += dz[k]
         d_bias[i] = total
+        if columns[i] < columns[i + 1]:
+            of_decoder += _square(g)
+    for i in range(len(columns) - 1):  # in a loop of its own, since residuals and inputs together exceed the cache
+        g = d_encoder[i]
+        for k in range(columns[i], columns[i + 1]):
+            c, value = centred[token[k]], dz[k]
+            if k == columns[i]:
+                for j in range(d):
+                    g[j] = value * c[j]
+            else:
+                for j in range(d):
+                    g[j] += value * c[j]
+        if columns[i] < columns[i + 1]:
+            of_encoder += _square(g)
+    return of_encoder, of_decoder
+
+
+@numba.njit(inline="always", **_KERNEL)
+def _square(row):
+    square = np.float32(0.0)
+    for j in range(len(row)):
+        square += row[j] * row[j]
+    return square
 
 
 class Adam:
@@ -268,7 +323,8 @@ class Adam:
         self.steps += 1
         fired = gradients.counts > 0
         wanted = list(zip(sae.parameters, gradients.parameters, self.moments, strict=True))[: 4 if bias else 3]
-        squares = [_square(g, fired if g.ndim == 2 else None) for _, g, _ in wanted]
+        squares = list(gradients.squares or (_sum_of_squares(g, fired) for g in gradients.parameters[:2]))
+        squares += [g.double().square().sum() for _, g, _ in wanted[2:]]
         norm = float(sum(squares)) ** 0.5
         clip = min(1.0, self.clip / (norm + 1e-12))
         first, second = 1 - BETAS[0] ** self.steps, 1 - BETAS[1] ** self.steps
@@ -287,8 +343,9 @@ class Adam:
                     p /= p.norm(dim=1, keepdim=True)
 
 
-def _square(gradient: Tensor, fired: Tensor | None) -> Tensor | float:
-    if gradient.device.type == "cpu" and fired is not None:
+def _sum_of_squares(gradient: Float[Tensor, "latents d"], fired: Tensor) -> Tensor | float:
+    """Over the rows of the latents that fired."""
+    if gradient.device.type == "cpu":
         return _square_of_rows(gradient.contiguous().numpy(), fired.numpy())
     return gradient.double().square().sum()
 
@@ -298,10 +355,7 @@ def _square_of_rows(gradient, fired):
     total = 0.0
     for i in range(len(fired)):
         if fired[i]:
-            square = np.float32(0.0)
-            for j in range(gradient.shape[1]):
-                square += gradient[i, j] * gradient[i, j]
-            total += square
+            total += _square(gradient[i])
     return total
 
 
@@ -427,7 +481,7 @@ class Run:
             if gradients is not None:
                 return gradients
             self.sparse = False
-        return dense_gradients(self.sae, batch, penalty)
+        return dense_gradients(self.sae, batch, penalty, self.buffers)
 
     def _revive(self, batch: Float[Tensor, "batch d"]) -> None:
         """Point silent latents at what tokens of the batch leave unexplained, the worst most likely; forget moments.

@@ -105,7 +105,8 @@ def with_floors(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
     floors = floors.merge(table[[*names, "d_teacher"]], on=names).sort_values("width")
     narrowest = floors.groupby(names).eq2.first()
     half = floors[floors.width <= floors.d_teacher / 2].groupby(names).eq2.last()
-    return table.merge((half / narrowest).rename("left").reset_index(), on=names)
+    left = (half / narrowest).rename("left").reset_index()
+    return table.drop(columns="left", errors="ignore").merge(left, on=names)
 
 
 def spread(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
