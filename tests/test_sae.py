@@ -188,6 +188,7 @@ def test_a_known_dictionary_is_recovered_where_features_are_sparse():
     assert found.directions == 1
 
 
+@pytest.mark.slow
 def test_spare_latents_count_as_features():
     found = recovered(features=80, p=0.02, latents=200)
     assert found.features > 1.1
@@ -200,12 +201,14 @@ def test_less_sparse_features_interfere():
     assert found.directions > 0.9  # the directions are not yet
 
 
+@pytest.mark.slow
 def test_too_many_features_are_not_found():
     found = recovered(features=192, p=0.1, latents=288)
     assert abs(found.alpha) > 0.05 or abs(found.features - 1) > 0.2
     assert found.directions < 1
 
 
+@pytest.mark.slow
 def test_too_large_a_lambda_hides_features():
     found = recovered(features=80, p=0.03, latents=100, lam=15.0)
     assert found.features < 0.9 and abs(found.alpha) > 0.01 and found.directions < 0.5
