@@ -266,8 +266,9 @@ else:
 picture
 
 # %% [markdown]
-# Over each choice at the default of all others: the lowest and highest $d^*/d_T$, the $\lambda$ at which $d^*=d_T$,
-# (0 or infinity: below or above at every $\lambda$), and Eq. 2 at half the width relative to the narrowest student.
+# Over each choice at the default of all others: the lowest and highest $d^*/d_T$ and the factor between them, at the
+# default $\lambda$ and at most; the $\lambda$ at which $d^*=d_T$ (0 or infinity: below or above at every $\lambda$);
+# and Eq. 2 at half the width relative to the narrowest student.
 
 # %%
 if choices is None:
@@ -275,8 +276,8 @@ if choices is None:
 else:
     spread = sensitivity.spread(choices, choice_floors).replace({"choice": {"lam": "λ"} | sensitivity.CHOICES})
     names = {"choice": "choice", "tried": "tried", "low": "d*/d_T from", "high": "to", "factor": "factor"}
-    names |= {"crossing_low": "λ at d* = d_T from", "crossing_high": "to ", "left_low": "Eq. 2 from"}
-    names |= {"left_high": "to  "}
+    names |= {"worst": "at most", "crossing_low": "λ at d* = d_T from", "crossing_high": "to "}
+    names |= {"left_low": "Eq. 2 from", "left_high": "to  "}
     table = spread.rename(columns=names).style.format(precision=2).hide(axis="index")
 table
 

@@ -59,7 +59,7 @@ def test_the_spread_by_hand():
     found = sensitivity.spread(*made_up()).set_index("choice")
     assert list(found.index) == ["lam", "layer", "seed"]  # what was not varied has no row
     assert found.loc["lam"].factor == pytest.approx(100) and found.loc["layer"].factor == pytest.approx(1.1)
-    assert found.loc["seed"].factor == 1
+    assert found.loc["seed"].factor == found.loc["seed"].worst == 1
     assert found.loc["lam", ["left_low", "left_high"]].tolist() == pytest.approx([1 / 11, 1 / 1.1])
     assert found.loc["layer", ["crossing_low", "crossing_high"]].tolist() == pytest.approx([2.0, 2.2])
 
@@ -69,7 +69,11 @@ def test_the_verdict_follows_from_the_table():
     assert "λ does not decide" in sensitivity.about(*made_up(power=0.0))
     text = sensitivity.about(*made_up(power=1.0, levels=(100.0, 9000.0)))
     assert "In 2 of 3 settings" in text and "λ decides in 67% of the settings" in text
-    assert "the seed hardly matters" in text and "keep their order" in text
+    assert "the seed hardly matters;" in text and "keep their order" in text
+    table, floors = made_up()
+    table.loc[(table.seed == 1) & (table.lam == 10), "d_star"] *= 2
+    assert sensitivity.spread(table, floors).set_index("choice").loc["seed"].worst == pytest.approx(2)
+    assert "the seed hardly matters at the default λ" in sensitivity.about(table, floors)
 
 
 def test_the_figure_has_a_panel_a_choice():

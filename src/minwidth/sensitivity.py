@@ -110,12 +110,16 @@ def with_floors(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
-    """A row a choice, lambda first: what d*, the lambda at d* = d_T and Eq. 2 do while it alone changes."""
+    """A row a choice, lambda first: what d*, the lambda at d* = d_T and Eq. 2 do while it alone changes.
+
+    ``factor`` is the spread of d* at the default lambda, ``worst`` at the lambda where it is largest.
+    """
     table = with_floors(table, floors)
     default = table[table["default"]].iloc[0]
     rows = []
     for choice in ("lam", *CHOICES):
         part = along(table, choice) if choice != "lam" else along(table, "layer")
+        worst = part.groupby("lam").d_star.agg(lambda found: found.max() / found.min()).max()
         if choice != "lam":
             crossings = [crossing(group) for _, group in part.groupby(choice)]
             part = part[part.lam == default.lam]
@@ -128,6 +132,7 @@ def spread(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
                 {
                     "choice": choice, "tried": ", ".join(f"{value:g}" for value in sorted(part[choice].unique())),
                     "low": ratio.min(), "high": ratio.max(), "factor": ratio.max() / ratio.min(),
+                    "worst": worst if choice != "lam" else ratio.max() / ratio.min(),
                     "crossing_low": min(crossings), "crossing_high": max(crossings),
                     "left_low": part.left.min(), "left_high": part.left.max(),
                 }
@@ -139,10 +144,10 @@ def about(table: pd.DataFrame, floors: pd.DataFrame) -> str:
     """What survives, in words (Markdown): whether d* > d_T is a property of the model or of lambda."""
     found = spread(table, floors).set_index("choice")
     by_lam, others = found.loc["lam"], found.drop(index="lam")
-    factors = ", ".join(f"{CHOICES[choice]} by {row.factor:.2f}" for choice, row in others.iterrows())
+    factors = ", ".join(f"{CHOICES[choice]} by {row.factor:.2f} ({row.worst:.2f})" for choice, row in others.iterrows())
     said = [
         f"λ from {table.lam.min():g} to {table.lam.max():g} changes d* by a factor of {by_lam.factor:.1f}; "
-        f"at the default λ, {factors}."
+        f"at the default λ (and at the λ where it does most), {factors}."
     ]
     settings = [crossing(part) for _, part in table.groupby(list(CHOICES))]
     both = [value for value in settings if 0 < value < np.inf]
@@ -172,7 +177,9 @@ def _survivors(table: pd.DataFrame, others: pd.DataFrame) -> str:
     said = []
     calm = [CHOICES[choice] for choice, row in others.iterrows() if row.factor < SMALL]
     if calm:
-        said.append(f"{' and '.join(calm)} {'hardly matter' if len(calm) > 1 else 'hardly matters'}")
+        everywhere = all(row.worst < SMALL for _, row in others.iterrows() if row.factor < SMALL)
+        where = "" if everywhere else " at the default λ"
+        said.append(f"{' and '.join(calm)} {'hardly matter' if len(calm) > 1 else 'hardly matters'}{where}")
     if "layer" in others.index:
         orders = along(table, "layer").pivot_table(index="lam", columns="layer", values="d_star").dropna()
         same = (np.argsort(orders.to_numpy(), axis=1) == np.argsort(orders.loc[orders.index[0]].to_numpy())).all(axis=1)

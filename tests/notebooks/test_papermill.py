@@ -16,7 +16,7 @@ from papermill.cli import papermill as command
 
 from minwidth import notebooks, paths
 
-SOURCE = '''\
+SOURCE = """\
 # ---
 # jupyter:
 #   kernelspec:
@@ -36,7 +36,7 @@ p = scales.validate("01_theory", globals())
 
 # %%
 print("width", p.width)
-'''
+"""
 
 
 @pytest.fixture
