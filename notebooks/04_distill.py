@@ -368,7 +368,8 @@ Markdown(controls.about_budget(long, p.floor_tolerance)) if budgeted else None
 control = runs.load_results(p.scale, "distill_controls")
 if control is not None:
     origin = runs.origin(p.scale, "distill_controls")
-    picture = figures.save(figures.distill_objectives(control), "distill_objectives", p.place, origin)
+    picture = figures.distill_objectives(control, controls.OBJECTIVE_NAMES)
+    picture = figures.save(picture, "distill_objectives", p.place, origin)
 picture if control is not None else lacking("objectives")
 
 # %%
@@ -405,7 +406,7 @@ if both:
     for name, students in summary.groupby("ladder"):
         shown[distill.LADDER_NAMES[name]] = students.set_index("width").floor
     shown = HTML(shown.where(shown > distill.SAME, 0.0).to_html(float_format="{:.3f}".format))
-shown if both else lacking("references")
+shown if both else lacking("long" if references is not None else "references")
 
 # %%
 Markdown(controls.about_references(references, summary)) if both else None

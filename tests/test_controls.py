@@ -172,7 +172,7 @@ def test_what_is_said_of_long_ladders_follows_from_the_numbers():
 
 def test_what_is_said_of_objectives_references_and_features():
     said = controls.about_objectives(controls_table())
-    assert "at width 16 between hidden (0.95 times) and reverse (1.30 times)" in said
+    assert "at width 16 between forward KL + states (0.95 times) and reverse KL, T = 2 (1.30 times)" in said
     assert "at 2.00 to 2.00 times its loss" in said
     said = controls.about_references(references_table(), distill.over_seeds(long_table(), 0.03))
     assert "loses 40% to 40% of what PCA loses" in said
@@ -188,7 +188,7 @@ def test_figures_take_what_the_controls_give(tmp_path):
         figures.distill_long(distill.over_seeds(table, 0.03), controls.with_cut(references_table(), table)),
         figures.distill_long(distill.over_seeds(table, 0.03), controls.with_cut(None, table)),
         figures.distill_budget(table),
-        figures.distill_objectives(controls_table()),
+        figures.distill_objectives(controls_table(), controls.OBJECTIVE_NAMES),
     ]
     for figure in drawn:
         figure.savefig(tmp_path / "figure.png", dpi=30)

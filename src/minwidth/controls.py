@@ -37,6 +37,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {  # name -> what differs from the ladde
     "forward_t4": {"temperature": 4.0},
     "cross_entropy": {"objective": "cross_entropy"},
 }
+OBJECTIVE_NAMES = {
+    "forward": "forward KL, T = 2",
+    "forward_t1": "forward KL, T = 1",
+    "forward_t4": "forward KL, T = 4",
+    "reverse": "reverse KL, T = 2",
+    "hidden": "forward KL + states",
+    "cross_entropy": "text alone",
+}
 DECODER = training.Schedule(  # of the wide ReLU decoder; a batch of tokens
     steps=1000, batch=512, learning_rate=2e-3, warmup=50, weight_decay=0.0, evaluations=10
 )
@@ -340,12 +348,11 @@ def about_objectives(table: pd.DataFrame) -> str:
     said = []
     for width in ratios.index:
         said.append(
-            f"at width {width} between {others.loc[width].idxmin()} ({best[width]:.2f} times) and "
-            f"{others.loc[width].idxmax()} ({worst[width]:.2f} times)"
+            f"at width {width} between {OBJECTIVE_NAMES[others.loc[width].idxmin()]} ({best[width]:.2f} times) and "
+            f"{OBJECTIVE_NAMES[others.loc[width].idxmax()]} ({worst[width]:.2f} times)"
         )
     text = f"Beside the ladder's own objective, the others end {'; '.join(said)}. "
-    text += f"Students that read the text alone end at {of_text.min():.2f} to {of_text.max():.2f} times its loss."
-    return text.replace("_t1", " T = 1").replace("_t4", " T = 4")
+    return text + f"Students that read the text alone end at {of_text.min():.2f} to {of_text.max():.2f} times its loss."
 
 
 def with_cut(references: pd.DataFrame | None, long: pd.DataFrame) -> pd.DataFrame:

@@ -1102,14 +1102,6 @@ REFERENCES = {  # label, line
     "pca": ("PCA, one layer", "--"),
     "relu": ("wide ReLU decoder, one layer", ":"),
 }
-OBJECTIVES = {
-    "forward": "forward KL, T = 2",
-    "forward_t1": "forward KL, T = 1",
-    "forward_t4": "forward KL, T = 4",
-    "reverse": "reverse KL, T = 2",
-    "hidden": "forward KL + states",
-    "cross_entropy": "text alone",
-}
 
 
 @matplotlib.rc_context(STYLE)
@@ -1187,13 +1179,13 @@ def distill_budget(table) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def distill_objectives(table) -> Figure:
+def distill_objectives(table, objectives: dict[str, str]) -> Figure:
     """Held-out loss of students that learnt from other objectives, divided by that of the ladder's own; seeds as bars.
 
-    ``table``: objective, ladder, width, seed, kl.
+    ``table``: objective, ladder, width, seed, kl. ``objectives``: what each is called, from the top.
     """
     ladders = [name for name in LADDERS if (table["ladder"] == name).any()]
-    names = [name for name in OBJECTIVES if (table["objective"] == name).any()][::-1]
+    names = [name for name in objectives if (table["objective"] == name).any()][::-1]
     figure, (axes,) = panels(max(1, len(ladders)), height=1.1 + 0.3 * len(names), sharey=True)
     for axis, ladder in zip(axes, ladders, strict=False):
         part = table[table["ladder"] == ladder]
@@ -1208,7 +1200,7 @@ def distill_objectives(table) -> Figure:
             axis.errorbar(found["mean"], y, xerr=reach, color=PALETTE[number], label=f"d = {width}", **style)
         axis.axvline(1, color="0.4", linewidth=0.8)
         axis.set(title=LADDERS[ladder][0], xlabel="loss / loss under the ladder's own")
-    axes[0].set_yticks(range(len(names)), [OBJECTIVES[name] for name in names])
+    axes[0].set_yticks(range(len(names)), [objectives[name] for name in names])
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
