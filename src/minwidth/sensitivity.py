@@ -119,25 +119,29 @@ def spread(table: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for choice in ("lam", *CHOICES):
         part = along(table, choice) if choice != "lam" else along(table, "layer")
-        worst = part.groupby("lam").d_star.agg(lambda found: found.max() / found.min()).max()
         if choice != "lam":
             crossings = [crossing(group) for _, group in part.groupby(choice)]
+            worst = part.groupby("lam").d_star.agg(_factor).max()
             part = part[part.lam == default.lam]
         else:
             part = part[part.layer == default.layer]
             crossings = [crossing(part)]
+            worst = _factor(part.d_star)
         if part[choice].nunique() > 1:
             ratio = part.d_star / part.d_teacher
             rows.append(
                 {
                     "choice": choice, "tried": ", ".join(f"{value:g}" for value in sorted(part[choice].unique())),
-                    "low": ratio.min(), "high": ratio.max(), "factor": ratio.max() / ratio.min(),
-                    "worst": worst if choice != "lam" else ratio.max() / ratio.min(),
+                    "low": ratio.min(), "high": ratio.max(), "factor": _factor(ratio), "worst": worst,
                     "crossing_low": min(crossings), "crossing_high": max(crossings),
                     "left_low": part.left.min(), "left_high": part.left.max(),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _factor(values: pd.Series) -> float:
+    return values.max() / values.min()
 
 
 def about(table: pd.DataFrame, floors: pd.DataFrame) -> str:
@@ -175,11 +179,11 @@ def about(table: pd.DataFrame, floors: pd.DataFrame) -> str:
 def _survivors(table: pd.DataFrame, others: pd.DataFrame) -> str:
     """What does not hang on lambda: choices that hardly matter, and the order of the layers."""
     said = []
-    calm = [CHOICES[choice] for choice, row in others.iterrows() if row.factor < SMALL]
-    if calm:
-        everywhere = all(row.worst < SMALL for _, row in others.iterrows() if row.factor < SMALL)
-        where = "" if everywhere else " at the default λ"
-        said.append(f"{' and '.join(calm)} {'hardly matter' if len(calm) > 1 else 'hardly matters'}{where}")
+    calm = others[others.factor < SMALL]
+    if len(calm):
+        names = " and ".join(CHOICES[choice] for choice in calm.index)
+        where = "" if (calm.worst < SMALL).all() else " at the default λ"
+        said.append(f"{names} {'hardly matter' if len(calm) > 1 else 'hardly matters'}{where}")
     if "layer" in others.index:
         orders = along(table, "layer").pivot_table(index="lam", columns="layer", values="d_star").dropna()
         same = (np.argsort(orders.to_numpy(), axis=1) == np.argsort(orders.loc[orders.index[0]].to_numpy())).all(axis=1)
