@@ -8,9 +8,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
+# several jobs share the cores, and a thread that spins while it waits would keep theirs
+export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks lab results notebooks sensitivity controls bench docs teacher clean
+.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls bench docs teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,13 +52,17 @@ paper: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/ruff check
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going test-units test-notebooks
+	@$(MAKE) --no-print-directory --jobs 3 --keep-going test-units test-notebooks
 
 test-units: $(INSTALLED)
 	$(BIN)/python -m pytest --quiet --durations=10 tests
 
-test-notebooks: $(INSTALLED)
-	$(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env notebooks
+test-notebooks: test-simulated test-measured
+
+test-simulated: NOTEBOOKS := 01_theory 02_toy_sweep
+test-measured: NOTEBOOKS := 03_sae 04_distill 05_probe 06_ledger
+test-simulated test-measured: $(INSTALLED)
+	$(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/01_theory.ipynb

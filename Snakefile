@@ -1,4 +1,4 @@
-"""The whole study as one pipeline: six notebooks through papermill, and for 04 first one job a student.
+"""The whole study as one pipeline: six notebooks through papermill, and for 04 first one job a width and seed.
 
     snakemake --cores 2                          at scale tiny, as `make paper` runs it
     snakemake --cores 2 --config scale=smollm2   at another scale
@@ -6,6 +6,8 @@
 
 Inputs are the notebooks' .py sides and the modules they import: rewriting committed outputs makes nothing run again.
 Results are found by their parameters in runs/, so a job that has little new to compute is short.
+
+What waits for nothing and nothing waits for, 02_toy_sweep, comes last: it fills the cores that 04 and 05 leave idle.
 """
 
 import ast
@@ -20,6 +22,7 @@ if SCALE not in scales.SCALES:
     raise WorkflowError(f"scale = {SCALE} is not known; it can be {', '.join(scales.SCALES)}.")
 COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
 LADDERS = scales.parameters("04_distill", SCALE)
+SMALL = LADDERS.shape.width <= 256
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
 
 
@@ -81,7 +84,7 @@ rule toy_sweep:
         f"{COPIES}/02_toy_sweep.log",
     message:
         "02_toy_sweep: the toy models"
-    threads: 2
+    threads: 1  # more where the others leave them
     resources:
         mem_mb=2000,
         runtime=60,
@@ -100,6 +103,7 @@ rule sae:
     message:
         "03_sae: sparse autoencoders of the teacher"
     threads: 2
+    priority: 1
     resources:
         mem_mb=6000,
         runtime=600,
@@ -107,30 +111,30 @@ rule sae:
         execute("03_sae")
 
 
-rule student:
-    """One student; its record is what 04_distill finds. A record belongs to its parameters, hence the mark."""
+rule students:
+    """Students of one width, of every ladder; their records are what 04_distill finds, hence the mark alone."""
     input:
         rules.sae.output,  # the floors are predicted before any student is trained
         TEXT,
         sources("src/minwidth/distill.py"),
     output:
-        touch(COPIES + "/students/{ladder}-w{width}-s{seed}"),
+        touch(COPIES + "/students/w{width}-s{seed}"),
     log:
-        COPIES + "/students/{ladder}-w{width}-s{seed}.log",
+        COPIES + "/students/w{width}-s{seed}.log",
     message:
-        "04_distill: student of width {wildcards.width}, ladder {wildcards.ladder}, seed {wildcards.seed}"
-    threads: 1 if LADDERS.shape.width <= 256 else 2  # with small tensors two jobs beat two threads
+        "04_distill: students of width {wildcards.width}, seed {wildcards.seed}"
+    threads: 1 if SMALL else 2  # with small tensors two jobs beat two threads
+    priority: 1
     resources:
         mem_mb=3000,
         runtime=600,
     shell:
-        "{sys.executable} -m minwidth.distill --scale {SCALE} --ladder {wildcards.ladder} --width {wildcards.width}"
-        " --seed {wildcards.seed} 2> {log}"
+        "{sys.executable} -m minwidth.distill --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed} 2> {log}"
 
 
 rule distill:
     input:
-        expand(rules.student.output, ladder=LADDERS.ladders, width=LADDERS.widths, seed=LADDERS.seeds),
+        expand(rules.students.output, width=sorted(LADDERS.widths, reverse=True), seed=LADDERS.seeds),
         sources("notebooks/04_distill.py"),
     output:
         f"{COPIES}/04_distill.ipynb",
@@ -138,7 +142,8 @@ rule distill:
         f"{COPIES}/04_distill.log",
     message:
         "04_distill: the ladders of students together"
-    threads: 2
+    threads: 1 if SMALL else 2
+    priority: 1
     resources:
         mem_mb=4000,
         runtime=600,
@@ -156,7 +161,8 @@ rule probe:
         f"{COPIES}/05_probe.log",
     message:
         "05_probe: probes of teacher and students"
-    threads: 2
+    threads: 1 if SMALL else 2
+    priority: 1
     resources:
         mem_mb=4000,
         runtime=120,
