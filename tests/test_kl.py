@@ -40,7 +40,8 @@ def assert_matches(loss, inputs, expected, loss_tolerance=1e-6, gradient_toleran
     gradients = torch.autograd.grad(loss, inputs[:2])
     assert abs(loss.item() - expected[0].item()) <= loss_tolerance * max(1.0, expected[0].item())
     for gradient, wanted in zip(gradients, expected[1:], strict=True):
-        assert (gradient - wanted).norm() <= gradient_tolerance * wanted.norm() + 1e-9
+        # where a softmax is saturated, what is left of the gradient is rounding in single precision
+        assert (gradient - wanted).norm() <= gradient_tolerance * wanted.norm() + 1e-7
 
 
 def test_two_words_by_hand():
