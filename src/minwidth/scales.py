@@ -303,7 +303,7 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
             kl_tokens=2048,
         ),
         lams=[0.1, 0.3, 1.0, 3.0],
-        layer=[10, 15, 20], expansion=[4, 8, 16], tokens=[125_000, 500_000], steps=[1000, 2000, 4000], seed=[0, 1],
+        layer=[10, 15, 20], expansion=[4, 8], tokens=[125_000, 500_000], steps=[1000, 2000], seed=[0, 1],
     ),
 }
 # fmt: on
