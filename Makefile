@@ -6,6 +6,7 @@ CORES ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+NBVAL := $(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env
 SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 # several jobs share the cores, and a thread that spins while it waits would keep theirs
@@ -59,10 +60,11 @@ test-units: $(INSTALLED)
 
 test-notebooks: test-simulated test-measured
 
-test-simulated: NOTEBOOKS := 01_theory 02_toy_sweep
-test-measured: NOTEBOOKS := 03_sae 04_distill 05_probe 06_ledger
-test-simulated test-measured: $(INSTALLED)
-	$(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env $(NOTEBOOKS:%=notebooks/%.ipynb)
+test-simulated: $(INSTALLED)
+	$(NBVAL) notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb
+
+test-measured: $(INSTALLED)
+	$(NBVAL) notebooks/03_sae.ipynb notebooks/04_distill.ipynb notebooks/05_probe.ipynb notebooks/06_ledger.ipynb
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/01_theory.ipynb
