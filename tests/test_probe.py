@@ -1,3 +1,4 @@
+import json
 import re
 from types import SimpleNamespace
 
@@ -5,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, probe, scales
+from minwidth import concepts, probe, runs, scales
 from minwidth.corpus import Passage
 from minwidth.runs import Record
 
@@ -157,6 +159,79 @@ def test_quotas_are_met_whatever_a_source_lacks(sizes, total, share):
     assert all(0 <= quotas[source] <= sizes[source] for source in sizes)
 
 
+# --------------------------------------------------------------------------------------------- the same from The Pile
+
+FRENCH_WORDS, SPORT_WORDS = "le les des et est du dans pour une qui", "team season coach scored"
+SUBSETS = {  # subset: words that its passages have among made-up ones; a subset may come twice
+    "EuroParl": ("", FRENCH_WORDS), "Pile-CC": ("", SPORT_WORDS, "team"), "Wikipedia (en)": ("", SPORT_WORDS),
+    "HackerNews": ("",), "StackExchange": ("",), "Github": ("",), "ArXiv": ("",), "FreeLaw": ("",),
+    "PubMed Abstracts": ("",), "PubMed Central": ("",), "Enron Emails": ("",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory):
+    """A folder in The Pile's format: sixty documents of each kind, each of some passages that ask and state."""
+    folder, rng, lines = tmp_path_factory.mktemp("pile"), np.random.default_rng(0), []
+    for number in range(60):
+        for subset, kinds in SUBSETS.items():
+            for kind in kinds:
+                words = [f"{subset[:3].lower()}{''.join(rng.choice(list('abcdefgh'), 5))}" for _ in range(200)]
+                parts = [" ".join(words[start : start + 12]) for start in range(0, len(words), 12)]
+                text = " ".join(f"What is {part} {kind}? It is {part[::-1]} {kind}." for part in parts)
+                lines.append(json.dumps({"text": f"{text} {number}", "meta": {"pile_set_name": subset}}) + "\n")
+    (folder / "00.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
+    return folder
+
+
+@pytest.fixture
+def from_the_pile(pile, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(concepts, "PERCENT_OF_OTHERS", 100.0)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    return concepts.labelled(40, 0, str(pile), 10_000)["passages"]
+
+
+def test_the_pile_gives_all_six_concepts(from_the_pile):
+    counts = from_the_pile.groupby(["concept", "label"]).size()
+    assert set(counts.index.get_level_values(0)) == set(scales.Probe.CONCEPTS) and (counts == 40).all()
+    assert not from_the_pile.duplicated(["concept", "text"]).any()
+    drawn = from_the_pile.groupby(["concept", "label"]).source.unique().map(sorted)
+    assert drawn["french", 1] == ["EuroParl, French"] and drawn["french", 0] == ["EuroParl, other"]
+    assert drawn["sport", 1] == ["Pile-CC, sport", "Wikipedia (en), sport"]
+    assert drawn["sport", 0] == ["Pile-CC", "Wikipedia (en)"]
+    assert drawn["code", 0] == ["ArXiv", "Pile-CC", "Wikipedia (en)"]
+    assert drawn["question", 1] == drawn["question", 0] == ["HackerNews", "Pile-CC", "StackExchange"]
+    assert from_the_pile.groupby(["concept", "group"]).size().max() > 1  # so that splits must keep documents whole
+
+
+def test_french_and_sport_are_told_by_their_words(from_the_pile):
+    rows = from_the_pile.set_index(["concept", "label"]).text.str.split().map(set)
+    french, sport = set(FRENCH_WORDS.split()), set(SPORT_WORDS.split())
+    assert all(words & french for words in rows["french", 1]) and not any(words & french for words in rows["french", 0])
+    assert all(len(words & sport) >= 3 for words in rows["sport", 1])
+    assert not any(words & sport for words in rows["sport", 0]), "one word of sport is neither"
+
+
+def test_of_a_long_document_and_of_a_common_subset_only_a_part_is_read(pile, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(concepts, "PASSAGES_A_DOCUMENT", 2)
+    monkeypatch.setattr(concepts, "PERCENT_OF_OTHERS", 30.0)
+    read = pd.DataFrame(concepts._pile_passages(str(pile), 10_000))
+    assert read.groupby("document").size().max() == 2
+    documents = read.groupby("domain").document.nunique()
+    assert documents["EuroParl"] == 120 and 5 < documents["FreeLaw"] < 35
+    assert "Enron Emails" not in documents
+    assert read.document.nunique() > pd.DataFrame(concepts._pile_passages(str(pile), 100)).document.nunique()
+
+
+def test_too_little_of_the_pile_is_an_error_that_names_the_concept(pile, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"\w+ has \d+ passages of a class and 40 were asked for"):
+        concepts.labelled(40, 0, str(pile), 30)
+
+
 # ------------------------------------------------------------------------------------------------------------ splits
 
 
@@ -189,7 +264,7 @@ def test_a_document_on_both_sides_is_refused():
 def test_unseen_sources_are_in_no_training_side(labelled):
     for name in ("legal", "medical", "sport"):
         table = labelled[labelled.concept == name].reset_index(drop=True)
-        for split in probe.unseen_sources(table, seed=0):
+        for split in probe.unseen_sources(table, concepts.WHEELS.concepts[name].unseen, seed=0):
             train, test = table.iloc[split.train], table.iloc[split.test]
             assert not set(train.source) & set(test.source)
             assert not set(train.group) & set(test.group)
@@ -199,7 +274,7 @@ def test_unseen_sources_are_in_no_training_side(labelled):
 
 def test_sport_probes_of_the_newsgroups_are_tested_on_news(labelled):
     table = labelled[labelled.concept == "sport"].reset_index(drop=True)
-    (split,) = probe.unseen_sources(table, seed=0)
+    (split,) = probe.unseen_sources(table, concepts.WHEELS.concepts["sport"].unseen, seed=0)
     assert set(table.iloc[split.test].source) == {"sport news", "news"}
     assert table.iloc[split.train].source.str.startswith("newsgroups").all()
 

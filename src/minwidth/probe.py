@@ -129,12 +129,15 @@ def inside(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.n
     return Split(train, test, [(train[fold != n], train[fold == n]) for n in range(INNER)])
 
 
-def unseen_sources(passages: pd.DataFrame, seed: int) -> list[Split]:
-    """Splits of one concept's passages that test on sources of both classes which the training side lacks."""
-    (name,) = passages.concept.unique()
+def unseen_sources(passages: pd.DataFrame, unseen: Sequence[tuple[str, str]], seed: int) -> list[Split]:
+    """Splits of one concept's passages that test on sources of both classes which the training side lacks.
+
+    Args:
+        unseen: pairs of regular expressions, on sources of positives and of negatives; a split each.
+    """
     labels, groups = passages.label.to_numpy(), passages.group.to_numpy()
     found = []
-    for positives, negatives in concepts.CONCEPTS[name].unseen:
+    for positives, negatives in unseen:
         pattern = np.where(labels == 1, positives, negatives)
         is_unseen = [bool(re.fullmatch(p, source)) for p, source in zip(pattern, passages.source, strict=True)]
         test = np.flatnonzero(is_unseen)
@@ -300,7 +303,7 @@ def survey(p: scales.Probe) -> runs.Record:
     teacher = Subject("", p.shape.width, 0, 0)
     untrained = {teacher: Subject("random", p.shape.width, d.seeds[0], 0)}
     untrained |= {subject: subject._replace(steps=0) for subject in found}
-    text = concepts.labelled(p.passages, p.seed)
+    text = concepts.labelled(p.passages, p.seed, p.text, p.documents)
     passages = text["passages"]
     passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
     lock, inputs = threading.Lock(), []
@@ -406,8 +409,9 @@ def probe_states(
             dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
             found = scores(here, dealt, splits_of_main(table, dealt, p))
             rows.append(_row(name, found, dealt, groups, p) | {"control": "shuffled"})
-        if "unseen_source" in controls and concepts.CONCEPTS[name].unseen:
-            found = scores(here, labels, unseen_sources(table, p.seed))
+        unseen = concepts.collection(p.text).concepts[name].unseen
+        if "unseen_source" in controls and unseen:
+            found = scores(here, labels, unseen_sources(table, unseen, p.seed))
             rows.append(_row(name, found, labels, groups, p) | {"control": "unseen_source"})
     return {"accuracy": pd.DataFrame(rows), "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
 
@@ -441,8 +445,8 @@ def _words(p: scales.Probe, text: runs.Record, load: Callable[[], Inputs]) -> ru
             table, bag = shared.passages[chosen].reset_index(drop=True), bag_of_words(read[chosen])
             parts, labels, groups = _main_splits(table, p)
             rows.append(_row(name, scores(bag, labels, parts), labels, groups, p) | {"control": "bag_of_words"})
-            if concepts.CONCEPTS[name].unseen:
-                found = scores(bag, labels, unseen_sources(table, p.seed))
+            if unseen := concepts.collection(p.text).concepts[name].unseen:
+                found = scores(bag, labels, unseen_sources(table, unseen, p.seed))
                 rows.append(_row(name, found, labels, groups, p) | {"control": "bag_of_words_unseen_source"})
         return {"accuracy": pd.DataFrame(rows)}
 

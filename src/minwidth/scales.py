@@ -179,6 +179,8 @@ class Probe(Parameters):
 
     CONCEPTS: ClassVar[tuple[str, ...]] = ("question", "french", "code", "sport", "legal", "medical")
     concepts: Annotated[list[Literal[CONCEPTS]], Field(min_length=1)]
+    text: str  # "wheels", or the hub name or folder of a corpus in the Pile's format
+    documents: Positive  # of such a corpus, how many are looked through
     passages: Annotated[int, Field(ge=50, le=10_000)]  # positives, and as many negatives
     layer: Annotated[int, Field(ge=0)]  # residual stream read, after that layer
     widths: Annotated[list[Width], Field(min_length=1)]  # students probed
@@ -230,7 +232,7 @@ _DISTILL = dict(
     floor_tolerance=0.02,
 )  # fmt: skip
 _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
-_PROBE = dict(concepts=list(Probe.CONCEPTS), seed=0)
+_PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
 
 # fmt: off
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
@@ -284,7 +286,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             cut_rate=1.0, warmup=1000, evaluations=60, held_out_blocks=64,
         ),
         "05_probe": _PROBE | dict(
-            passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5, train_students=False
+            text="monology/pile-uncopyrighted", passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5,
+            train_students=False,
         ),
         "06_ledger": {},
     },
