@@ -176,9 +176,9 @@ def pile(tmp_path_factory):
     for number in range(60):
         for subset, kinds in SUBSETS.items():
             for kind in kinds:
-                words = [f"{subset[:3].lower()}{''.join(rng.choice(list('abcdefgh'), 5))}" for _ in range(200)]
+                words = [f"{subset[:3].lower()}{word}" for word in rng.integers(0, 10**6, 120)]
                 parts = [" ".join(words[start : start + 12]) for start in range(0, len(words), 12)]
-                text = " ".join(f"What is {part} {kind}? It is {part[::-1]} {kind}." for part in parts)
+                text = " ".join(f"What is {part} {kind}? It is {part} indeed {kind}." for part in parts)
                 lines.append(json.dumps({"text": f"{text} {number}", "meta": {"pile_set_name": subset}}) + "\n")
     (folder / "00.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
     return folder
