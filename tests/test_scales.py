@@ -167,4 +167,4 @@ def test_only_a_scale_as_it_stands_has_its_folder():
     assert scales.parameters("04_distill", "smollm2", width=512).place == "smollm2"
     assert scales.parameters("04_distill", "smollm2", width=512, steps=20).place == "other"
     assert scales.parameters("04_distill", "tiny", objective="reverse").place == "other"
-    assert scales.parameters("03_sae", "tiny", teacher="some/folder").place == "other"
+    assert scales.parameters("03_sae", "tiny", teacher="owner/name", revision="0" * 40).place == "other"

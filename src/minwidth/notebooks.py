@@ -6,10 +6,11 @@ this project the output path may then be left out (``papermill 04_distill.ipynb 
 before anything is run or written, a copy is no pair of jupytext's, and a committed notebook is never overwritten. Other
 notebooks, and papermill called from Python, are left as they are.
 
-``python -m minwidth.notebooks notebooks/*.py`` synchronises pairs and executes them in place.
+``python -m minwidth.notebooks notebooks/*.py`` synchronises pairs and executes them in place; with
+``--without-solutions runs/student`` it writes copies for students instead.
 """
 
-import ast
+import argparse
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-from minwidth.paths import ROOT, RUNS
+from minwidth.paths import ROOT, RUNS, replace_file
 
 NOTEBOOKS = ROOT / "notebooks"
 SCHEME = "minwidth-copy:"
@@ -128,26 +129,13 @@ def _check_parameters(notebook: nbformat.NotebookNode) -> None:
     from minwidth import scales
 
     name = Path(notebook.metadata.papermill["input_path"]).stem
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    declared = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    injected = [cell.source for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
-    if injected and name in scales.NOTEBOOKS:
+    given = notebook.metadata.papermill.get("parameters", {})
+    if given and name in scales.NOTEBOOKS:
         try:
-            scales.validate(name, {"In": injected} | _assigned(declared) | _assigned(injected))
+            scales.check_names(name, given)
+            scales.validate(name, given)
         except scales.ParameterError as error:
             raise SystemExit(f"\n{error}") from None  # on a line of its own, after papermill's bar
-
-
-def _assigned(sources: list[str]) -> dict:
-    """Names that ``sources`` set, with their values where these are literals (others are left to the notebook)."""
-    values = {}
-    for node in (node for source in sources for node in ast.parse(source).body):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            try:
-                values[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                values.pop(node.targets[0].id, None)
-    return values
 
 
 def _is_papermill() -> bool:
@@ -155,8 +143,17 @@ def _is_papermill() -> bool:
     return Path(sys.argv[0]).stem == "papermill" or (sys.argv[0] == "-m" and "papermill" in sys.orig_argv[1:3])
 
 
+def _without_papermills_own_lines(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Of a notebook that failed, show what its cell shows; of anything else, all."""
+    if kind.__name__ == "PapermillExecutionError":
+        sys.stderr.write(f"{str(error).strip()}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 if _is_papermill():
     sys.argv[1:] = with_output_path(sys.argv[1:])
+    sys.excepthook = _without_papermills_own_lines
 copies = Copies()
 
 
@@ -174,5 +171,28 @@ def execute(paths: list[str]) -> None:
         nbformat.write(notebook, target)
 
 
+def without_solutions(paths: list[str], folder: Path) -> None:
+    """Write each notebook to ``folder`` without its cells tagged ``solution``, without outputs and not as a pair."""
+    import jupytext
+
+    for path in paths:
+        notebook = jupytext.read(Path(path).with_suffix(".py"))
+        notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
+        notebook.metadata.pop("jupytext", None)
+        replace_file(folder / f"{Path(path).stem}.ipynb", nbformat.writes(notebook).encode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Synchronise pairs and execute them in place, or write them without their solutions."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.notebooks", description=main.__doc__)
+    parser.add_argument("notebooks", nargs="+", help="either side of a pair")
+    parser.add_argument("--without-solutions", type=Path, metavar="FOLDER", help="where copies for students go")
+    given = parser.parse_args(arguments)
+    if given.without_solutions:
+        without_solutions(given.notebooks, given.without_solutions)
+    else:
+        execute(given.notebooks)
+
+
 if __name__ == "__main__":
-    execute(sys.argv[1:])
+    main()

@@ -10,6 +10,7 @@ mean norm of sqrt(d), so that an L1 coefficient means the same at every layer an
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minwidth import corpus, models
-from minwidth.paths import RUNS, replace_file
+from minwidth.paths import RUNS, alone, replace_file, writing
 
 MASSIVE = 10.0  # a token is left out if its norm exceeds this many medians at any layer asked for
 CALIBRATION_TOKENS = 16_384  # of training text, for the median and mean norm of each layer
@@ -121,12 +121,11 @@ def _on_disk(
     content.update(json.dumps([teacher.name, teacher.revision, shape, dtype]).encode())
     label = content.hexdigest()[:8]
     targets = [RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{label}.bin" for name in names]
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
     a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * teacher.d * np.dtype(dtype).itemsize))
     starts = range(0, len(blocks), a_shard)
     with ExitStack() as locks:
         for target in sorted(targets):
-            locks.enter_context(FileLock(target.with_suffix(".lock")))
+            locks.enter_context(alone(target))
         files = [_File(target, dtype, shape) for target in targets]
         stale = [[start for start in starts if not file.holds(slice(start, start + a_shard))] for file in files]
         wanted = sorted(set().union(*stale))
@@ -151,7 +150,7 @@ class _File:
         self.sums_file = target.with_suffix(".json")
         if not target.exists() or target.stat().st_size != np.prod(shape) * np.dtype(dtype).itemsize:
             self.sums_file.unlink(missing_ok=True)
-            np.memmap(target, dtype, "w+", shape=shape).flush()
+            _allocate(target, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         self.array = np.memmap(target, dtype, "r+", shape=shape)
         self.sums = json.loads(self.sums_file.read_text()) if self.sums_file.exists() else {}
 
@@ -164,6 +163,19 @@ class _File:
         self.array.flush()
         self.sums[str(part.start)] = _sha256(self.array[part])
         replace_file(self.sums_file, json.dumps(self.sums).encode())
+
+
+def _allocate(target: Path, size: int) -> None:
+    """Reserve ``size`` bytes of disk: writing to a map of bytes that are not there ends the process without a word."""
+    with writing(target), target.open("wb") as file:
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError:
+            target.unlink()
+            raise
 
 
 def _sha256(array: np.ndarray) -> str:

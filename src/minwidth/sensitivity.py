@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from minwidth import runs, sae, scales
+from minwidth import errors, runs, sae, scales
 
 log = logging.getLogger(__name__)
 
@@ -177,23 +177,22 @@ def about(table: pd.DataFrame, floors: pd.DataFrame) -> str:
 
 
 def _survivors(table: pd.DataFrame, others: pd.DataFrame) -> str:
-    """What does not hang on lambda: choices that hardly matter, and the order of the layers."""
-    said = []
+    """What does not hang on lambda, choices that hardly matter and perhaps the order of the layers; and what does."""
+    survives, changes = [], ""
     calm = others[others.factor < SMALL]
     if len(calm):
         names = " and ".join(CHOICES[choice] for choice in calm.index)
         where = "" if (calm.worst < SMALL).all() else " at the default λ"
-        said.append(f"{names} {'hardly matter' if len(calm) > 1 else 'hardly matters'}{where}")
+        survives.append(f"{names} {'hardly matter' if len(calm) > 1 else 'hardly matters'}{where}")
     if "layer" in others.index:
         orders = along(table, "layer").pivot_table(index="lam", columns="layer", values="d_star").dropna()
         same = (np.argsort(orders.to_numpy(), axis=1) == np.argsort(orders.loc[orders.index[0]].to_numpy())).all(axis=1)
-        said.append(
-            "the layers keep their order by d* at every λ"
-            if same.all()
-            else "even the order of the layers changes with λ"
-        )
-    text = "; ".join(said)
-    return f"What survives: {text}." if said else ""
+        if same.all():
+            survives.append("the layers keep their order by d* at every λ")
+        else:
+            changes = "Even the order of the layers by d* changes with λ."
+    survival = f"What survives: {'; '.join(survives)}." if survives else ""
+    return " ".join(text for text in (survival, changes) if text)
 
 
 # ----------------------------------------------------------------------------------------------------- command line
@@ -212,4 +211,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    with errors.in_one_sentence():
+        main()

@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import corpus, training
+from minwidth import corpus, errors, training
+from minwidth.models import digest_of
 from minwidth.paths import DATA, RUNS, replace_folder
 
 FOLDER = DATA / "teacher"
@@ -150,10 +151,12 @@ def publish(model, tokenizer, history: list[dict], text: np.ndarray, unseen: np.
     with replace_folder(FOLDER) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        record["revision"] = digest_of(folder)
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # at batches of 2,048 tokens a second thread adds a third of its time at most
-    train()
+    with errors.in_one_sentence():
+        train()

@@ -4,7 +4,9 @@ Everything random is a function of (seed, step): the order of the data is drawn 
 checkpoint holds weights, moments, the step and the history, and a killed run continues to the same numbers.
 """
 
+import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,11 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
+from minwidth.errors import Diverged, ParameterError
 from minwidth.paths import replace_file
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -53,10 +58,10 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
     """Row numbers of the batch that ``step`` trains on: epochs of a fresh permutation each, the tail rows dropped.
 
     Raises:
-        ValueError: the batch is larger than the data.
+        ParameterError: the batch is larger than the data.
     """
     if batch > total:
-        raise ValueError(f"A batch of {batch} blocks cannot be drawn from {total}; lower the batch or add text.")
+        raise ParameterError(f"A batch of {batch} blocks cannot be drawn from {total}; lower the batch or add text.")
     an_epoch = total // batch
     epoch, place = divmod(step, an_epoch)
     return _order(total, epoch, seed)[place * batch : (place + 1) * batch]
@@ -83,17 +88,18 @@ def train(
         loss: (model, row numbers) -> scalar to minimise; draws nothing at random.
         evaluate: model -> held-out loss.
         rows: how many rows of data there are to draw from.
-        checkpoint: file of the state, written every minute; a run that finds one continues it.
+        checkpoint: file of the state, written every minute; a run that finds one continues it, or starts again where
+            it is damaged.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     optimizer = torch.optim.AdamW(
         _decay_groups(model, schedule.weight_decay), lr=schedule.learning_rate, betas=schedule.betas, fused=True
     )
     step, history, running = 0, [], []
-    if checkpoint and checkpoint.exists():
-        step, history, running = _load(checkpoint, model, optimizer)
+    if checkpoint and (state := load_state(checkpoint)):
+        step, history, running = _continue(model, optimizer, *state)
     saved = time.monotonic()
     bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False)
     while step < schedule.steps:
@@ -101,7 +107,7 @@ def train(
             group["lr"] = schedule.rate(step)
         value = loss(model, batch_rows(rows, schedule.batch, step, seed))
         if not math.isfinite(float(value.detach())):
-            raise FloatingPointError(
+            raise Diverged(
                 f"The loss is {float(value.detach())} at step {step}; lower the learning rate {schedule.learning_rate}."
             )
         optimizer.zero_grad(set_to_none=True)
@@ -136,15 +142,10 @@ def _save(file: Path, model, optimizer, step: int, history: list, running: list)
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    place = json.dumps({"step": step, "history": history, "running": running})
-    packed = save({name: value.contiguous() for name, value in tensors.items()}, metadata={"place": place})
-    replace_file(file, packed)
+    save_state(file, tensors, {"step": step, "history": history, "running": running})
 
 
-def _load(file: Path, model, optimizer) -> tuple[int, list, list]:
-    with safe_open(file, framework="pt") as stored:
-        done = json.loads(stored.metadata()["place"])
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+def _continue(model, optimizer, tensors: dict[str, torch.Tensor], place: dict) -> tuple[int, list, list]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -154,4 +155,42 @@ def _load(file: Path, model, optimizer) -> tuple[int, list, list]:
             _, number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return done["step"], done["history"], done["running"]
+    return place["step"], place["history"], place["running"]
+
+
+def save_state(file: Path, tensors: dict[str, torch.Tensor], place: dict) -> None:
+    """Write a checkpoint, whole or not at all, with the name it goes by and a SHA-256 of all it says."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    said = {"place": json.dumps(place), "name": _name(file)}
+    replace_file(file, save(tensors, said | {"sha256": _digest(tensors, said)}))
+
+
+def load_state(file: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """What ``save_state`` wrote; None where there is nothing, or what is damaged or another run's, which is logged."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            said = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if said.pop("sha256") != _digest(tensors, said):
+            raise ValueError("it does not match its checksum")
+        if said["name"] != _name(file):
+            raise ValueError(f"it is that of {said['name']}")
+        return tensors, json.loads(said["place"])
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        log.warning("The checkpoint %s is damaged (%s); its run starts again.", file, error)
+        return None
+
+
+def _name(file: Path) -> str:
+    """A checkpoint's name: that of its folder, which is its record's, and its own."""
+    return f"{file.parent.name}/{file.name}"
+
+
+def _digest(tensors: dict[str, torch.Tensor], said: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

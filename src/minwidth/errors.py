@@ -1,0 +1,40 @@
+"""What can go wrong and be mended by whoever runs the study: told in one sentence, without a traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Fault(Exception):
+    """Its text names the value, what is allowed and what to do; notebooks show that text alone."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython prints
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ParameterError(Fault, ValueError):
+    """A parameter that is unknown, ill-typed or impossible."""
+
+
+class StorageError(Fault, OSError):
+    """A file that cannot be written: a full disk, a folder that is read-only."""
+
+
+class Diverged(Fault, FloatingPointError):
+    """A training whose loss is no longer finite, or worse than a guess."""
+
+
+class SourceError(Fault, RuntimeError):
+    """A file that cannot be had, or is not the one that was locked or recorded."""
+
+
+class LostError(Fault, LookupError):
+    """A result that was computed and is no longer there whole."""
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """End a command that meets a ``Fault`` with its sentence."""
+    try:
+        yield
+    except Fault as fault:
+        raise SystemExit(f"{fault}") from None
