@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls bench docs teacher clean
+.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls bench docs student teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make docs       the committed notebooks as web pages in runs/docs'
+	@echo 'make student    the notebooks without their solutions in runs/student'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
 	@echo 'make clean      remove caches and executed copies; results in runs/ stay, and so does .venv'
 	@echo 'PYTHON=$(PYTHON) makes the environment'
@@ -94,6 +95,9 @@ bench: .venv-bench/.installed
 
 docs: $(INSTALLED)
 	$(BIN)/jupyter nbconvert --to html --output-dir runs/docs notebooks/*.ipynb
+
+student: $(INSTALLED)
+	$(BIN)/python -m minwidth.notebooks --without-solutions runs/student notebooks/*.py
 
 teacher: $(INSTALLED)
 	$(BIN)/python -m minwidth.teacher

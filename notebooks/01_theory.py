@@ -639,7 +639,7 @@ HTML(pd.DataFrame(rows, columns=["claim", "verdict", "why"]).to_html(index=False
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell and its check. The solutions are at the end.
+# Put your answer in place of `None` and run the cell and its check.
 #
 # **1.** There are two sparsities at which the paper's formula gives ten features a dimension. Find both, to three
 # digits, smaller first.
@@ -741,35 +741,35 @@ def check_5(answer):
 
 check_5(answer_5)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ## Solutions
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **1.** Two branches, one on each side of $1-1/e$.
 
 # %% tags=["solution"]
 left, right = np.linspace(0.001, 0.5, 100_000), np.linspace(0.7, 0.999, 100_000)
 check_1([side[np.abs(capacity.g(side) - 10).argmin()] for side in (left, right)])
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **2.** $\ln 600/\ln 300$ and $2\ln150/\ln300$: doubling the dictionary adds an eighth, doubling $L_0$ three quarters.
 
 # %% tags=["solution"]
 check_2((np.log(600) / np.log(300), 2 * np.log(150) / np.log(300)))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **3.** $\frac12\ln(1+\mathrm{SNR})=1$ gives $\mathrm{SNR}=e^2-1$, about 8 dB.
 
 # %% tags=["solution"]
 check_3(np.exp(2) - 1)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **4.** The minimum is exponential with mean $\frac12$, so its mean square is $2\cdot\frac14=\frac12$ and $e=p^2/2$.
 
 # %% tags=["solution"]
 check_4(lambda p: p**2 / 2)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **5.** $\Pr[\min(u,v/2)>m]=(1-m)(1-2m)$ for $m<\frac12$, so $\mathbb
 # E\min(u,v/2)^2=\int_0^{1/2}2m(1-m)(1-2m)\,dm=\frac1{16}$. Six ordered pairs give $\frac38p^2$, against
 # $2\cdot\frac16p^2=\frac13p^2$ for an axis and a pair: symmetry is no virtue.

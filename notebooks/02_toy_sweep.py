@@ -525,7 +525,7 @@ verdicts.style.hide()
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell and its check. The solutions are at the end.
+# Put your answer in place of `None` and run the cell and its check.
 #
 # **1.** Which share of rows is all zeros at $n=20$, $\alpha=0.9$? (This is the work that the all-zero trick saves.)
 
@@ -621,7 +621,7 @@ def check_5(answer):
 
 check_5(answer_5)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ### Solutions
 
 # %% tags=["solution"]

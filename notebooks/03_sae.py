@@ -495,7 +495,7 @@ Markdown(
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell and its check. The solutions are at the end.
+# Put your answer in place of `None` and run the cell and its check.
 #
 # **1.** An SAE of a stream with $d_T=512$ has $F=4096$ alive latents. Which $L_0$ makes $d^*$ just equal to $d_T$?
 # Give it to 1 %.
@@ -566,7 +566,7 @@ def check_4(answer):
 
 check_4(answer_4)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ## Solutions
 #
 # **1.** About 142: then each feature is active on 3.5 % of the tokens.
@@ -578,20 +578,20 @@ for _ in range(50):
     low, high = (middle, high) if capacity.critical_width_from_l0(4096, middle) < 512 else (low, middle)
 check_1(low)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **2.** The squared error grows by $3^2$, the sum of activations by 3, so $\lambda$ must grow by 3.
 
 # %% tags=["solution"]
 check_2(3)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **3.** One activation, a frequency of $2\cdot10^{-5}$, is enough. From 900,000 tokens on, nine activations no longer
 # exceed the threshold. A rare-feature count from a small sample is a count of accidents.
 
 # %% tags=["solution"]
 check_3((1, 900_000))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **4.** Where the curve is a straight line, $d^*$ is a power of $\lambda$.
 
 # %% tags=["solution"]

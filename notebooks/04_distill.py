@@ -432,7 +432,7 @@ Markdown(controls.about_features(inner)) if inner is not None else None
 # %% [markdown]
 # ## Exercises
 #
-# Replace `None` and run the cell below it. The solutions are at the end.
+# Replace `None` and run the cell below it.
 #
 # **1.** Other code multiplies the loss by $T^2$ and sums it over the 512 positions of a sequence. At $T=2$ it
 # reports 1,024 for a student. How many nats per token are that?
@@ -504,30 +504,30 @@ def check_4(answer):
 
 check_4(answer_4)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ## Solutions
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **1.** $1024/(512\cdot4)$.
 
 # %% tags=["solution"]
 check_1(1024 / (512 * 4))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **2.** With $\Delta$ the difference of the logits, $\mathrm{KL}\approx\frac1{2T^2}\mathrm{Var}(\Delta)$ under the
 # uniform distribution: $\frac12\cdot1$. The factor keeps gradients of one size across temperatures.
 
 # %% tags=["solution"]
 check_2(0.5)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **3.** $F = 2\cdot0.45-0.50$, and $F=(\sqrt2\cdot0.45-0.50)/(\sqrt2-1)$: the same two
 # numbers, two very different floors.
 
 # %% tags=["solution"]
 check_3((0.40, (2**0.5 * 0.45 - 0.50) / (2**0.5 - 1)))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **4.** $d^{-1/2}$ does. So would many others: five points on a smooth falling curve tell little about its cause.
 
 # %% tags=["solution"]

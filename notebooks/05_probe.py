@@ -404,7 +404,7 @@ Markdown(f"""
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell and its check. The solutions are at the end.
+# Put your answer in place of `None` and run the cell and its check.
 #
 # **1.** The paper tests on 800 passages a concept (20 % of 4,000). Two models that are *equally good*, with accuracy
 # 0.75, are tested on 800 passages each, drawn independently. Which difference, in points, do they exceed in one trial
@@ -485,16 +485,16 @@ def check_4(answer):
 
 check_4(answer_4)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ## Solutions
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **1.** $1.96\sqrt{2\cdot 0.75\cdot 0.25/800}$, about four points. Compare it with the open markers of Figure 8.
 
 # %% tags=["solution"]
 check_1(100 * 1.96 * np.sqrt(2 * 0.75 * 0.25 / 800))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **2.** Groups of size $m$ contribute with $1-0.2^{m-1}$: nearly every passage of a meeting has companions in training.
 
 # %% tags=["solution"]
@@ -502,13 +502,13 @@ chosen = main[main["concept"] == ("french" if "french" in setting.concepts else 
 companions = chosen.groupby("group")["text"].transform("size") - 1
 check_2((1 - 0.2**companions).mean())
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **3.** All pairs at once.
 
 # %% tags=["solution"]
 check_3(lambda s, y: (np.sign(s[y == 1][:, None] - s[y == 0]) / 2 + 0.5).mean())
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # **4.** $2\cdot1025=2050$: no for 3,200, yes for 1,600. A shuffled control is no formality at such sizes, and neither
 # is the penalty.
 
