@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls bench docs student teacher clean
+.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench docs student teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
+	@echo 'make probes     every student probed on as many passages as the paper for 05: half an hour at tiny; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make docs       the committed notebooks as web pages in runs/docs'
 	@echo 'make student    the notebooks without their solutions in runs/student'
@@ -84,6 +85,10 @@ sensitivity: $(INSTALLED)
 controls: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/python -m minwidth.controls --scale $(SCALE)
+
+probes: $(INSTALLED)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	$(BIN)/python -m minwidth.probe --scale $(SCALE)
 
 bench: .venv-bench/.installed
 	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done

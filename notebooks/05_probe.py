@@ -239,7 +239,7 @@ figures.save(figures.probe_controls(beside, LABELS), "probe_controls", setting.p
 # which never saw a step of distillation or never saw a model at all.
 
 # %%
-FAIR = [name for name in ("bag_of_words", "embedding", "untrained") if name in set(beside["control"])]
+FAIR = [name for name in probe.FAIR_CONTROLS if name in set(beside["control"])]
 
 
 def verdict(student, control):
@@ -271,6 +271,24 @@ margins.style.format("{:.0f}", subset=["student", "selectivity", "its accuracy"]
 # *Selectivity* alone would not do: shuffled labels rule out that the probe memorises; they do not rule out that the
 # words give the answer. The last column can.
 #
+# ### Every student
+#
+# Three widths on a few hundred passages are what minutes allow. `make probes` takes every student of both ladders, and
+# at `tiny` the paper's 2,000 + 2,000 passages: this table is committed, and shown here. Open and pale: the same
+# students before a step of distillation.
+
+# %%
+every = runs.load_results(setting.scale, "probe_students")
+if every is not None:
+    origin = runs.origin(setting.scale, "probe_students")
+    picture = figures.save(figures.probe_students(every), "probe_students", setting.place, origin)
+unmeasured = Markdown(f"*Not measured at this scale: `make probes SCALE={setting.scale}` does it.*")
+picture if every is not None else unmeasured
+
+# %%
+Markdown(probe.about_students(every)) if every is not None else None
+
+# %% [markdown]
 # ## 4. Sources the probe has not seen
 #
 # A probe for law may have learned the voice of one publisher. So it is trained without, say, any licence or docstring,
@@ -379,6 +397,17 @@ elif (drop < 0.25).all():
 else:
     finding = "The read-out falls across $F_S$, but by less than the law's step at some width: a slope."
 Markdown(finding)
+
+# %% [markdown]
+# The same at every width of this ladder, from the committed table:
+
+# %%
+every_stair = runs.load_results(setting.scale, "probe_students_staircase")
+if every_stair is not None:
+    origin = runs.origin(setting.scale, "probe_students_staircase")
+    drawn = every_stair[every_stair["ladder"].isin([ladder, "none"])]
+    picture = figures.save(figures.probe_staircase(drawn), "probe_students_staircase", setting.place, origin)
+picture if every_stair is not None else unmeasured
 
 # %% [markdown]
 # ## 7. What "coarse concepts survive" is worth

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, probe, runs, scales
+from minwidth import concepts, figures, probe, runs, scales
 from minwidth.corpus import Passage
 from minwidth.runs import Record
 
@@ -499,6 +499,45 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
     )
     wanted, none = probe.students(p.model_copy(update={"train_students": True}))
     assert len(wanted) == 3 and not none
+
+
+# ------------------------------------------------------------------------------------------------------ every student
+
+
+def probed(wide: float) -> pd.DataFrame:
+    """Two concepts, students of widths 16 and 128 from random weights; the wide one has accuracy ``wide``."""
+    rows = [("none", "none", 0, "bag_of_words", 0.9), ("teacher", "none", 128, "none", 0.95)]
+    for width, accuracy in ((16, 0.8), (128, wide)):
+        rows += [("student", "random", width, name, x) for name, x in (("none", accuracy), ("untrained", 0.7))]
+        rows += [("student", "random", width, "shuffled", 0.99)]  # is no rival
+    frame = pd.DataFrame(rows, columns=["model", "ladder", "width", "control", "accuracy"])
+    frame = pd.concat([frame.assign(concept=name) for name in ("french", "code")], ignore_index=True)
+    frame.loc[(frame.concept == "code") & (frame.control == "bag_of_words"), "accuracy"] = 0.75
+    return frame.assign(low=frame.accuracy - 0.01, high=frame.accuracy + 0.01)
+
+
+def test_a_student_beats_its_controls_where_its_interval_lies_above_all_of_them():
+    assert "Random weights, 1 at 16, 2 at 128." in probe.about_students(probed(0.94))
+    assert "Random weights, 1 at 16, 1 at 128." in probe.about_students(
+        probed(0.91)
+    )  # 0.90 to 0.92 against 0.89 to 0.91
+    assert probe.about_students(probed(0.9).query("model != 'student'")) == "No student was probed."
+    figure = figures.probe_students(probed(0.94))
+    assert [axis.get_title() for axis in figure.axes] == ["french", "code"]
+
+
+@pytest.mark.parametrize("scale", scales.EVERY_STUDENT)
+def test_every_student_of_the_ladder_is_probed(scale):
+    p = scales.parameters("05_probe", scale, **scales.EVERY_STUDENT[scale])
+    ladder = scales.parameters("04_distill", scale)
+    assert p.widths == ladder.widths
+    everyone, _ = probe.students(p.model_copy(update={"train_students": True}))
+    assert {(s.ladder, s.width) for s in everyone} == {
+        (name, width)
+        for name in ladder.ladders
+        for width in ladder.widths
+        if (name, width) != ("width_alone", p.shape.width)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- single features

@@ -783,6 +783,47 @@ def probe_controls(accuracy, labels: dict[str, str]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
+def probe_students(accuracy) -> Figure:
+    """Accuracy against the width of students, trained and untrained, of both ladders; a panel a concept.
+
+    ``accuracy``: concept, model, ladder, width, control, accuracy, low, high; of the teacher and of a bag of words too.
+    """
+    concepts = list(dict.fromkeys(accuracy["concept"]))
+    figure, axes = panels(min(3, len(concepts)), -(-len(concepts) // 3), height=1.9, sharex=True, sharey=True)
+    for panel, concept in zip(axes.flat, concepts, strict=False):
+        rows = accuracy[accuracy["concept"] == concept]
+        known = rows.groupby(["model", "control"])["accuracy"].mean() * 100
+        panel.axhline(known["teacher", "none"], color="0.3", linewidth=1, label="teacher")
+        panel.axhline(known["none", "bag_of_words"], color=PALETTE[4], linestyle="--", label="bag of words")
+        panel.axhline(50, color="0.4", linewidth=0.8, linestyle=":")
+        for place, (ladder, (_, marker, line)) in enumerate(LADDERS.items()):
+            students = rows[(rows["model"] == "student") & (rows["ladder"] == ladder)].sort_values("width")
+            for control in ("none", before := "untrained" if ladder == "random" else "cut"):
+                faded = control == before
+                part = students[students["control"] == control]
+                value = 100 * part["accuracy"]
+                reach = np.abs(100 * part[["low", "high"]].to_numpy().T - value.to_numpy())
+                panel.errorbar(
+                    part["width"], value, yerr=reach, color=PALETTE[place], marker=marker, linestyle=line, markersize=4,
+                    elinewidth=0.9, alpha=0.4 if faded else 1, mfc="white" if faded else None,
+                    label=f"{ladder.replace('_', ' ')}, {control if faded else 'distilled'}",
+                )  # fmt: skip
+        panel.set(title=concept, ylim=(45, 102))
+        widths = sorted(set(accuracy.loc[accuracy["model"] == "student", "width"]))
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(widths, [str(width) for width in widths], rotation=45)
+        panel.minorticks_off()
+    for panel in axes.flat[len(concepts) :]:
+        panel.set_visible(False)
+    for panel in axes[-1]:
+        panel.set_xlabel("width of the student")
+    for row in axes:
+        row[0].set_ylabel("accuracy (%)")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def probe_layers(layers, words) -> Figure:
     """Accuracy against depth: columns concept, layer, accuracy, low, high; ``words``: concept -> bag of words."""
     concepts = list(dict.fromkeys(layers["concept"]))

@@ -954,7 +954,11 @@ def _probed(load: Load) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     The student's rows hold its controls, and those of the words alone.
     """
-    frame = load("probe_accuracy").assign(control=lambda table: table["control"].fillna("none"))
+    try:
+        frame = load("probe_students")  # every student, on more passages
+    except Untested:
+        frame = load("probe_accuracy")
+    frame = frame.assign(control=lambda table: table["control"].fillna("none"))
     if frame.accuracy.max() <= 1:
         frame = frame.assign(**{column: 100 * frame[column] for column in ("accuracy", "low", "high")})
     students = frame[frame.model == "student"]

@@ -3,8 +3,13 @@
 A probe sees the mean of the residual stream over a passage's first tokens. Splits keep documents whole; the penalty is
 chosen on the training side alone; intervals resample documents. Controls: the words themselves, the embedding layer,
 the same model untrained, labels dealt at random, and sources of text that the probe was not trained on.
+
+``python -m minwidth.probe --scale tiny`` probes every student of the ladders, there on as many passages as the paper;
+each model is a record of its own, and an interrupted command goes on where it stopped.
 """
 
+import argparse
+import logging
 import os
 import re
 import threading
@@ -25,7 +30,9 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from minwidth import capacity, concepts, distill, models, residual, runs, sae, scales
+from minwidth import capacity, concepts, distill, errors, models, residual, runs, sae, scales
+
+log = logging.getLogger(__name__)
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
 WORD_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)  # the same on a bag of words
@@ -633,3 +640,60 @@ def step_sizes(record: runs.Record) -> pd.DataFrame:
         rows.append(model | {"before": np.nan, "after": np.nan} | shares)
     frame = pd.DataFrame(rows)
     return frame[frame["model"] == "student"].reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------------------------------ every student
+
+
+def every_student(scale: str) -> runs.Record:
+    """The survey and the staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
+
+    Tables: ``probe_students`` (as ``survey``), ``probe_students_staircase`` (``by_rank``) and ``probe_students_steps``
+    (``step_sizes``).
+
+    Returns:
+        The survey's record.
+    """
+    p = scales.parameters("05_probe", scale, **scales.EVERY_STUDENT[scale])
+    record, stairs = survey(p), staircase(p)
+    runs.save_results(scale, "probe_students", record["accuracy"], record)
+    runs.save_results(scale, "probe_students_staircase", by_rank(stairs), stairs)
+    runs.save_results(scale, "probe_students_steps", step_sizes(stairs), stairs)
+    return record
+
+
+FAIR_CONTROLS = ("bag_of_words", "embedding", "untrained", "cut")  # none of them has seen a step of distillation
+
+
+def about_students(table: pd.DataFrame) -> str:
+    """For how many concepts each distilled student beats all its controls, in words (Markdown)."""
+    words = table[table["control"] == "bag_of_words"].set_index("concept")["high"]
+    said = []
+    for ladder, of_ladder in table[table["model"] == "student"].groupby("ladder"):
+        wins = []
+        for width, rows in of_ladder.groupby("width"):
+            own = rows[rows["control"] == "none"].set_index("concept")["low"]
+            best = rows[rows["control"].isin(FAIR_CONTROLS)].groupby("concept")["high"].max().reindex(own.index)
+            wins.append(f"{(own > np.fmax(best, words.reindex(own.index))).sum()} at {width}")
+        said.append(f"{distill.LADDER_NAMES[ladder]}, {', '.join(wins)}")
+    return (
+        f"Of {table['concept'].nunique()} concepts, the interval of a distilled student lies above those of the bag of "
+        "words, of its embedding layer and of itself before distillation for so many, by width: "
+        + "; ".join(said)
+        + "."
+        if said
+        else "No student was probed."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Probe every student of a scale's ladders and write the tables; records found are kept."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.probe", description=main.__doc__)
+    parser.add_argument("--scale", default="tiny", choices=list(scales.EVERY_STUDENT))
+    log.info("%s", about_students(every_student(parser.parse_args(arguments).scale)["accuracy"]))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors.in_one_sentence():
+        main()

@@ -325,6 +325,13 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
         layer=[10, 15, 20], expansion=[4, 8], tokens=[125_000, 500_000], steps=[1000, 2000], seed=[0, 1],
     ),
 }
+# 05_probe with every student of the ladder (python -m minwidth.probe), and at tiny with the paper's number of passages:
+# what differs from the scale's own.
+EVERY_STUDENT: dict[str, dict[str, Any]] = {
+    "tiny": dict(passages=2000, splits=5, widths=SCALES["tiny"]["04_distill"]["widths"]),
+    "smollm2": dict(widths=SCALES["smollm2"]["04_distill"]["widths"]),
+    "pythia-410m": dict(widths=SCALES["pythia-410m"]["04_distill"]["widths"]),
+}
 # fmt: on
 
 
