@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
@@ -41,6 +42,7 @@ def in_child(work, **limits) -> str:
     reader, writer = multiprocessing.Pipe(duplex=False)
 
     def body():
+        torch.set_num_threads(1)  # the parent's other threads are not in a fork, and would be waited for
         try:
             for limit, value in limits.items():
                 resource.setrlimit(getattr(resource, limit), (value, value))
