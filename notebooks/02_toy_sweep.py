@@ -30,7 +30,7 @@ sparsities = None  # alpha, shares of zeros, e.g. [0.8, 0.9, 0.95, 0.99]
 teacher_widths = None  # d_T, e.g. [3, 5, 8, 10]; students have every width d_S up to the widest
 seeds = None  # models a cell
 steps = None  # Adam steps a model
-teacher_seeds = None  # models a cell that learn a teacher's outputs; 0 leaves section 7 out
+teacher_seeds = None  # models a cell that learn a teacher's outputs; 0 leaves section 6 out
 seed = None  # the first seed
 
 # %%
@@ -57,8 +57,8 @@ seeds = list(range(setting.seed, setting.seed + setting.seeds))
 #
 # $$h = Wx,\qquad \hat x = \mathrm{ReLU}(W^\top h + b),\qquad L = \sum_{i=1}^n I_i\,\mathbb E\,(x_i - \hat x_i)^2 .$$
 #
-# The importances follow Zipf's law, $I_i = \frac1i / H_n$ with $H_n = 1 + \frac12 + \dots + \frac1n$, so they sum to
-# 1. The answer $\hat x = 0$ then loses the **total** $p/3$, and all floors below can be read as shares of it.
+# The importances follow Zipf's law, $I_i = \frac1i / H_n$ with $H_n = 1 + \frac12 + \dots + \frac1n$, so their sum is
+# one. The answer $\hat x = 0$ then loses the **total** $p/3$, and all floors below can be read as shares of it.
 
 # %%
 figures.save(figures.fig12_importance({n: capacity.zipf(n) for n in ns}), "fig12_importance", setting.place)

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # 6 The ledger: which of the paper's claims hold?
+# # 6 · The ledger: which of the paper's claims hold?
 #
 # *All sections of "Geometric Limits of Knowledge Distillation" (arXiv:2604.04037).*
 #
