@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench docs student teacher clean
+.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,7 +27,7 @@ help:
 	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: half an hour at tiny; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
-	@echo 'make docs       the committed notebooks as web pages in runs/docs'
+	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
 	@echo 'make student    the notebooks without their solutions in runs/student'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
 	@echo 'make clean      remove caches and executed copies; results in runs/ stay, and so does .venv'
@@ -98,8 +98,15 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-docs: $(INSTALLED)
-	$(BIN)/jupyter nbconvert --to html --output-dir runs/docs notebooks/*.ipynb
+book: .venv/.book
+	$(BIN)/python -m minwidth.book runs/book/source
+	$(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet --fresh-env \
+	  runs/book/source runs/book/html
+	$(BIN)/python -m minwidth.book --check runs/book/html
+
+.venv/.book: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,test,book]'
+	@touch $@
 
 student: $(INSTALLED)
 	$(BIN)/python -m minwidth.notebooks --without-solutions runs/student notebooks/*.py
@@ -108,7 +115,7 @@ teacher: $(INSTALLED)
 	$(BIN)/python -m minwidth.teacher
 
 clean:
-	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/docs .venv-bench
+	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench
 	rm -f runs/*.ipynb
 	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students; done
 	find src tests benchmarks -name __pycache__ -exec rm -rf {} +

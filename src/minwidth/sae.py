@@ -1,8 +1,8 @@
 """Sparse autoencoders of a residual stream: the paper's (appendix D) and TopK, their training and what they measure.
 
 x_hat = W_dec z + b_pre with z = ReLU(W_enc (x - b_pre) + b_enc), columns of W_dec of unit norm, and loss
-||x - x_hat||^2 + lambda sum_i |z_i|, summed over dimensions and features, averaged over the batch. Inputs have a mean
-norm of sqrt(d), so lambda and the importance I_i = E[z_i^2] mean the same at every layer and in every model.
+``||x - x_hat||^2 + lambda sum_i |z_i|``, summed over dimensions and features, averaged over the batch. Inputs have a
+mean norm of sqrt(d), so lambda and the importance I_i = E[z_i^2] mean the same at every layer and in every model.
 
 After warm-up one latent in a hundred fires. A training step on a CPU therefore forms the pre-activations densely (one
 matrix product) and everything else on the active entries alone, which is exact: token by token for the

@@ -65,7 +65,7 @@ class Parameters(BaseModel):
 
     @property
     def place(self) -> str:
-        """Folder of its tables and figures: the scale's own, or ``other`` where a parameter is not as the scale has it.
+        """Folder of its tables and figures, the scale's own, or ``other`` where a parameter is not as the scale has it.
 
         What the scale leaves open (the ``width`` of a single student) may be anything.
         """

@@ -610,7 +610,8 @@ def train_all(
         ``floors`` with columns n, alpha, teacher_width (0 without a teacher), width, target, seed, floor (the loss that
         was trained, on 131,072 fresh rows with an active feature and the all-zero row; importance-weighted squared
         error summed over features), standard_error (of that evaluation), loss_against_x, loss_against_teacher (NaN
-        without a teacher), represented (features with |W_i| > 1/2); curves at ``checkpoints(steps)``; all parameters.
+        without a teacher), represented (features with ``|W_i| > 1/2``); curves at ``checkpoints(steps)``; all
+        parameters.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -718,12 +719,12 @@ def _checked(counts, alphas, widths, teachers, seeds, steps, target, importance,
 
 
 def norms(model: Model) -> Float[NDArray, "n"]:
-    """|W_i|, near 1 for a represented feature and near 0 for a dropped one (Elhage et al. 2022)."""
+    """``|W_i|``, near 1 for a represented feature and near 0 for a dropped one (Elhage et al. 2022)."""
     return np.linalg.norm(model.weight, axis=0)
 
 
 def dimensionality(model: Model) -> Float[NDArray, "n"]:
-    """The share of a dimension each feature has, |W_i|^2 / sum_j (W_i.W_j / |W_i|)^2, or 0 (Elhage et al. 2022).
+    """The share of a dimension each feature has, ``|W_i|^2 / sum_j (W_i.W_j / |W_i|)^2``, or 0 (Elhage et al. 2022).
 
     1 on an axis of its own, 1/2 in an antipodal pair, 2/5 in a pentagon.
     """
