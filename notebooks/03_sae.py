@@ -261,6 +261,7 @@ if choices is None:
 else:
     choices = sensitivity.with_floors(choices, choice_floors)
     sweeps = {choice: (name, sensitivity.along(choices, choice)) for choice, name in sensitivity.CHOICES.items()}
+    sweeps = {choice: (name, rows) for choice, (name, rows) in sweeps.items() if rows[choice].nunique() > 1}
     origin = runs.origin(p.scale, "sae_sensitivity")
     picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", p.place, origin)
 picture

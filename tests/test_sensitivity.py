@@ -84,6 +84,9 @@ def test_the_figure_has_a_panel_a_choice():
     pd.testing.assert_frame_equal(sensitivity.spread(table, floors), sensitivity.spread(*made_up()))
     assert [len(axis.containers) for axis in figure.axes] == [2, 1, 1, 1, 2, 0]
     assert len(figure.axes[-1].lines) == 3
+    few = figures.sae_choices(table, {name: sweeps[name] for name in ("layer", "seed", "steps")})
+    assert [len(axis.containers) for axis in few.axes] == [2, 2, 1, 0, 0, 0]
+    assert [axis.get_visible() for axis in few.axes] == [True] * 4 + [False] * 2
 
 
 def test_the_command_measures_what_is_asked_and_writes_it(world, tmp_path, monkeypatch):

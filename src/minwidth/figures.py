@@ -1358,7 +1358,10 @@ def sae_choices(table, sweeps) -> Figure:
     ``table``: lam, d_star, d_star_low, d_star_high, d_teacher, left, default and the choices, a row an autoencoder.
     ``sweeps``: choice -> (what the panel is called, its rows of ``table``).
     """
-    figure, axes = panels(3, 2, height=2.2, sharex=True)
+    columns = min(3, len(sweeps) + 1)
+    figure, axes = panels(columns, -(-(len(sweeps) + 1) // columns), height=2.2, sharex=True)
+    for axis in axes.flat[len(sweeps) + 1 :]:
+        axis.set_visible(False)
     for axis, (choice, (label, part)) in zip(axes.flat, sweeps.items(), strict=False):
         values = sorted(part[choice].unique())
         for color, value in zip(sns.color_palette("flare", len(values)), values, strict=True):
@@ -1371,7 +1374,7 @@ def sae_choices(table, sweeps) -> Figure:
         axis.axhline(1, color="0.4", linestyle="--", linewidth=1)
         axis.set(xscale="log", yscale="log", title=label)
         axis.legend(fontsize=6.5)
-    last = axes.flat[-1]
+    last = axes.flat[len(sweeps)]
     for _, line in table.groupby([name for name in sweeps]):
         line = line.sort_values("lam")
         is_default = line["default"].any()
