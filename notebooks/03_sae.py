@@ -250,7 +250,7 @@ Markdown(
 # $\lambda$ is one of six such choices. The same measurement with one of the others changed at a time: the layer, the
 # number of latents per dimension, how much distinct text was read, how long was trained, the seed; each for every
 # $\lambda$ again. (`make sensitivity` makes the table that is read here.) The last panel has the floor that Eq. 2
-# predicts for a student half as wide as the teacher; red is the measurement that this notebook makes.
+# predicts for a student half as wide as the teacher; red is the measurement that all others depart from.
 
 # %%
 choices, choice_floors = (
