@@ -25,7 +25,7 @@ help:
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
-	@echo 'make probes     every student probed on as many passages as the paper for 05: half an hour at tiny; can be interrupted'
+	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
 	@echo 'make student    the notebooks without their solutions in runs/student'

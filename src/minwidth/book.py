@@ -115,7 +115,7 @@ class _Page(HTMLParser):
 
 
 def broken_links(folder: Path) -> Iterator[str]:
-    """Links of the pages in ``folder`` to files or places that are not there, and all that load from elsewhere."""
+    """Links of the pages in ``folder`` to files or places that are not there; links to other sites are not followed."""
     written = [path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts]  # the theme's macros
     pages = {path.resolve(): _Page(path.read_text()) for path in written}
     for path, page in pages.items():

@@ -54,6 +54,17 @@ def panels(columns: int = 1, rows: int = 1, height: float = HEIGHT, **options) -
         return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def _finish_panels(figure: Figure, axes, used: int, xlabel: str, ylabel: str, columns: int = 2) -> None:
+    """Hide the panels that are not used, label the outer ones, and set the first one's legend below them all."""
+    for panel in axes.flat[used:]:
+        panel.set_visible(False)
+    for panel in axes[-1]:
+        panel.set_xlabel(xlabel)
+    for row in axes:
+        row[0].set_ylabel(ylabel)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
 def save(figure: Figure, name: str, scale: str, record=None) -> Image:
     """Write ``figures/<scale>/<name>.svg`` and ``.png``, the record's key in their metadata; return the picture."""
     origin = record.key if record is not None else "computed from the paper's own numbers"
@@ -813,13 +824,7 @@ def probe_students(accuracy) -> Figure:
         panel.set_xscale("log", base=2)
         panel.set_xticks(widths, [str(width) for width in widths], rotation=45)
         panel.minorticks_off()
-    for panel in axes.flat[len(concepts) :]:
-        panel.set_visible(False)
-    for panel in axes[-1]:
-        panel.set_xlabel("width of the student")
-    for row in axes:
-        row[0].set_ylabel("accuracy (%)")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    _finish_panels(figure, axes, len(concepts), "width of the student", "accuracy (%)", columns=3)
     return figure
 
 
@@ -837,14 +842,9 @@ def probe_layers(layers, words) -> Figure:
         panel.axhline(100 * words[concept], color=PALETTE[4], linestyle="--", label="bag of words")
         panel.axhline(50, color="0.4", linewidth=0.8, linestyle=":")
         panel.set(title=concept, ylim=(45, 102))
-    for panel in axes.flat[len(concepts) :]:
-        panel.set_visible(False)
     for panel in axes[-1]:
-        panel.set_xlabel("layer (0: embedding)")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    for row in axes:
-        row[0].set_ylabel("accuracy (%)")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _finish_panels(figure, axes, len(concepts), "layer (0: embedding)", "accuracy (%)")
     return figure
 
 
@@ -872,13 +872,7 @@ def probe_staircase(binned) -> Figure:
         panel.axvline(kept, color=PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the law's step")
         panel.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width}, $F_S$ = {kept:,.0f}")
-    for panel in axes.flat[len(widths) :]:
-        panel.set_visible(False)
-    for panel in axes[-1]:
-        panel.set_xlabel("rank of the feature")
-    for row in axes:
-        row[0].set_ylabel("AUROC of the read-out")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _finish_panels(figure, axes, len(widths), "rank of the feature", "AUROC of the read-out")
     return figure
 
 
