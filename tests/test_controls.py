@@ -22,7 +22,7 @@ def autoencoders() -> scales.Sae:
 @pytest.fixture(autouse=True)
 def few_seeds_and_steps(monkeypatch):
     monkeypatch.setattr(controls, "SEEDS", [0, 1])
-    monkeypatch.setattr(controls, "LONGER", 2)
+    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1], random_widths=[16]))
     monkeypatch.setattr(controls, "DECODER", Schedule(steps=80, batch=128, learning_rate=5e-3, evaluations=2))
 
 
@@ -56,6 +56,13 @@ def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
     assert found.share[10] == pytest.approx(ends[32] / ends[16])
     assert found.fall_widest[40] == pytest.approx(1 - found.widest[40] / found.widest[20])
     assert np.isnan(found.fall_widest[5])
+
+
+def test_students_of_the_papers_kind_stand_beside_a_ladder_that_has_none():
+    table = controls.long(settings(ladders=["width_alone"], steps=10, warmup=2, evaluations=2))["ladder"]
+    found = table.groupby("ladder").width.unique().map(set).to_dict()
+    assert found == {"random": {16}, "width_alone": {16, 32}}
+    assert table[(table.ladder == "random") & (table.steps == 40)].fall_per_doubling.notna().all()
 
 
 def test_every_objective_is_judged_by_the_ladder_s_own_loss(computed_once):

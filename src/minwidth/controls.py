@@ -27,7 +27,6 @@ from minwidth.distill import Job
 log = logging.getLogger(__name__)
 
 SEEDS = [0, 1, 2]
-LONGER = 4  # times the notebook's steps, and twice that for the doubling test
 BUDGETS = (4, 2)  # of those steps, the fractions at which the narrowest and the widest student are trained too
 OBJECTIVES: dict[str, dict[str, Any]] = {  # name -> what differs from the ladder's own, the first
     "forward": {},
@@ -54,19 +53,26 @@ DECODER = training.Schedule(  # of the wide ReLU decoder; a batch of tokens
 
 
 def longer(p: scales.Distill) -> scales.Distill:
-    """A notebook's settings with three seeds and ``LONGER`` times the steps, the warm-up stretched along."""
-    return p.model_copy(update={"seeds": SEEDS, "steps": LONGER * p.steps, "warmup": LONGER * p.warmup})
+    """A notebook's settings with more steps, the warm-up stretched along, and what else ``scales.LONGER`` says."""
+    changes = dict(scales.LONGER[p.scale])
+    times, _ = changes.pop("times"), changes.pop("random_widths", None)
+    return p.model_copy(update={"steps": times * p.steps, "warmup": times * p.warmup} | changes)
 
 
 def long(p: scales.Distill) -> runs.Record:
     """The ladders of ``longer(p)``, budgets of the narrowest and widest random students, and the fits of them all.
 
+    Where the ladders have no random students, those of the scale's ``random_widths`` at both numbers of steps instead.
+
     Tables: ``distill_long`` (a row a run, as ``distill.ladder``), ``distill_long_curves``, ``distill_long_fits``.
     """
     p = longer(p)
-    ends = {max(p.widths), min(p.widths)} if "random" in p.ladders else set()
-    budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in BUDGETS for seed in p.seeds]
-    record = distill.ladder(p, budgets)
+    if "random" in p.ladders:
+        beside = [(width, p.steps // n) for width in {max(p.widths), min(p.widths)} for n in BUDGETS]
+    else:
+        widths = scales.LONGER[p.scale].get("random_widths", [])
+        beside = [(width, n * p.steps) for width in widths for n in (2, 1)]
+    record = distill.ladder(p, [Job("random", width, seed, steps) for width, steps in beside for seed in p.seeds])
     fits = distill.fits(record["ladder"], distill.predictors(p, p.widths))
     runs.save_results(p.scale, "distill_long", record["ladder"], record)
     runs.save_results(p.scale, "distill_long_curves", record["curves"], record)

@@ -325,6 +325,15 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
         layer=[10, 15, 20], expansion=[8], tokens=[500_000], steps=[2000], seed=[0],  # more than that takes hours
     ),
 }
+# 04_distill's ladders again (minwidth.controls): ``times`` the scale's steps, twice that for the doubling test, and
+# what else differs from the scale's own; ``random_widths``: students of the paper's kind beside a ladder without any.
+LONGER: dict[str, dict[str, Any]] = {
+    "tiny": dict(times=4, seeds=[0, 1, 2]),
+    "smollm2": dict(  # random weights want another rate, those cut from the teacher the same as in the notebook
+        times=2, evaluations=8, learning_rate=1e-3, cut_rate=0.1, random_widths=[128, 256],
+    ),
+    "pythia-410m": dict(times=4, seeds=[0, 1, 2]),
+}
 # 05_probe with every student of the ladder (python -m minwidth.probe), and at tiny with the paper's number of passages:
 # what differs from the scale's own.
 EVERY_STUDENT: dict[str, dict[str, Any]] = {
