@@ -356,6 +356,38 @@ picture if budgeted else lacking("long")
 Markdown(controls.about_budget(long, p.floor_tolerance)) if budgeted else None
 
 # %% [markdown]
+# ### The same of a pretrained model
+#
+# SmolLM2-135M, cut to its first principal directions and distilled back into them; and two students of the paper's
+# kind, which start from random weights. Hours of a CPU give them few tokens, so the table says how many, and how much
+# the last doubling still moved each. `low` and `high` hold 95 % over blocks of held-out text.
+
+# %%
+pretrained = runs.load_results("smollm2", "distill_long")
+if pretrained is not None:
+    smol = scales.parameters("04_distill", "smollm2")
+    ends = distill.longest(pretrained)
+    ends = ends.assign(tokens=ends.steps * smol.batch * smol.length, fall=ends.fall_per_doubling.map("{:.0%}".format))
+    ends[["untrained", "floor"]] = ends[["untrained", "floor"]].map(lambda loss: loss if loss > distill.SAME else 0.0)
+    columns = ["ladder", "width", "tokens", "untrained", "floor", "low", "high", "fall", "verdict"]
+    ends = HTML(ends[columns].to_html(index=False, float_format="{:.3g}".format))
+ends if pretrained is not None else Markdown("*Not measured: `python -m minwidth.controls long --scale smollm2` does.*")
+
+# %%
+if pretrained is not None:
+    settled = distill.over_seeds(pretrained, smol.floor_tolerance)
+    origin = runs.origin("smollm2", "distill_long")
+    picture = figures.distill_long(settled, controls.with_cut(None, pretrained))
+    picture = figures.save(picture, "distill_long", "smollm2", origin)
+picture if pretrained is not None else None
+
+# %%
+smol_fits = runs.load_results("smollm2", "distill_long_fits")
+Markdown(
+    controls.about_long(settled) + "\n\n" + distill.compared(smol_fits)
+) if pretrained is not None and smol_fits is not None else None
+
+# %% [markdown]
 # ## 10. Does the objective matter?
 #
 # The theorem is about width, so a floor should be there whatever is minimised. Students of three widths learn from the
