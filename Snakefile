@@ -3,6 +3,8 @@
     snakemake --cores 2                          at scale tiny, as `make paper` runs it
     snakemake --cores 2 --config scale=smollm2   at another scale
     snakemake -n                                 the plan
+    snakemake --cores 2 --config steps=500       other parameters of 04_distill
+    snakemake --workflow-profile workflow/profiles/slurm --config scale=pythia-410m     on a cluster; or kubernetes
 
 Inputs are the notebooks' .py sides and the modules they import: rewriting committed outputs makes nothing run again.
 Results are found by their parameters in runs/, so a job that has little new to compute is short.
@@ -11,29 +13,44 @@ What waits for nothing and nothing waits for, 02_toy_sweep, comes last: it fills
 """
 
 import ast
+import json
 import os
+import shlex
 import sys
 from pathlib import Path
+
+import yaml
 
 from minwidth import scales
 
 SCALE = config.get("scale", "tiny")
 if SCALE not in scales.SCALES:
     raise WorkflowError(f"scale = {SCALE} is not known; it can be {', '.join(scales.SCALES)}.")
+
+
+def typed(value):
+    """A value of --config, in whose lists Snakemake leaves everything as text."""
+    if isinstance(value, list):
+        return [typed(item) for item in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+GIVEN = {name: typed(value) for name, value in config.items() if name != "scale"}  # other parameters of 04_distill
+LADDER = ("width", "widths", "seeds")
 COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
-LADDERS = scales.parameters("04_distill", SCALE)
+LADDERS = scales.parameters("04_distill", SCALE, **GIVEN)
 SMALL = LADDERS.shape.width <= 256
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
 
 
 def sources(start: str) -> list[str]:
-    """``start`` and every module of the package that it imports, also through others."""
+    """``start`` and every module of the package that it always imports, also through others."""
     found, todo = [], [start]
     while todo:
         file = todo.pop()
         if file not in found and Path(file).exists():
             found.append(file)
-            for node in ast.walk(ast.parse(Path(file).read_text())):
+            for node in ast.parse(Path(file).read_text()).body:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minwidth":
                     names = node.module.split(".")[1:] or [alias.name for alias in node.names]
                     todo += [f"src/minwidth/{name}.py" for name in names]
@@ -43,7 +60,15 @@ def sources(start: str) -> list[str]:
 def execute(notebook: str) -> str:
     """The command that leaves an executed copy of ``notebook`` as {output}."""
     options = "--no-progress-bar --log-level WARNING"
+    if notebook == "04_distill":
+        options += "".join(f" -y {shlex.quote(json.dumps({name: value}))}" for name, value in GIVEN.items())
+        options = options.replace("{", "{{").replace("}", "}}")  # snakemake fills braces
     return f"{sys.executable} -m papermill notebooks/{notebook}.ipynb {{output}} -p scale {SCALE} {options} 2> {{log}}"
+
+
+CHANGES = " ".join(  # what a student depends on; which students there are, the rules say
+    f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in GIVEN.items() if name not in LADDER
+)
 
 
 localrules:
@@ -69,8 +94,7 @@ rule theory:
         "01_theory: the theory, recomputed"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        **scales.RESOURCES[SCALE]["theory"],
     shell:
         execute("01_theory")
 
@@ -86,8 +110,7 @@ rule toy_sweep:
         "02_toy_sweep: the toy models"
     threads: 1  # more where the others leave them
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **scales.RESOURCES[SCALE]["toy_sweep"],
     shell:
         execute("02_toy_sweep")
 
@@ -105,8 +128,7 @@ rule sae:
     threads: 2
     priority: 1
     resources:
-        mem_mb=6000,
-        runtime=600,
+        **scales.RESOURCES[SCALE]["sae"],
     shell:
         execute("03_sae")
 
@@ -126,10 +148,10 @@ rule students:
     threads: 1 if SMALL else 2  # with small tensors two jobs beat two threads
     priority: 1
     resources:
-        mem_mb=3000,
-        runtime=600,
+        **scales.RESOURCES[SCALE]["students"],
     shell:
-        "{sys.executable} -m minwidth.distill --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed} 2> {log}"
+        "{sys.executable} -m minwidth.distill --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed}"
+        f" {CHANGES} 2> {{log}}"
 
 
 rule distill:
@@ -145,8 +167,7 @@ rule distill:
     threads: 1 if SMALL else 2
     priority: 1
     resources:
-        mem_mb=4000,
-        runtime=600,
+        **scales.RESOURCES[SCALE]["distill"],
     shell:
         execute("04_distill")
 
@@ -164,8 +185,7 @@ rule probe:
     threads: 1 if SMALL else 2
     priority: 1
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **scales.RESOURCES[SCALE]["probe"],
     shell:
         execute("05_probe")
 
@@ -187,7 +207,6 @@ rule ledger:
         "06_ledger: every claim and its verdict"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        **scales.RESOURCES[SCALE]["ledger"],
     shell:
         execute("06_ledger")

@@ -41,7 +41,7 @@ batch = None  # tokens a step
 learning_rate = None
 held_out_tokens = None  # for statistics, from other documents
 kl_tokens = None  # of these, for KL in nats
-text = None  # "wheels", or The Pile as a hub name or folder
+text = None  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
 percent = None  # share of the documents that is read
 length = None  # tokens a block
 widths = None  # of students to predict
@@ -49,11 +49,28 @@ kappa = None  # of the log-capacity law
 doubling = None  # train the default once more, for twice the steps
 revive = None  # steps after which latents that were silent start again; 0: never
 seed = None
+plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
+gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
+processes = None  # devices of this machine that train together
 
 # %%
 from minwidth import scales
 
 p = scales.validate("03_sae", globals())
+
+# %% [markdown]
+# What this would take on a GPU can be asked for first: with `plan = True` the notebook ends here. With several
+# `processes`, a device each, the work is done now; the cells below find it.
+
+# %%
+if p.plan:
+    from minwidth.plan import end_with_plan
+
+    end_with_plan(p)
+if p.processes > 1:
+    from minwidth import ranks, sae
+
+    ranks.launch(p.processes, sae.measure, p)
 
 # %%
 import numpy as np

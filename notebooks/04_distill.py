@@ -28,12 +28,14 @@
 scale = None  # "tiny", "smollm2" or "pythia-410m"; None: the smallest whose teacher is as wide as `width`
 width = None  # train only students of this width; None: the whole ladder
 widths = None  # the ladder's widths; None, here and below: as the scale has it
+random_widths = None  # those of its random students, if not all
 ladders = None  # "random" (the paper's) and "width_alone"
 seeds = None  # one student each
 steps = None  # training steps; every student is trained once more for twice as many
 batch = None  # blocks of text a step
+parts = None  # in which a batch is computed, for a device that cannot hold it at once
 length = None  # tokens a block
-text = None  # "wheels", or the hub name or folder of a corpus in the Pile's format
+text = None  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
 percent = None  # share of the documents that is read
 learning_rate = None  # peak of the cosine, for a random student as wide as its teacher
 rate_exponent = None  # narrower ones get (d_T / d_S) to this power times that
@@ -45,11 +47,28 @@ objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or 
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 floor_tolerance = None  # a floor moves by less than this share when the steps double
+plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
+gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
+processes = None  # devices of this machine that train together
 
 # %%
 from minwidth import scales
 
 p = scales.validate("04_distill", globals())
+
+# %% [markdown]
+# What this would take on a GPU can be asked for first: with `plan = True` the notebook ends here. With several
+# `processes`, a device each, the work is done now; the cells below find it.
+
+# %%
+if p.plan:
+    from minwidth.plan import end_with_plan
+
+    end_with_plan(p)
+if p.processes > 1:
+    from minwidth import distill, ranks
+
+    ranks.launch(p.processes, distill.ladder, p)
 
 # %%
 import numpy as np
@@ -103,6 +122,7 @@ Markdown(
     f"probability: a student trained on them would learn another distribution. We keep the teacher's **final hidden "
     f"state** instead, {d} numbers a token. Times the unembedding it gives all {vocabulary:,} logits exactly, at "
     f"1/{vocabulary / d:.0f} of their room, and one copy serves every width, seed and objective."
+    + distill.about_room(p)
 )
 
 # %% [markdown]

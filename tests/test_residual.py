@@ -231,6 +231,7 @@ def test_documents_are_numbered_by_their_closing_token():
 def test_token_blocks_come_from_a_share_of_the_documents(teacher, monkeypatch, runs_folder):
     monkeypatch.setattr(corpus, "RUNS", runs_folder)
     texts = [corpus.Document(f"d{n}", "news", f"number {n} " * 20) for n in range(400)]  # all of them unknown words
-    few = residual.token_blocks(teacher, "train", 2, 25, texts, "made-up")
-    everything = residual.token_blocks(teacher, "train", 2, 100, texts, "made-up")
+    monkeypatch.setattr(corpus, "documents", lambda: texts)
+    few = residual.token_blocks(teacher, "train", 2, 25)
+    everything = residual.token_blocks(teacher, "train", 2, 100)
     assert everything.size / 8 < few.size < everything.size / 2

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import models, residual, runs, sae
+from minwidth import models, residual, runs, sae, training
 from tests import small_world
 
 world = small_world.world  # a fixture
@@ -108,7 +108,8 @@ def test_a_killed_run_continues_to_the_same_bits(revive, tmp_path, monkeypatch):
     setting = sae.Settings(0, 1.0, 80, 120, 64, 1e-2, 0, revive=revive)
     whole = sae.Run(setting, x.mean(0))
     whole.advance(x, 120)
-    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     killed, file = sae.Run(setting, x.mean(0)), tmp_path / "state.safetensors"
 
     def kill(steps):
@@ -324,7 +325,8 @@ def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(sae, "ACTIVATION_BYTES", 4 * 32 * 2 * 16 * 200)  # three shards
     in_shards = sae._measure(world, runs.RUNS / "uninterrupted")
-    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     real, calls = sae.Adam.step, []
 
     def dies(*arguments, **options):

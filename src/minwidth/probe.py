@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from minwidth import capacity, concepts, distill, errors, models, residual, runs, sae, scales
+from minwidth import capacity, concepts, distill, errors, models, ranks, residual, runs, sae, scales
 
 log = logging.getLogger(__name__)
 
@@ -270,17 +270,16 @@ class Subject(NamedTuple):
         return f"{self.ladder}-w{self.width}-s{self.seed}-n{self.steps}" if self.ladder else "teacher"
 
 
-def students(p: scales.Probe) -> tuple[list[Subject], list[Subject]]:
-    """The trained students to probe, of both ladders, and those left out because 04_distill has not trained them.
+def students(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Subject]]:
+    """The trained students of ``d`` to probe, and those left out because 04_distill has not trained them.
 
     At full width the width-alone student is the teacher, so it is not among them.
     """
-    d = scales.parameters("04_distill", p.scale)
     wanted = [
         Subject(ladder, width, d.seeds[0], 2 * d.steps)
         for ladder in d.ladders
-        for width in sorted(p.widths)
-        if not (ladder == "width_alone" and width == p.shape.width)
+        for width in d.widths_of(ladder)
+        if width in p.widths and not (ladder == "width_alone" and width == p.shape.width)
     ]
     if p.train_students:
         return wanted, []
@@ -296,8 +295,8 @@ class Inputs(NamedTuple):
     ids: list[list[int]]  # what of each passage is read
 
 
-def survey(p: scales.Probe) -> runs.Record:
-    """Probe the teacher and its students for every concept, with all controls; each model once, then found.
+def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
+    """Probe the teacher and the students of ``d`` for every concept, with all controls; each model once, then found.
 
     Small models are probed side by side, one thread each.
 
@@ -305,8 +304,7 @@ def survey(p: scales.Probe) -> runs.Record:
         A record with ``accuracy`` (one row a concept, model and control) and ``layers`` (the teacher at every depth);
         its parameter ``missing`` names the students that were not trained.
     """
-    d = scales.parameters("04_distill", p.scale)
-    found, missing = students(p)
+    found, missing = students(p, d)
     teacher = Subject("", p.shape.width, 0, 0)
     untrained = {teacher: Subject("random", p.shape.width, d.seeds[0], 0)}
     untrained |= {subject: subject._replace(steps=0) for subject in found}
@@ -318,7 +316,7 @@ def survey(p: scales.Probe) -> runs.Record:
     def load() -> Inputs:
         with lock:
             if not inputs:  # only if a record has to be computed
-                loaded = models.load_teacher(p.shape.teacher, device=distill.device())
+                loaded = models.load_teacher(p.shape.teacher, device=ranks.device())
                 inputs.append(Inputs(loaded, passages, tokenized(loaded.tokenizer, passages.text, p.tokens)))
             return inputs[0]
 
@@ -326,7 +324,7 @@ def survey(p: scales.Probe) -> runs.Record:
     # small matrices: a second thread for each costs more than it gives
     with distill.threads(d), threadpool_limits(1), ThreadPoolExecutor(_workers(p)) as pool:
         waiting = [pool.submit(_words, p, text, load)]
-        waiting += [pool.submit(_measured, p, subject, text, load) for subject in every]
+        waiting += [pool.submit(_measured, p, d, subject, text, load) for subject in every]
         words, *records = [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
     records = dict(zip(every, records, strict=True))
     parts = {subject.label: record.key for subject, record in records.items()} | {"words": words.key}
@@ -339,7 +337,7 @@ def survey(p: scales.Probe) -> runs.Record:
 
 def _workers(p: scales.Probe) -> int:
     """How many models are probed side by side: several small ones, or a large one at a time."""
-    small = p.shape.width <= distill.ONE_THREAD and distill.device().type == "cpu"
+    small = p.shape.width <= distill.ONE_THREAD and ranks.device().type == "cpu"
     return min(4, os.cpu_count() or 1) if small else 1
 
 
@@ -364,9 +362,10 @@ def _settings(p: scales.Probe, text: runs.Record) -> dict[str, Any]:
     }
 
 
-def _measured(p: scales.Probe, subject: Subject, text: runs.Record, load: Callable[[], Inputs]) -> runs.Record:
+def _measured(
+    p: scales.Probe, d: scales.Distill, subject: Subject, text: runs.Record, load: Callable[[], Inputs]
+) -> runs.Record:
     """The record of one model's probes."""
-    d = scales.parameters("04_distill", p.scale)
     identity: dict[str, Any] = subject._asdict()
     layers, controls = [0, p.layer], ("none", "embedding", "shuffled", "unseen_source")
     if not subject.ladder:  # the curve
@@ -492,7 +491,7 @@ def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------- single features: the staircase
 
 
-def staircase(p: scales.Probe) -> runs.Record:
+def staircase(p: scales.Probe, d: scales.Distill) -> runs.Record:
     """How well each feature of the teacher's autoencoder can be read, linearly, from each student's hidden state.
 
     Section 3 of the paper has a student keep the F_S = d_S g(alpha) most important features and lose the others: then
@@ -505,19 +504,18 @@ def staircase(p: scales.Probe) -> runs.Record:
     """
     s = scales.parameters("03_sae", p.scale)
     found = sae.measure(s)
-    trained, _ = students(p)
+    trained, _ = students(p, d)
     teacher = Subject("", p.shape.width, 0, 0)
     subjects = [teacher, *trained, *(subject._replace(steps=0) for subject in trained)]
-    d = scales.parameters("04_distill", p.scale)
     labels = [distill.student(d, distill.Job(*subject)).key if subject.steps else subject.label for subject in subjects]
     tokens = {"train": READ_OUT_TOKENS, "held_out": READ_OUT_TOKENS // 2}
 
     def compute():
-        loaded = models.load_teacher(p.shape.teacher, device=distill.device())
+        loaded = models.load_teacher(p.shape.teacher, device=ranks.device())
         autoencoder, rule = sae.load(found)
         texts = {}
         for split, count in tokens.items():
-            blocks = residual.token_blocks(loaded, split, s.length, s.percent)[: -(-count // s.length)]
+            blocks = sae.read_text(s, loaded, split, count)
             kept = residual.activations(loaded, blocks, [s.layer], rule)
             z = autoencoder.encode(kept.layers[s.layer])
             texts[split] = blocks, kept.place, z > 0
@@ -648,14 +646,18 @@ def step_sizes(record: runs.Record) -> pd.DataFrame:
 def every_student(scale: str) -> runs.Record:
     """The survey and the staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
 
+    Where that says ``longer``, they are those of ``minwidth.controls``' longer ladders.
+
     Tables: ``probe_students`` (as ``survey``), ``probe_students_staircase`` (``by_rank``) and ``probe_students_steps``
     (``step_sizes``).
 
     Returns:
         The survey's record.
     """
-    p = scales.parameters("05_probe", scale, **scales.EVERY_STUDENT[scale])
-    record, stairs = survey(p), staircase(p)
+    changes, d = dict(scales.EVERY_STUDENT[scale]), scales.parameters("04_distill", scale)
+    d = d.longer() if changes.pop("longer", False) else d
+    p = scales.parameters("05_probe", scale, **changes)
+    record, stairs = survey(p, d), staircase(p, d)
     runs.save_results(scale, "probe_students", record["accuracy"], record)
     runs.save_results(scale, "probe_students_staircase", by_rank(stairs), stairs)
     runs.save_results(scale, "probe_students_steps", step_sizes(stairs), stairs)

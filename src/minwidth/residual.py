@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import corpus, models
+from minwidth import corpus, models, pile
 from minwidth.paths import RUNS, alone, replace_file, writing
 
 MASSIVE = 10.0  # a token is left out if its norm exceeds this many medians at any layer asked for
@@ -36,25 +36,22 @@ SHARD_BYTES = 2**25  # of the offline teacher: what is checksummed, and lost to 
 
 
 def token_blocks(
-    teacher: models.Teacher,
-    split: str,
-    length: int,
-    percent: float = 100,
-    documents: Iterable[corpus.Document] | None = None,
-    name: str = "wheels",
+    teacher: models.Teacher, split: str, length: int, percent: float = 100, text: str = "wheels", wanted: int = 0
 ) -> np.ndarray:
     """Token blocks ``[blocks, length]`` of a stated share of the documents, cut by the teacher's tokenizer, cached.
 
     Args:
         split: ``train`` or ``held_out``.
         percent: share of the documents, drawn by a hash of their id.
-        documents: instead of those of the wheels; read only if the blocks are not there yet.
-        name: of that source, for the cache.
+        text: ``wheels``, all of which is read, or The Pile (``pile.documents``).
+        wanted: of The Pile, how many blocks are read.
     """
     tokenizer = teacher.tokenizer
+    if text != "wheels":
+        return pile.token_blocks(text, tokenizer, length, split, wanted, percent)
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:8]
-    source = corpus.sample(corpus.documents() if documents is None else documents, percent)
-    return corpus.token_blocks(f"{name}-{percent:g}pct-{digest}", tokenizer, corpus.passages(source), length, split)
+    source = corpus.passages(corpus.sample(corpus.documents(), percent))
+    return corpus.token_blocks(f"wheels-{percent:g}pct-{digest}", tokenizer, source, length, split)
 
 
 def document_numbers(blocks: Int[np.ndarray, "blocks length"], end: int) -> Int[np.ndarray, "blocks length"]:
@@ -106,6 +103,17 @@ def offline_streams(
     return dict(zip(layers, _on_disk(teacher, blocks, names, dtype, compute), strict=True))
 
 
+def states_file(
+    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str, dtype: str = "float32"
+) -> Path:
+    """Where states go: ``name`` tells what they are, eight digits the teacher, the blocks and the dtype."""
+    content = hashlib.sha256()
+    for start in range(0, len(blocks), FORWARD_TOKENS):  # as 64-bit integers, which would not all fit into memory
+        content.update(np.ascontiguousarray(blocks[start : start + FORWARD_TOKENS], dtype=np.int64))
+    content.update(json.dumps([teacher.name, teacher.revision, (*blocks.shape, teacher.d), dtype]).encode())
+    return RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{content.hexdigest()[:8]}.bin"
+
+
 def _on_disk(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
@@ -117,10 +125,7 @@ def _on_disk(
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype = {dtype!r} is not how states are stored; give 'float32' (exact) or 'float16'.")
     shape = (*blocks.shape, teacher.d)
-    content = hashlib.sha256(np.ascontiguousarray(blocks, dtype=np.int64))
-    content.update(json.dumps([teacher.name, teacher.revision, shape, dtype]).encode())
-    label = content.hexdigest()[:8]
-    targets = [RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{label}.bin" for name in names]
+    targets = [states_file(teacher, blocks, name, dtype) for name in names]
     a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * teacher.d * np.dtype(dtype).itemsize))
     starts = range(0, len(blocks), a_shard)
     with ExitStack() as locks:

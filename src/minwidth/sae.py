@@ -9,6 +9,8 @@ matrix product) and everything else on the active entries alone, which is exact:
 reconstruction, feature by feature for gradients and Adam. Above ``DENSE`` active entries it uses matrix products.
 """
 
+import argparse
+import functools
 import itertools
 import logging
 import math
@@ -28,9 +30,9 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import capacity, corpus, kl, models, residual, runs, scales
-from minwidth.errors import Diverged, ParameterError
-from minwidth.training import batch_rows, load_state, save_state
+from minwidth import capacity, kl, models, ranks, residual, runs, scales
+from minwidth.errors import Diverged, ParameterError, in_one_sentence
+from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,6 @@ EPSILON = 1e-8
 WARMUP = 0.1  # share of the steps in which lambda rises from 0
 DECAY = 0.3  # share of the steps, the last, in which the learning rate falls to 0
 RETRY = 20  # steps after which sparsity is tried again
-CHECKPOINT_SECONDS = 60.0
 _KERNEL = dict(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 
@@ -102,8 +103,8 @@ class Gradients(NamedTuple):
 
     parameters: tuple[Tensor, Tensor, Tensor, Tensor]  # as Sae.parameters; rows of silent latents hold anything
     counts: Int[Tensor, "latents"]  # tokens on which a latent is active
-    error: float  # mean squared norm of x - x_hat
-    l0: float  # mean number of active latents
+    error: float | Tensor  # mean squared norm of x - x_hat
+    l0: float | Tensor  # mean number of active latents
     squares: tuple[float, float] | None = None  # of encoder's and decoder's gradients, where they came for free
 
 
@@ -114,7 +115,7 @@ def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers:
     pre = torch.addmm(sae.bias_encoder, centred, sae.encoder.T, out=b and b.pre)
     z = _keep_top(pre.relu_(), sae.topk)
     residual = torch.addmm(-centred, z, sae.decoder)
-    error = float(residual.square().sum()) / tokens
+    error = _number(residual.square().sum()) / tokens
     residual *= 2 / tokens
     dz = torch.mm(residual, sae.decoder.T, out=b and b.slopes())
     if x.device.type == "cpu":
@@ -128,7 +129,27 @@ def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers:
     d_pre = residual.sum(0) - d_bias @ sae.encoder
     d_encoder = torch.mm(dz.T, centred, out=b and b.d_encoder)
     d_decoder = torch.mm(z.T, residual, out=b and b.d_decoder)
-    return Gradients((d_encoder, d_decoder, d_pre, d_bias), counts, error, float(counts.sum()) / tokens)
+    return Gradients((d_encoder, d_decoder, d_pre, d_bias), counts, error, _number(counts.sum()) / tokens)
+
+
+def _mean(gradients: Gradients) -> Gradients:
+    """Of a batch that several processes share (``ranks``): the gradients of the whole from those of the shares."""
+    if ranks.count() == 1:
+        return gradients
+    counts, device = gradients.counts.long(), gradients.counts.device
+    fired = (counts > 0)[:, None]
+    encoder, decoder, d_pre, d_bias = gradients.parameters
+    parameters = (encoder.where(fired, 0), decoder.where(fired, 0), d_pre, d_bias.where(fired[:, 0], 0))
+    said = torch.stack([torch.as_tensor(value, device=device).double() for value in (gradients.error, gradients.l0)])
+    counts = counts.double()
+    ranks.mean_([*parameters, said, counts])
+    error, l0 = said.tolist() if said.is_cpu else said
+    return Gradients(parameters, (ranks.count() * counts).round().int(), error, l0)
+
+
+def _number(value: Tensor) -> float | Tensor:
+    """A plain number on a CPU; on a GPU it stays there, since to look at it would keep the next step waiting."""
+    return float(value) if value.is_cpu else value.double()
 
 
 @numba.njit(**_KERNEL)
@@ -323,8 +344,9 @@ class Adam:
         wanted = list(zip(sae.parameters, gradients.parameters, self.moments, strict=True))[: 4 if bias else 3]
         squares = list(gradients.squares or (_sum_of_squares(g, fired) for g in gradients.parameters[:2]))
         squares += [g.double().square().sum() for _, g, _ in wanted[2:]]
-        norm = float(sum(squares)) ** 0.5
-        clip = min(1.0, self.clip / (norm + 1e-12))
+        norm = _number(torch.as_tensor(sum(squares))) ** 0.5
+        clip = self.clip / (norm + 1e-12)
+        clip = min(1.0, clip) if isinstance(clip, float) else clip.clamp(max=1).float()
         first, second = 1 - BETAS[0] ** self.steps, 1 - BETAS[1] ** self.steps
         for p, g, (m, v) in wanted:
             rows = fired if p.ndim == 2 else torch.ones(1, dtype=torch.bool, device=p.device)
@@ -419,6 +441,7 @@ class Run:
         self.settings = settings
         self.sae = Sae.initial(mean, settings.latents, settings.seed, settings.topk)
         self.adam, self.step, self.began, self.curve = Adam(self.sae), 0, 0, []
+        self.due = checkpointed()
         self.buffers: Buffers | None = None  # of the sparse step; none on a GPU
         self.sparse = True
         self.fired = torch.zeros(settings.latents, dtype=torch.bool, device=mean.device)  # since the last revival
@@ -433,7 +456,7 @@ class Run:
         """Train up to step ``until`` on batches drawn from ``x``, one epoch of a fresh permutation after the other.
 
         Args:
-            checkpoint: file for the state, written at most once a minute and at the end.
+            checkpoint: file for the state, as in ``training.train``.
             seen: told the number of steps done, now and then.
 
         Raises:
@@ -441,23 +464,22 @@ class Run:
         """
         s, device = self.settings, self.sae.decoder.device
         if device.type == "cpu" and self.buffers is None:
-            self.buffers = Buffers(s.batch, s.latents, x.shape[1])
+            self.buffers = Buffers(s.batch // ranks.count(), s.latents, x.shape[1])
         window = max(1, s.steps // self.WINDOWS)
-        saved = time.monotonic()
         while self.step < until:
             steps = min(until, (self.step // window + 1) * window) - self.step
             error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
             for _ in range(steps):
                 rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
-                batch = x[rows].to(device)
-                gradients = self._gradients(batch)
+                gradients = _mean(self._gradients(x[ranks.share(rows)].to(device)))
                 self.adam.step(self.sae, gradients, s.rate(self.step), s.bias)
                 self.step += 1
                 if s.revive:
                     self.fired |= gradients.counts > 0
                     if self.step % s.revive == 0 and self.step < (1 - DECAY) * s.steps:
-                        self._revive(batch)
+                        self._revive(x[rows].to(device))
                 error, l0, fired = error + gradients.error, l0 + gradients.l0, fired | (gradients.counts > 0)
+            error, l0 = float(error), float(l0)
             if not math.isfinite(error):
                 raise Diverged(
                     f"The loss of the autoencoder is not finite at step {self.step}; "
@@ -466,9 +488,8 @@ class Run:
             point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
             self.curve.append(point)
             seen(steps)
-            if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == until):
-                self.save(checkpoint)
-                saved = time.monotonic()
+            if checkpoint and ranks.is_first() and (time.monotonic() > self.due or self.step == s.steps):
+                self.due = checkpointed(lambda: self.save(checkpoint))
 
     def _gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:
         penalty = self.settings.penalty(self.step)
@@ -709,7 +730,6 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
 
 RANKS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # features, by importance, whose strongest tokens are shown
 FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of d_T: widths predicted for a teacher that is no scale's
-TOKENS_A_DOCUMENT = 500  # fewer than The Pile's average, so that enough of them are read
 ACTIVATION_BYTES = 2**32  # of the residual stream held at once
 ON_DISK = 2**28  # bytes of it above which a second run finds it on disk
 
@@ -734,11 +754,12 @@ def measure(p: scales.Sae) -> runs.Record:
     if not p.revive:
         del parameters["revive"]  # the paper's training, by the key it always had
     what = f"sae/{p.scale}/{place}-l{p.layer}"
-    return runs.find_or_compute(what, parameters, lambda: _measure(p, runs.work_folder(what, parameters)))
+    compute = functools.partial(_measure, p, runs.work_folder(what, parameters))
+    return runs.find_or_compute_together(what, parameters, ranks.alike(compute))
 
 
 def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = ranks.device()
     teacher = models.load_teacher(p.teacher, p.revision or None, device)
     p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
@@ -842,12 +863,8 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
 
 def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
     """As many token blocks of the split as hold ``tokens``."""
-    documents, name = None, "wheels"
-    if p.text != "wheels":
-        count = math.ceil(max(p.tokens / 0.95, p.held_out_tokens / 0.05) / TOKENS_A_DOCUMENT)
-        documents, name = itertools.islice(corpus.pile(p.text), count), f"{Path(p.text).name}-{count}"
-    blocks = residual.token_blocks(teacher, split, p.length, p.percent, documents, name)
     wanted = math.ceil(tokens / p.length)
+    blocks = residual.token_blocks(teacher, split, p.length, p.percent, p.text, wanted)
     if len(blocks) < wanted:
         raise ParameterError(
             f"The {split} split has {blocks.size} tokens and {tokens} are wanted; raise percent = {p.percent} "
@@ -915,9 +932,10 @@ def _train(
 def _side_by_side(work: Callable, items: Sequence, teacher: models.Teacher) -> list:
     """``work`` on each item: on a CPU as many at once as torch has threads, each with one; on a GPU in turn.
 
-    Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are.
+    Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are. What
+    several processes do together they do in one order.
     """
-    if teacher.model.device.type != "cpu":
+    if teacher.model.device.type != "cpu" or ranks.count() > 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
@@ -1020,3 +1038,23 @@ def strongest_tokens(
             rows.append({"rank": rank, "latent": int(latent), "frequency": float(frequency[latent])})
             rows[-1] |= {"activation": float(z[token, column]), "before": before, "token": here, "after": after}
     return pd.DataFrame(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure F, L0, alpha and d* as 03_sae does, on several devices under ``accelerate launch``."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.sae", description=main.__doc__)
+    parser.add_argument("--scale", default="tiny", choices=list(scales.SCALES))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 03_sae")
+    options = parser.parse_args(arguments)
+    try:
+        p = scales.parameters("03_sae", options.scale, **scales.settings(options.set))
+    except ParameterError as error:
+        parser.error(str(error))
+    record = measure(p)
+    log.info("%s: d* = %.4g at a width of %d", record.key, record["d_star"], record["d_teacher"])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with in_one_sentence():
+        main()

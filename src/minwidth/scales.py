@@ -5,6 +5,7 @@ refuses names the notebook does not know (papermill only warns of them), and ans
 """
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -32,6 +33,23 @@ SHAPES = {
     "tiny": Shape("tiny", width=128, layers=4, heads=4, vocabulary=2048, context=128),
     "smollm2": Shape("smollm2", width=576, layers=30, heads=9, vocabulary=49_152, context=2048, shared_keys=True),
     "pythia-410m": Shape("pythia-410m", width=1024, layers=24, heads=16, vocabulary=50_304, context=2048),
+}
+
+
+class Gpu(NamedTuple):
+    """A GPU as its maker's data sheet has it (dense arithmetic, no sparsity)."""
+
+    bf16: float  # FLOPs a second, matrix products in bfloat16
+    fp32: float  # FLOPs a second, everything in float32
+    bandwidth: float  # bytes a second from and to its memory
+    gib: int  # memory
+
+
+GPUS = {
+    "H100": Gpu(bf16=989e12, fp32=67e12, bandwidth=3.35e12, gib=80),  # SXM
+    "A100": Gpu(bf16=312e12, fp32=19.5e12, bandwidth=2.04e12, gib=80),
+    "L40S": Gpu(bf16=362e12, fp32=91.6e12, bandwidth=0.864e12, gib=48),
+    "RTX 4090": Gpu(bf16=165e12, fp32=82.6e12, bandwidth=1.01e12, gib=24),
 }
 
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
@@ -74,6 +92,14 @@ class Parameters(BaseModel):
         return self.scale if all(getattr(self, name) == value for name, value in own.items()) else "other"
 
 
+class Costly(Parameters):
+    """Of a notebook that may take days: it tells its costs first, or runs on several devices. No result hangs on it."""
+
+    plan: Annotated[bool, Field(exclude=True)] = False  # show what a run would take, and run nothing
+    gpu: Annotated[Literal["H100", "A100", "L40S", "RTX 4090"], Field(exclude=True)] = "H100"  # that it would run on
+    processes: Annotated[int, Field(gt=0, le=1024, exclude=True)] = 1  # devices of this machine that train together
+
+
 class Theory(Parameters):
     """01_theory."""
 
@@ -103,7 +129,7 @@ class Toy(Parameters):
         return self
 
 
-class Sae(Parameters):
+class Sae(Costly):
     """03_sae (paper, section 5 and appendix D)."""
 
     teacher: str  # scale's teacher, hub name or folder
@@ -121,7 +147,7 @@ class Sae(Parameters):
     learning_rate: Rate
     held_out_tokens: Annotated[int, Field(ge=1000, le=10**10)]  # for statistics
     kl_tokens: Annotated[int, Field(ge=100, le=10**9)]  # held-out tokens on which KL in nats is measured
-    text: str  # wheels, or The Pile as a hub name or folder
+    text: str  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
     percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
     kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
@@ -148,17 +174,19 @@ class Sae(Parameters):
         return self
 
 
-class Distill(Parameters):
+class Distill(Costly):
     """04_distill (paper, section 6 and appendices C and E)."""
 
     width: Width | None  # one student of this width; None: the whole ladder
     widths: Annotated[list[Width], SEVERAL]  # the ladder
+    random_widths: Annotated[list[Width], SEVERAL] | None  # of its random students, if not all
     ladders: Annotated[list[Literal["random", "width_alone"]], SEVERAL]
     seeds: Annotated[list[Seed], SEVERAL]
     steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
     batch: Positive  # blocks a step
+    parts: Positive  # in which a batch is computed, for a device that cannot hold it at once
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
-    text: str  # "wheels", or the hub name or folder of a corpus in the Pile's format
+    text: str  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
     percent: Annotated[float, Field(gt=0, le=100)]  # share of the documents that is read
     learning_rate: Rate  # peak, for a student as wide as its teacher that starts from random weights
     rate_exponent: Annotated[float, Field(ge=0, le=1)]  # narrower ones get (d_T / d_S) to this power times that
@@ -173,13 +201,13 @@ class Distill(Parameters):
 
     @model_validator(mode="after")
     def _widths_fit(self):
-        for width in [*self.widths, *([self.width] if self.width else [])]:
+        for width in [*self.widths, *(self.random_widths or []), *([self.width] if self.width else [])]:
             if width > self.shape.width:
                 raise ValueError(
                     f"width = {width} is wider than the teacher of {self.scale}; give at most {self.shape.width}, "
                     "or a scale with a wider teacher"
                 )
-            if "random" in self.ladders:
+            if "random" in self.ladders and width in self.widths_of("random"):
                 check_width(width, self.shape.width, self.shape.heads, self.shape.shared_keys)
             elif width < 2:
                 raise ValueError(f"width = {width} leaves no direction; give at least 2")
@@ -188,13 +216,24 @@ class Distill(Parameters):
         check_text(self.text)
         return self
 
+    def widths_of(self, ladder: str) -> list[int]:
+        """Widths of one ladder's students, in rising order."""
+        some = self.random_widths if ladder == "random" and self.random_widths else self.widths
+        return sorted(some if self.width is None else [self.width])
+
+    def longer(self) -> "Distill":
+        """The same ladders at more steps, the warm-up stretched along, and what else ``LONGER`` says."""
+        changes = dict(LONGER[self.scale])
+        times = changes.pop("times")
+        return self.model_copy(update={"steps": times * self.steps, "warmup": times * self.warmup} | changes)
+
 
 class Probe(Parameters):
     """05_probe (paper, section 7)."""
 
     CONCEPTS: ClassVar[tuple[str, ...]] = ("question", "french", "code", "sport", "legal", "medical")
     concepts: Annotated[list[Literal[CONCEPTS]], SEVERAL]
-    text: str  # "wheels", or the hub name or folder of a corpus in the Pile's format
+    text: str  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
     documents: Positive  # of such a corpus, how many are looked through
     passages: Annotated[int, Field(ge=50, le=10_000)]  # positives, and as many negatives
     layer: Count  # residual stream read, after that layer
@@ -244,10 +283,12 @@ _TOY = dict(
     seed=0,
 )
 _DISTILL = dict(
-    width=None, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0, objective="forward",
-    floor_tolerance=0.02,
+    width=None, random_widths=None, parts=1, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0,
+    objective="forward", floor_tolerance=0.02,
 )  # fmt: skip
 _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
+# The Pile without the subsets that were withdrawn for copyright, at its last commit
+PILE = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
 _PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
 
 # fmt: off
@@ -293,21 +334,42 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             teacher="pythia-410m", layers=[8, 12, 16], layer=12, lam=8e-4,
             lams=[8e-5, 2.5e-4, 8e-4, 2.5e-3, 8e-3, 2.5e-2], expansion=32, tokens=300_000_000, steps=9155,
             batch=32 * 1024, learning_rate=3e-4, held_out_tokens=10_000_000, kl_tokens=65_536,
-            text="monology/pile-uncopyrighted", percent=100.0, length=1024,
+            text=PILE, percent=100.0, length=1024,
             widths=[128, 256, 512, 768, 1024],
         ),
         "04_distill": _DISTILL | dict(
             widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
-            length=512, text="monology/pile-uncopyrighted", percent=100.0, learning_rate=3e-4, rate_exponent=0.0,
+            length=512, text=PILE, percent=100.0, learning_rate=3e-4, rate_exponent=0.0,
             cut_rate=1.0, warmup=1000, evaluations=60, held_out_blocks=64,
         ),
         "05_probe": _PROBE | dict(
-            text="monology/pile-uncopyrighted", passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5,
+            text=PILE, passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5,
             train_students=False,
         ),
         "06_ledger": {},
     },
 }
+# What a job of each rule of the pipeline asks a scheduler for: memory in MB, minutes, and GPUs where one is used. A job
+# that runs out of minutes goes on from its checkpoint when it is sent again.
+_SMALL = dict(mem_mb=2000, runtime=10)
+RESOURCES: dict[str, dict[str, dict[str, int]]] = {
+    "tiny": dict(
+        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=6000, runtime=600),
+        students=dict(mem_mb=3000, runtime=600), distill=dict(mem_mb=4000, runtime=600),
+        probe=dict(mem_mb=4000, runtime=120), ledger=_SMALL,
+    ),
+    "smollm2": dict(
+        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=6000, runtime=600),
+        students=dict(mem_mb=6000, runtime=600), distill=dict(mem_mb=6000, runtime=600),
+        probe=dict(mem_mb=6000, runtime=120), ledger=_SMALL,
+    ),
+    "pythia-410m": dict(
+        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=192_000, runtime=2880, gpu=1),
+        students=dict(mem_mb=64_000, runtime=2880, gpu=1), distill=dict(mem_mb=64_000, runtime=600, gpu=1),
+        probe=dict(mem_mb=64_000, runtime=240, gpu=1), ledger=_SMALL,
+    ),
+}
+
 # 03_sae with one choice changed at a time (minwidth.sensitivity): what the measurement starts from, where that is not
 # the scale's own, the values of each choice, and the lambdas tried at each.
 SENSITIVITY: dict[str, dict[str, Any]] = {
@@ -326,11 +388,12 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
     ),
 }
 # 04_distill's ladders again (minwidth.controls): ``times`` the scale's steps, twice that for the doubling test, and
-# what else differs from the scale's own; ``random_widths``: students of the paper's kind beside a ladder without any.
+# what else differs from the scale's own.
 LONGER: dict[str, dict[str, Any]] = {
     "tiny": dict(times=4, seeds=[0, 1, 2]),
     "smollm2": dict(  # random weights want another rate, those cut from the teacher the same as in the notebook
-        times=2, evaluations=8, learning_rate=1e-3, cut_rate=0.1, random_widths=[128, 256],
+        times=2, evaluations=8, learning_rate=1e-3, cut_rate=0.1, ladders=["random", "width_alone"],
+        random_widths=[128, 256],
     ),
     "pythia-410m": dict(times=4, seeds=[0, 1, 2]),
 }
@@ -338,7 +401,7 @@ LONGER: dict[str, dict[str, Any]] = {
 # what differs from the scale's own.
 EVERY_STUDENT: dict[str, dict[str, Any]] = {
     "tiny": dict(passages=2000, splits=5, widths=SCALES["tiny"]["04_distill"]["widths"]),
-    "smollm2": dict(widths=SCALES["smollm2"]["04_distill"]["widths"]),
+    "smollm2": dict(widths=SCALES["smollm2"]["04_distill"]["widths"], longer=True),
     "pythia-410m": dict(widths=SCALES["pythia-410m"]["04_distill"]["widths"]),
 }
 # fmt: on
@@ -399,11 +462,18 @@ def check_text(name: str) -> None:
     Raises:
         ValueError: it is none of these; says what is.
     """
-    in_folder = os.path.isdir(name) and any(Path(name).glob("*.jsonl.zst"))
-    if not (name == "wheels" or in_folder or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name, re.ASCII)):
+    if name == "wheels" or (os.path.isdir(name) and any(Path(name).glob("*.jsonl.zst"))):
+        return
+    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@(\w+))?", name, re.ASCII)
+    if not hub:
         raise ValueError(
             f"there is no text {_shown(name)}: give 'wheels', a folder with *.jsonl.zst files, or a hub data set as "
-            "'owner/name'"
+            "'owner/name@commit'"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", hub[2] or ""):
+        raise ValueError(
+            f"the hub data set {hub[1]!r} needs a pinned revision and has {_shown(hub[2])}: give the 40-digit commit "
+            f"listed at https://huggingface.co/datasets/{hub[1]}/commits/main as '{hub[1]}@<commit>'"
         )
 
 
@@ -420,6 +490,24 @@ def smallest_scale(width: int | None) -> str:
     raise ParameterError(
         f"width = {_shown(width)} is wider than every teacher; give at most {widest.width} ({widest.teacher})."
     )
+
+
+def settings(said: Iterable[str]) -> dict[str, Any]:
+    """Parameters from a command line: ``name=value`` each, the value in JSON.
+
+    Raises:
+        ParameterError: a value that is not JSON.
+    """
+    found = {}
+    for item in said:
+        name, _, value = item.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ParameterError(
+                f"{name} = {value!r} is not a value in JSON; write steps=500 or 'ladders=[\"random\"]'."
+            ) from None
+    return found
 
 
 def parameters(notebook: str, scale: str = "tiny", **given: Any) -> Parameters:

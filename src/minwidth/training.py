@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +20,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
+from minwidth import ranks
 from minwidth.errors import Diverged, ParameterError
 from minwidth.paths import replace_file
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints
+CHECKPOINT_SHARE = 0.02  # of the time is spent on writing them, at the most: those of large models come later
+LOOK = 16  # steps after which a GPU is asked for their losses; to ask at each would keep it waiting
 
 
 class Schedule(NamedTuple):
-    """How long and how fast to train; ``warmup`` in steps, ``batch`` in blocks, cosine decay to ``floor`` x rate."""
+    """How long and how fast to train; ``warmup`` in steps, ``batch`` in blocks, cosine decay to ``floor`` x rate.
+
+    ``parts``: a batch's gradients are summed over so many parts of it, for a device that cannot hold it at once.
+    """
 
     steps: int
     batch: int
@@ -40,6 +46,7 @@ class Schedule(NamedTuple):
     clip: float = 1.0
     floor: float = 0.0
     evaluations: int = 50
+    parts: int = 1
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step``: linear warm-up, then half a cosine down to ``floor`` times the peak."""
@@ -84,39 +91,38 @@ def train(
 ) -> list[dict]:
     """Train ``model`` in place and return its history: one ``{step, train, held_out}`` an evaluation, losses in nats.
 
+    On several devices (``ranks``) each process computes its share of every batch; the first writes the checkpoints.
+
     Args:
-        loss: (model, row numbers) -> scalar to minimise; draws nothing at random.
+        loss: (model, row numbers) -> scalar to minimise, a mean over rows; draws nothing at random.
         evaluate: model -> held-out loss.
         rows: how many rows of data there are to draw from.
-        checkpoint: file of the state, written every minute; a run that finds one continues it, or starts again where
-            it is damaged.
+        checkpoint: file of the state, written every minute or, where that takes long, less often; a run that finds one
+            continues it, or starts again where it is damaged.
 
     Raises:
         Diverged: the loss is no longer finite.
+        ParameterError: the batch cannot be divided evenly among processes and parts.
     """
-    optimizer = torch.optim.AdamW(
-        _decay_groups(model, schedule.weight_decay), lr=schedule.learning_rate, betas=schedule.betas, fused=True
-    )
+    optimizer = adamw(model, schedule.learning_rate, schedule.weight_decay, schedule.betas)
     step, history, running = 0, [], []
     if checkpoint and (state := load_state(checkpoint)):
         step, history, running = _continue(model, optimizer, *state)
-    saved = time.monotonic()
-    bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False)
+    computed, look = ranks.together(_Loss(model, loss)), 1 if ranks.device().type == "cpu" else LOOK
+    due, recent = checkpointed(), []
+    shown = {} if ranks.is_first() else {"disable": True}
+    bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False, **shown)
     while step < schedule.steps:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        value = loss(model, batch_rows(rows, schedule.batch, step, seed))
-        if not math.isfinite(float(value.detach())):
-            raise Diverged(
-                f"The loss is {float(value.detach())} at step {step}; lower the learning rate {schedule.learning_rate}."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-        optimizer.step()
-        running.append(float(value.detach()))
+        mine = ranks.share(batch_rows(rows, schedule.batch, step, seed))
+        recent.append(update(model, optimizer, computed, mine, schedule))
         step += 1
         bar.update()
+        if not (step % look == 0 or step == schedule.steps or schedule.evaluated(step)):
+            continue
+        running += _looked_at(recent, step, schedule)
+        recent = []
         if schedule.evaluated(step):
             model.eval()
             with torch.no_grad():
@@ -124,18 +130,74 @@ def train(
             model.train()
             running = []
             bar.set_postfix(held_out=f"{history[-1]['held_out']:.3f}")
-        if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or step == schedule.steps):
-            _save(checkpoint, model, optimizer, step, history, running)
-            saved = time.monotonic()
+        if checkpoint and ranks.is_first() and (time.monotonic() > due or step == schedule.steps):
+            due = checkpointed(partial(_save, checkpoint, model, optimizer, step, history, running))
     bar.close()
     return history
 
 
-def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay acts on matrices only; gains and biases go without."""
+class _Loss(torch.nn.Module):
+    """The loss as a module that holds the model, the form in which gradients can be averaged over processes."""
+
+    def __init__(self, model: torch.nn.Module, loss: Callable):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, rows: np.ndarray) -> torch.Tensor:
+        return self.loss(self.model, rows)
+
+
+def _looked_at(recent: list[torch.Tensor], step: int, schedule: Schedule) -> list[float]:
+    """The losses of the last steps up to ``step``, means over the processes."""
+    losses = torch.stack(recent)
+    ranks.mean_([losses])
+    found = losses.tolist()
+    for n, value in enumerate(found):
+        if not math.isfinite(value):
+            raise Diverged(
+                f"The loss is {value} at step {step - len(found) + n}; lower the learning rate "
+                f"{schedule.learning_rate}."
+            )
+    return found
+
+
+def update(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[np.ndarray], torch.Tensor],
+    rows: np.ndarray,
+    schedule: Schedule,
+) -> torch.Tensor:
+    """One step down the gradient of the mean loss of ``rows``, its norm clipped; returns that loss."""
+    if len(rows) % schedule.parts:
+        raise ParameterError(f"{len(rows)} blocks cannot be divided into parts = {schedule.parts}; give a divisor.")
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in np.split(rows, schedule.parts):
+        value = loss(part) / schedule.parts
+        value.backward()
+        total = total + value.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+    optimizer.step()
+    return total
+
+
+def adamw(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """AdamW in one pass over memory; weight decay acts on matrices only, gains and biases go without."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def checkpointed(write: Callable[[], None] = lambda: None) -> float:
+    """Write a checkpoint, at the start none, and tell by ``time.monotonic`` when the next one is due."""
+    started = time.monotonic()
+    write()
+    ended = time.monotonic()
+    return ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
 
 
 def _save(file: Path, model, optimizer, step: int, history: list, running: list) -> None:

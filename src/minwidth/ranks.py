@@ -1,0 +1,127 @@
+"""One run on several devices: which process this is, which rows it reads, and what all of them agree on.
+
+``accelerate launch`` and ``accelerate.notebook_launcher`` start a process for each device. Started without them there
+is one process, nothing is imported and nothing here costs anything. All processes see the same runs folder.
+"""
+
+import datetime
+import functools
+import os
+import socket
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minwidth.errors import LostError, ParameterError, in_one_sentence
+
+PATIENCE = datetime.timedelta(days=1)  # for a process that computes what the others wait for
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes checkpoints, records and progress."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def device() -> torch.device:
+    """The device of this process: a GPU of its own where there are any, else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0)) if _on_gpu() else torch.device("cpu")
+
+
+def share(rows: np.ndarray) -> np.ndarray:
+    """This process's rows of a batch; together the processes read each row once.
+
+    Raises:
+        ParameterError: the batch cannot be divided evenly, which would weigh rows differently.
+    """
+    if len(rows) % count():
+        raise ParameterError(f"A batch of {len(rows)} cannot be shared by {count()} processes; give a multiple.")
+    return rows[int(os.environ.get("RANK") or 0) :: count()]
+
+
+def together(compute: nn.Module) -> nn.Module:
+    """``compute``, which returns a loss, so that after its backward pass all processes hold the mean gradients."""
+    return _state().prepare_model(compute) if count() > 1 else compute
+
+
+def mean_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    if count() > 1:
+        _state()
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+            tensor /= count()
+
+
+def agree(said: bool) -> bool:
+    """What the first process says."""
+    if count() == 1:
+        return said
+    found = torch.tensor(int(said), device=_state().device)
+    torch.distributed.broadcast(found, 0)
+    return bool(found)
+
+
+def launch(processes: int, work: Callable, *arguments) -> None:
+    """Call ``work`` from a notebook in several processes that train together; what they leave is found in runs/.
+
+    Raises:
+        LostError: one of them failed, whose own words stand above.
+    """
+    from accelerate import notebook_launcher
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def process(*arguments):
+        with in_one_sentence():
+            work(*arguments)
+
+    try:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        notebook_launcher(process, arguments, num_processes=processes, use_port=port)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise LostError(
+            f"Process {rank} of {processes} has ended with code {failure.exitcode}; run this again, and it continues "
+            "from its last checkpoint."
+        ) from None
+
+
+def alike(work: Callable) -> Callable:
+    """``work``, with a sentence instead of a network's error where another process has ended meanwhile.
+
+    Raises:
+        LostError: a process is gone.
+    """
+
+    @functools.wraps(work)
+    def wrapped(*args, **kwargs):
+        try:
+            return work(*args, **kwargs)
+        except RuntimeError as error:
+            if count() == 1 or not any(word in str(error) for word in ("Connection", "connection", "NCCL", "peer")):
+                raise
+            raise LostError(
+                f"Another of the {count()} processes has ended, so this one cannot go on; start them again, and the "
+                "run continues from its last checkpoint."
+            ) from error
+
+    return wrapped
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+
+
+@functools.cache
+def _state():
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(cpu=not _on_gpu(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])

@@ -1,0 +1,65 @@
+"""What test_ranks lets two processes do: ``torchrun --nproc_per_node 2 -m tests.two_processes launched folder``.
+
+With ``notebook`` instead it is one program that launches them itself, as a notebook does; with ``dying`` one of the two
+is killed in the middle.
+"""
+
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from minwidth import distill, errors, ranks, runs, sae, scales, training
+from tests import small_world, test_distill
+
+JOB = distill.Job("random", 16, 0, 60)
+
+
+def student(folder: Path) -> runs.Record:
+    """Train a student in the small world of test_distill."""
+    test_distill.build_small_world(folder)
+    return distill.student(student_parameters(), JOB, test_distill.make_teacher())
+
+
+def student_parameters() -> scales.Distill:
+    return test_distill.settings(parts=2)
+
+
+def autoencoders(folder: Path) -> runs.Record:
+    """Train autoencoders of the random teacher in ``folder``."""
+    runs.RUNS = small_world.residual.RUNS = folder / "runs"
+    small_world.residual.token_blocks = small_world.token_blocks
+    return sae.measure(autoencoder_parameters(folder))
+
+
+def autoencoder_parameters(folder: Path) -> scales.Sae:
+    return small_world.parameters(folder / "teacher", revive=25)
+
+
+def dying(folder: Path) -> None:
+    """The second process is killed at its thirtieth step; checkpoints are written at every one."""
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
+    update, steps = training.update, []
+
+    def counted(*arguments):
+        steps.append(1)
+        if len(steps) == 30 and not ranks.is_first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(*arguments)
+
+    training.update = counted
+    student(folder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    how, folder = sys.argv[1], Path(sys.argv[2])
+    with errors.in_one_sentence():
+        if how == "launched":
+            autoencoders(folder)
+            student(folder)
+        else:
+            ranks.launch(2, {"notebook": student, "dying": dying}[how], folder)
