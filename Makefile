@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := passive
 
 help:
 	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES) and print what holds of the paper'
-	@echo 'make test       lint, unit tests, notebooks against their committed outputs'
+	@echo 'make test       lint, unit tests, notebooks against their committed outputs, and JupyterLab in Chromium if there is one'
 	@echo 'make lab        JupyterLab'
 	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
@@ -62,8 +62,9 @@ test-units: $(INSTALLED)
 
 test-notebooks: test-simulated test-measured
 
+# the browser comes last, and in the same session: it runs both notebooks again and finds what they computed
 test-simulated: $(INSTALLED)
-	$(NBVAL) notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb
+	$(NBVAL) -rs -m 'not slow' notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb tests/test_browser.py
 
 test-measured: $(INSTALLED)
 	$(NBVAL) notebooks/03_sae.ipynb notebooks/04_distill.ipynb notebooks/05_probe.ipynb notebooks/06_ledger.ipynb
