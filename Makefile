@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher clean
+.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
 	@echo 'make student    the notebooks without their solutions in runs/student'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
+	@echo 'make lock       requirements.lock again from the pins: everything pip installs, with hashes'
+	@echo 'make audit      the lock against the known vulnerabilities; needs a connection to PyPI'
 	@echo 'make clean      remove caches and executed copies; results in runs/ stay, and so does .venv'
 	@echo 'PYTHON=$(PYTHON) makes the environment'
 
@@ -115,8 +117,21 @@ student: $(INSTALLED)
 teacher: $(INSTALLED)
 	$(BIN)/python -m minwidth.teacher
 
+lock: .venv-lock/.installed
+	UV_CUSTOM_COMPILE_COMMAND='make lock' .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --all-extras --group build --constraint constraints.txt \
+	  --output-file requirements.lock pyproject.toml
+
+audit: .venv-lock/.installed
+	.venv-lock/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+.venv-lock/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit uv
+	@touch $@
+
 clean:
-	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench
+	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench .venv-lock
 	rm -f runs/*.ipynb
 	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students; done
 	find src tests benchmarks -name __pycache__ -exec rm -rf {} +
