@@ -50,6 +50,17 @@ doubling = None  # train the default once more, for twice the steps
 revive = None  # steps after which latents that were silent start again; 0: never
 seed = None
 
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
+
 # %%
 from minwidth import scales
 

@@ -46,6 +46,17 @@ evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 floor_tolerance = None  # a floor moves by less than this share when the steps double
 
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
+
 # %%
 from minwidth import scales
 
