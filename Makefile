@@ -13,10 +13,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher lock audit clean
+.PHONY: help install paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo 'make install    the environment in .venv, which every other target makes too if it is missing'
 	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES) and print what holds of the paper'
 	@echo 'make test       lint, unit tests, notebooks against their committed outputs, and JupyterLab in Chromium if there is one'
 	@echo 'make lab        JupyterLab'
@@ -41,6 +42,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,test]'
 	@touch $@
+
+install: $(INSTALLED)
 
 paper: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
