@@ -41,9 +41,9 @@ def test_it_is_the_same_in_every_notebook_and_does_nothing_elsewhere(tmp_path: P
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git clone needs a repository, and this is a copy without one")
 def test_on_colab_it_fetches_the_study_and_what_is_missing(tmp_path: Path):
     there = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
-    source = cell("01_theory").replace('repository = ""', f"repository = 'file://{ROOT}'")
+    source = cell("01_theory").replace('repository = ""', f"repository = '{ROOT}'")
     said = python(f"{there}{source}\nfrom minwidth import paths; print(paths.ROOT)", tmp_path)
-    assert said.split() == [str(tmp_path / "minwidth")]
+    assert said.split()[-1] == str(tmp_path / "minwidth")  # git says that a folder's history is copied whole
 
 
 def test_only_what_is_not_there_is_installed(tmp_path: Path):
