@@ -13,12 +13,13 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher clean
+.PHONY: help install paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo 'make install    the environment in .venv, which every other target makes too if it is missing'
 	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES) and print what holds of the paper'
-	@echo 'make test       lint, unit tests, notebooks against their committed outputs'
+	@echo 'make test       lint, unit tests, notebooks against their committed outputs, and JupyterLab in Chromium if there is one'
 	@echo 'make lab        JupyterLab'
 	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
@@ -30,6 +31,8 @@ help:
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
 	@echo 'make student    the notebooks without their solutions in runs/student'
 	@echo 'make teacher    train the tiny teacher again (an hour or two)'
+	@echo 'make lock       requirements.lock again from the pins: everything pip installs, with hashes'
+	@echo 'make audit      the lock against the known vulnerabilities; needs a connection to PyPI'
 	@echo 'make clean      remove caches and executed copies; results in runs/ stay, and so does .venv'
 	@echo 'PYTHON=$(PYTHON) makes the environment'
 
@@ -39,6 +42,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,test]'
 	@touch $@
+
+install: $(INSTALLED)
 
 paper: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
@@ -62,8 +67,9 @@ test-units: $(INSTALLED)
 
 test-notebooks: test-simulated test-measured
 
+# the browser comes last, and in the same session: it runs both notebooks again and finds what they computed
 test-simulated: $(INSTALLED)
-	$(NBVAL) notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb
+	$(NBVAL) -rs -m 'not slow' notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb tests/test_browser.py
 
 test-measured: $(INSTALLED)
 	$(NBVAL) notebooks/03_sae.ipynb notebooks/04_distill.ipynb notebooks/05_probe.ipynb notebooks/06_ledger.ipynb
@@ -114,8 +120,21 @@ student: $(INSTALLED)
 teacher: $(INSTALLED)
 	$(BIN)/python -m minwidth.teacher
 
+lock: .venv-lock/.installed
+	UV_CUSTOM_COMPILE_COMMAND='make lock' .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --all-extras --group build --constraint constraints.txt \
+	  --output-file requirements.lock pyproject.toml
+
+audit: .venv-lock/.installed
+	.venv-lock/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+.venv-lock/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit uv
+	@touch $@
+
 clean:
-	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench
+	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench .venv-lock
 	rm -f runs/*.ipynb
 	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students; done
 	find src tests benchmarks -name __pycache__ -exec rm -rf {} +

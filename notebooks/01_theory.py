@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -30,6 +30,17 @@ alpha = 0.992  # sparsity: share of zeros of a feature; the paper's value for Py
 features = 28_700  # F, features of the teacher; the paper's value
 width = 128  # d_S, the student's width; the paper's narrowest
 zipf_exponent = 1.0  # importance of feature i is i^-exponent; 1 in the paper's toy model
+
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
 
 # %%
 from minwidth import scales

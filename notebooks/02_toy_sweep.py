@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -32,6 +32,17 @@ seeds = None  # models a cell
 steps = None  # Adam steps a model
 teacher_seeds = None  # models a cell that learn a teacher's outputs; 0 leaves section 6 out
 seed = None  # the first seed
+
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
 
 # %%
 from minwidth import scales

