@@ -6,6 +6,7 @@ tests/test_distill.py kills students, tests/test_sae.py autoencoders, tests/test
 
 import itertools
 import json
+import math
 import os
 import signal
 import zlib
@@ -17,7 +18,21 @@ import pandas as pd
 import pytest
 import torch
 
-from minwidth import controls, corpus, distill, models, paths, probe, residual, runs, sae, scales, sensitivity, teacher
+from minwidth import (
+    controls,
+    corpus,
+    distill,
+    models,
+    paths,
+    probe,
+    residual,
+    runs,
+    sae,
+    scales,
+    sensitivity,
+    teacher,
+    training,
+)
 from minwidth import toy as toys
 from minwidth.corpus import Passage
 from minwidth.training import Schedule
@@ -40,6 +55,13 @@ def deadly(function: Callable, call: int) -> Callable:
         return function(*arguments, **options)
 
     return wrapped
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """A checkpoint after each."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
 
 
 def records(folder: Path) -> dict[str, tuple]:
@@ -97,9 +119,8 @@ def test_the_toy_sweep(survives):
     survives(sweeps, toys, "_fit", call=6, finished=1)  # 2 widths x 2 seeds in the first
 
 
-def test_sensitivity(survives, monkeypatch, tmp_path):
+def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
     monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
-    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", -1.0)
     small_world.save_teacher(tmp_path / "teacher")
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
@@ -113,15 +134,13 @@ def test_other_objectives(survives, students, monkeypatch):
     survives(lambda: controls.objectives(students), distill, "trained", call=2, finished=4)
 
 
-def test_features_of_students(survives, students, monkeypatch):
-    monkeypatch.setattr(sae, "CHECKPOINT_SECONDS", -1.0)
+def test_features_of_students(survives, students, every_step):
     s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
     survives(lambda: controls.features(students, s), sae, "describe", call=2, finished=1)
 
 
-def test_wide_decoders(survives, students, monkeypatch):
+def test_wide_decoders(survives, students, every_step, monkeypatch):
     monkeypatch.setattr(controls, "DECODER", Schedule(steps=20, batch=64, learning_rate=5e-3, evaluations=2))
-    monkeypatch.setattr(controls.training, "CHECKPOINT_SECONDS", -1.0)
     s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
     survives(lambda: controls.references(students, s), controls.WideDecoder, "forward", call=30, finished=1)
 
@@ -138,12 +157,11 @@ def test_probes(survives, students, monkeypatch):
     inputs = probe.Inputs(test_distill.make_teacher(), table, ids)
     monkeypatch.setattr(probe, "probe_states", lambda states, *_: {"mean": float(np.mean(states[1]))})
 
-    monkeypatch.setattr(scales, "parameters", lambda *_: students)
     teacher_itself, narrow = probe.Subject("", 32, 0, 0), probe.Subject("random", 16, 0, 0)
 
     def survey():
         for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe._measured(p, subject, runs.Record("text", {}, {}, {}), lambda: inputs)
+            probe._measured(p, students, subject, runs.Record("text", {}, {}, {}), lambda: inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 
@@ -186,7 +204,7 @@ def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_the_tiny_teachers_training(tmp_path, monkeypatch):
+def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
     """The Makefile's own target in small: killed in the middle of a step, then continued to the same weights."""
     texts = [Passage(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
     for name, value in dict(
@@ -196,7 +214,6 @@ def test_the_tiny_teachers_training(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "documents", lambda: texts)
     monkeypatch.setattr(corpus, "passages", lambda documents: documents)
     monkeypatch.setattr(corpus, "RUNS", tmp_path / "tokens")
-    monkeypatch.setattr(teacher.training, "CHECKPOINT_SECONDS", -1.0)
     found = {}
     for name in ("killed", "whole"):
         monkeypatch.setattr(teacher, "RUNS", tmp_path / name)

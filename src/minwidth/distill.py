@@ -169,7 +169,7 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     with threads(p):
         teacher = teacher or models.load_teacher(p.shape.teacher, device=ranks.device())
         compute = functools.partial(_train, p, job, teacher, what, parameters)
-        return runs.find_or_compute_together(what, parameters, ranks.alike(compute))
+        return ranks.find_or_compute(what, parameters, compute)
 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:

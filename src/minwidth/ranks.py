@@ -8,13 +8,18 @@ import datetime
 import functools
 import os
 import socket
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minwidth import runs
 from minwidth.errors import LostError, ParameterError, in_one_sentence
+from minwidth.paths import alone
 
 PATIENCE = datetime.timedelta(days=1)  # for a process that computes what the others wait for
 
@@ -94,26 +99,38 @@ def launch(processes: int, work: Callable, *arguments) -> None:
         ) from None
 
 
-def alike(work: Callable) -> Callable:
-    """``work``, with a sentence instead of a network's error where another process has ended meanwhile.
+def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> runs.Record:
+    """``runs.find_or_compute`` of what all processes compute at once, exchanging with one another.
+
+    Each calls ``compute``; the first stores what it returns, and all read that.
 
     Raises:
-        LostError: a process is gone.
+        LostError: another process has ended meanwhile.
     """
+    if count() == 1:
+        return runs.find_or_compute(what, parameters, compute)
+    started = time.monotonic()
+    with _company(), alone(runs.folder_of(what, parameters)) if is_first() else nullcontext():
+        if not agree(runs.find(what, parameters) is not None):
+            values = compute()
+            if is_first():
+                runs.store(what, parameters, values, seconds=time.monotonic() - started)
+        agree(True)  # that it is stored
+    return runs.find_or_compute(what, parameters, compute)
 
-    @functools.wraps(work)
-    def wrapped(*args, **kwargs):
-        try:
-            return work(*args, **kwargs)
-        except RuntimeError as error:
-            if count() == 1 or not any(word in str(error) for word in ("Connection", "connection", "NCCL", "peer")):
-                raise
-            raise LostError(
-                f"Another of the {count()} processes has ended, so this one cannot go on; start them again, and the "
-                "run continues from its last checkpoint."
-            ) from error
 
-    return wrapped
+@contextmanager
+def _company() -> Iterator[None]:
+    """A sentence instead of a network's error where another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
+            raise
+        raise LostError(
+            f"Another of the {count()} processes has ended, so this one cannot go on; start them again, and the run "
+            "continues from its last checkpoint."
+        ) from error
 
 
 def _on_gpu() -> bool:

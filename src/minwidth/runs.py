@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ import pandas as pd
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
-from minwidth import ranks
 from minwidth.corpus import locked_digest
 from minwidth.paths import RESULTS, ROOT, RUNS, alone, replace_file, replace_folder
 
@@ -102,23 +100,6 @@ def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[],
         started = time.monotonic()
         values = compute()
         return store(what, parameters, values, seconds=time.monotonic() - started)
-
-
-def find_or_compute_together(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:
-    """``find_or_compute`` of what all processes of a run on several devices (``ranks``) compute at once.
-
-    Each calls ``compute``, which may exchange with the others; the first stores what it returns, and all read that.
-    """
-    if ranks.count() == 1:
-        return find_or_compute(what, parameters, compute)
-    started = time.monotonic()
-    with alone(folder_of(what, parameters)) if ranks.is_first() else nullcontext():
-        if not ranks.agree(find(what, parameters) is not None):
-            values = compute()
-            if ranks.is_first():
-                store(what, parameters, values, seconds=time.monotonic() - started)
-        ranks.agree(True)  # that it is stored
-    return _read(folder_of(what, parameters))
 
 
 def store(what: str, parameters: dict[str, Any], values: dict[str, Any], seconds: float) -> Record:

@@ -755,7 +755,7 @@ def measure(p: scales.Sae) -> runs.Record:
         del parameters["revive"]  # the paper's training, by the key it always had
     what = f"sae/{p.scale}/{place}-l{p.layer}"
     compute = functools.partial(_measure, p, runs.work_folder(what, parameters))
-    return runs.find_or_compute_together(what, parameters, ranks.alike(compute))
+    return ranks.find_or_compute(what, parameters, compute)
 
 
 def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
