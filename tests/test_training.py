@@ -112,7 +112,7 @@ def test_a_weight_that_lies_column_by_column_in_memory_resumes_as_exactly(tmp_pa
 
 def test_stopped_between_checkpoints_a_run_repeats_the_steps_since(tmp_path, monkeypatch):
     weights, history, _ = run()
-    clock = iter([0.0, *[70.0 if step == 8 else 0.0 for step in range(1, 100)]])  # a minute has passed at step 8
+    clock = iter([0.0, 0.0, *[70.0 if step == 8 else 0.0 for step in range(1, 100)]])  # a minute has passed at step 8
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", 15, stop)

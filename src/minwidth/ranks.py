@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minwidth import runs
-from minwidth.errors import LostError, ParameterError, in_one_sentence
+from minwidth.errors import Fault, LostError, ParameterError, in_one_sentence
 from minwidth.paths import alone
 
 PATIENCE = datetime.timedelta(days=1)  # for a process that computes what the others wait for
@@ -125,7 +125,7 @@ def _company() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
+        if isinstance(error, Fault) or not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
             raise
         raise LostError(
             f"Another of the {count()} processes has ended, so this one cannot go on; start them again, and the run "
