@@ -401,7 +401,7 @@ LONGER: dict[str, dict[str, Any]] = {
 # what differs from the scale's own.
 EVERY_STUDENT: dict[str, dict[str, Any]] = {
     "tiny": dict(passages=2000, splits=5, widths=SCALES["tiny"]["04_distill"]["widths"]),
-    "smollm2": dict(widths=SCALES["smollm2"]["04_distill"]["widths"], longer=True),
+    "smollm2": dict(passages=250, widths=SCALES["smollm2"]["04_distill"]["widths"], longer=True),
     "pythia-410m": dict(widths=SCALES["pythia-410m"]["04_distill"]["widths"]),
 }
 # fmt: on
