@@ -207,6 +207,8 @@ def step_benchmark(rounds: int, width: int = 128, blocks: int = 4, length: int =
             optimizer.step()
             seconds[name].append(time.perf_counter() - started)
             losses.setdefault(name, float(value.detach()))
+    if abs(losses["online"] / losses["offline"] - 1) > 1e-4:
+        raise SystemExit(f"The two steps do not start from the same loss: {losses}.")
     best = {name: min(values[1:]) for name, values in seconds.items()}
     return {
         "work": {"teacher": "smollm2", "width": width, "tokens": ids.numel(), "threads": torch.get_num_threads()},
@@ -268,15 +270,33 @@ def _least(run: Callable[[], None], rounds: int) -> float:
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def draw(result: dict):
-    """Part (a) as bars: CPU seconds over those of the matrix products, peak extra memory."""
-    names = list(result["peak_extra_bytes"])
-    figure, ((left, right),) = figures.panels(2, height=2.2)
-    left.barh(names, [result["ratios"]["seconds_to_products"][name] for name in names], color=figures.PALETTE[0])
+def draw(found: dict[str, dict]):
+    """The parts as panels: time and memory of the loss, a whole step, students against their matrix products."""
+    loss, step, speed = found["loss"], found["step"], found["speed"]
+    figure, ((left, right), (below, last)) = figures.panels(2, 2, height=2.2)
+    names = list(loss["peak_extra_bytes"])
+    left.barh(names, [loss["ratios"]["seconds_to_products"][name] for name in names], color=figures.PALETTE[0])
     left.axvline(1, color="0.3", linewidth=1, linestyle="--")
-    left.set(xlabel="CPU time / that of the four matrix products")
-    right.barh(names, [result["peak_extra_bytes"][name] / 1e6 for name in names], color=figures.PALETTE[1])
-    right.set(xlabel="peak extra memory (MB)", yticklabels=[])
+    left.set(xlabel="CPU time / that of the four products", title="(a) the loss")
+    right.barh(names, [loss["peak_extra_bytes"][name] / 1e6 for name in names], color=figures.PALETTE[1])
+    right.set(xlabel="peak extra memory (MB)", yticklabels=[], title="(b) the loss")
+    seconds = step["seconds"]
+    below.barh([f"teacher {name}" for name in seconds], list(seconds.values()), color=figures.PALETTE[2])
+    below.set(xlabel="seconds", title=f"(c) a step at width {step['work']['width']}")
+    for number, (ladder, (_, marker, line)) in enumerate(figures.LADDERS.items()):
+        rows = [row for row in speed["students"] if row["ladder"] == ladder]
+        points = [row["width"] for row in rows], [row["to_products"] for row in rows]
+        last.plot(
+            *points,
+            line,
+            marker=marker,
+            markersize=4,
+            color=figures.PALETTE[number],
+            label=distill.LADDER_NAMES[ladder],
+        )
+    last.axhline(1, color="0.3", linewidth=1, linestyle="--")
+    last.set(xlabel="width d", ylabel="time / products", title="(d) steps of the tiny students", ylim=(0, None))
+    last.legend()
     return figure
 
 
@@ -311,6 +331,8 @@ if __name__ == "__main__":
     for part in [options.part] if options.part else PARTS:
         result = PARTS[part](options.rounds)
         (RESULTS / f"distill_{part}.json").write_text(json.dumps(machine() | result, indent=1) + "\n")
-        if part == "loss":
-            draw(result).savefig(RESULTS / "distill_loss.png", dpi=150, metadata={"Software": "minwidth"})
         print(json.dumps({name: value for name, value in result.items() if name != "work"}, indent=1))
+    files = {part: RESULTS / f"distill_{part}.json" for part in PARTS}
+    if all(file.exists() for file in files.values()):
+        picture = draw({part: json.loads(file.read_text()) for part, file in files.items()})
+        picture.savefig(RESULTS / "distill.png", dpi=150, metadata={"Software": "minwidth"})
