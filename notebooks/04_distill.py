@@ -391,7 +391,8 @@ Markdown(controls.about_budget(long, p.floor_tolerance)) if budgeted else None
 #
 # SmolLM2-135M, cut to its first principal directions and distilled back into them; and two students of the paper's
 # kind, which start from random weights. Hours of a CPU give them few tokens, so the table says how many, and how much
-# the last doubling still moved each. `low` and `high` hold 95 % over blocks of held-out text.
+# the last doubling still moved each. `low` and `high` hold 95 % over blocks of held-out text. After so few tokens, "a
+# floor" says only that this doubling moved a student little: one that has hardly begun to learn passes the test too.
 
 # %%
 pretrained = runs.load_results("smollm2", "distill_long")

@@ -1175,7 +1175,8 @@ def distill_long(summary, references) -> Figure:
     widths = sorted(set(summary["width"]))
     for axis in (left, right):
         axis.set(xscale="log", xlabel="width d")
-        axis.set_xticks(widths, [str(width) for width in widths])
+        room = [width for width, wider in zip(widths, [*widths[1:], np.inf], strict=True) if wider > 1.2 * width]
+        axis.set_xticks(widths, [str(width) if width in room else "" for width in widths])
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
