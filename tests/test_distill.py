@@ -468,6 +468,18 @@ def test_what_is_said_follows_from_the_numbers():
     assert "**Width alone**: at full width nothing remains; B = 0." in said
 
 
+def test_storing_states_in_16_bits_costs_what_the_rounded_logits_say(teacher):
+    text = distill.read(teacher, settings(), "held_out")
+    found = distill.storage_cost(teacher, text, 2.0)
+    states = models.final_hidden(teacher.model, torch.from_numpy(text.ids.astype(np.int64)))
+    matrix = models.unembedding(teacher.model).double() / 2.0
+    exact, rounded = (
+        torch.log_softmax(part.double() @ matrix.T, -1).flatten(0, 1) for part in (states, states.bfloat16())
+    )
+    expected = torch.nn.functional.kl_div(rounded, exact, reduction="batchmean", log_target=True)
+    assert found["bfloat16"] == pytest.approx(float(expected), rel=0.05) and found["float16"] < found["bfloat16"]
+
+
 def test_top_share_is_the_mass_of_the_likeliest(teacher):
     text = distill.read(teacher, settings(), "held_out")
     shares = distill.top_share(teacher, text, (1, 5, VOCABULARY), (1.0, 2.0))

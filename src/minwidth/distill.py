@@ -762,6 +762,16 @@ def top_share(
     return pd.DataFrame(found, index=pd.Index(ks, name="k"))
 
 
+@torch.no_grad()
+def storage_cost(teacher: models.Teacher, text: Text, temperature: float) -> dict[str, float]:
+    """KL in nats per token between the teacher and itself from final states that were stored in 16 bits."""
+    matrix = models.unembedding(teacher.model)
+    ids = torch.from_numpy(text.ids[: -(-2048 // text.ids.shape[1])].astype(np.int64))
+    states = models.final_hidden(teacher.model, ids.to(matrix.device))
+    rounded = {str(kind).removeprefix("torch."): states.to(kind).float() for kind in (torch.float16, torch.bfloat16)}
+    return {name: float(kl.divergence(part, matrix, states, matrix, temperature)) for name, part in rounded.items()}
+
+
 def architectures(p: scales.Distill) -> pd.DataFrame:
     """Table 8 for this teacher: ``ladder, width, layers, heads, head_width, ffn_width, params, ratio``."""
     teacher = _teacher(p.scale)
