@@ -12,7 +12,6 @@ measured times of a step on this CPU.
 import argparse
 import copy
 import functools
-import math
 import sys
 import time
 import warnings
@@ -50,7 +49,6 @@ class Machine(NamedTuple):
     low_flops: float  # a second, in bfloat16
     bandwidth: float  # bytes a second
     latency: float  # seconds an operation
-    memory: float = math.inf  # bytes
 
 
 class Cost(NamedTuple):
@@ -202,14 +200,10 @@ def student_step(p: scales.Distill, config: PreTrainedConfig, on_gpu: bool = Fal
     return lambda: training.update(student, optimizer, loss, rows, schedule)
 
 
-def autoencoder_step(p: scales.Sae, d: int, device: str = "meta") -> Callable[[], None]:
-    """One training step of an autoencoder of a stream of width ``d`` by matrix products.
-
-    Args:
-        device: ``meta`` counts as a GPU; on a CPU the loop takes another step, on the active entries alone.
-    """
+def autoencoder_step(p: scales.Sae, d: int) -> Callable[[], None]:
+    """One training step of an autoencoder of a stream of width ``d`` by matrix products, as a GPU takes it."""
     latents = p.expansion * d
-    with torch.device(device):
+    with torch.device("meta"):
         parameters = torch.rand(latents, d), torch.rand(latents, d), torch.rand(d), torch.zeros(latents)
         autoencoder = sae.Sae(*parameters, p.topk if p.kind == "topk" else None)
         batch = torch.rand(p.batch, d)
@@ -235,9 +229,7 @@ def teacher_pass(tokens: int, length: int, config: PreTrainedConfig, low: bool =
 def gpu(name: str) -> Machine:
     """A GPU of ``scales.GPUS`` at the share of its data sheet that programs like this one reach."""
     sheet = scales.GPUS[name]
-    return Machine(
-        name, SUSTAINED * sheet.fp32, SUSTAINED * sheet.bf16, STREAMED * sheet.bandwidth, LAUNCH, sheet.gib * GIB
-    )
+    return Machine(name, SUSTAINED * sheet.fp32, SUSTAINED * sheet.bf16, STREAMED * sheet.bandwidth, LAUNCH)
 
 
 def this_cpu() -> Machine:
