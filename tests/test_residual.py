@@ -190,6 +190,18 @@ def test_activations_match_a_pass_over_each_block(teacher, blocks):
     torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
 
 
+@pytest.mark.parametrize("a_part", [7, 40, 100])
+def test_activations_in_parts_are_those_of_the_whole(teacher, blocks, a_part):
+    calibration = residual.calibrate(teacher, blocks, [1, 2])
+    whole = residual.activations(teacher, blocks, [1, 2], calibration)
+    parts = list(residual.activations_in_parts(teacher, blocks, [1, 2], calibration, a_part, "reading"))
+    assert len(parts) == -(-len(blocks) // a_part)
+    for name in ("document", "place"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    torch.testing.assert_close(torch.cat([part.layers[2] for part in parts]), whole.layers[2])
+    assert sum(part.left_out["position 0"] for part in parts) == whole.left_out["position 0"]
+
+
 def test_streams_on_disk_are_the_models_own_and_computed_once(teacher, blocks):
     seen = count_forward_tokens(teacher)
     stored = residual.offline_streams(teacher, blocks, [1, 2], "text")

@@ -218,16 +218,16 @@ def test_too_large_a_lambda_hides_features():
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
-def by_hand() -> tuple[sae.Sums, torch.Tensor]:
+def by_hand() -> sae.Sums:
     """Three latents that read the three positive axes, on four tokens of two documents."""
     eye = torch.eye(3)
     model = sae.Sae(eye.clone(), eye.clone(), torch.zeros(3), torch.zeros(3))
     x = torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 1, -1], [0, 0, -1]])
-    return sae.sums(model, x, torch.tensor([0, 0, 7, 7])), x
+    return sae.sums(model, x, torch.tensor([0, 0, 7, 7]))
 
 
 def test_statistics_by_hand():
-    sums, x = by_hand()
+    sums = by_hand()
     found = sae.statistics(sums)
     assert found.alive == 2 and found.l0 == 1.0 and found.alpha == 0.5
     np.testing.assert_allclose(found.frequency, [0.5, 0.5, 0])
@@ -235,7 +235,7 @@ def test_statistics_by_hand():
     np.testing.assert_allclose(found.tail, [5 / 4, 2 / 4])
     assert found.d_star == pytest.approx(1.0 * math.log(2))
     assert sums.error == 2.0  # the two negative entries
-    assert sums.spread == pytest.approx(float((x - x.mean(0)).square().sum()))
+    assert sums.document.tolist() == [0, 7] and sums.tokens.tolist() == [2, 2]
 
 
 def test_the_power_of_the_tail_and_its_cliff():
@@ -248,10 +248,30 @@ def test_the_power_of_the_tail_and_its_cliff():
 
 
 def test_weights_count_documents_as_often_as_they_say():
-    sums, _ = by_hand()
+    sums = by_hand()
     twice = sae.statistics(sums, np.array([2.0, 1.0]))
     assert twice.l0 == pytest.approx((2 * 3 + 1) / 6)
     np.testing.assert_allclose(twice.importance, [10 / 6, (2 + 1) / 6, 0])
+
+
+@given(cuts=st.sets(st.integers(1, 39)))
+def test_sums_of_parts_are_those_of_the_whole(cuts):
+    """Also where a part ends within a document, and whatever has been read before."""
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    document = torch.arange(40) // 9
+    model, edges = sae.Sae.initial(x.mean(0), 12, 0), [0, *sorted(cuts), 40]
+    whole, moments = sae.sums(model, x, document), sae.Moments(6)
+    parts = []
+    for a, b in itertools.pairwise(edges):
+        parts.append(sae.sums(model, x[a:b], document[a:b]))
+        moments.add(x[a:b])
+    found = sae.joined(parts)
+    assert found.document.tolist() == whole.document.tolist() and found.tokens.tolist() == whole.tokens.tolist()
+    assert (found.active != whole.active).nnz == 0
+    np.testing.assert_allclose(found.squares.toarray(), whole.squares.toarray(), rtol=1e-4)
+    assert found.error == pytest.approx(whole.error, rel=1e-5)
+    torch.testing.assert_close(moments.mean.float(), x.mean(0))
+    torch.testing.assert_close(moments.covariance.float(), torch.cov(x.T))
 
 
 def test_an_autoencoder_that_never_fires_measures_nothing():
@@ -266,7 +286,8 @@ def test_the_interval_lies_around_the_value_and_shrinks_with_documents():
     widths = []
     for documents in (20, 500):
         counts = generator.poisson(5.0, (documents, 4)).astype(float)
-        sums = sae.Sums(np.full(documents, 50.0), sae.sparse.csr_array(counts), sae.sparse.csr_array(counts), 1, 1)
+        both = [sae.sparse.csr_array(counts)] * 2
+        sums = sae.Sums(np.arange(documents), np.full(documents, 50.0), *both, 1)
         found = sae.statistics(sums)
         low, high = sae.interval(found.l0, [draw.l0 for draw in sae.bootstrap(sums, 100, 0)])
         assert low < found.l0 < high

@@ -247,7 +247,9 @@ def references(p: scales.Distill, s: scales.Sae) -> runs.Record:
 def _stream(p: scales.Distill, s: scales.Sae) -> Stream:
     teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
     text = distill.read(teacher, p, "held_out")
-    blocks = [sae.read_text(s, teacher, *part) for part in (("train", s.tokens), ("held_out", s.held_out_tokens))]
+    at_once = sae.ACTIVATION_BYTES // (4 * teacher.d)
+    wanted = (("train", min(s.tokens, at_once)), ("held_out", min(s.held_out_tokens, at_once)))
+    blocks = [sae.read_text(s, teacher, *part) for part in wanted]
     calibration = residual.calibrate(teacher, blocks[0], [s.layer])
     parts = (residual.activations(teacher, part, [s.layer], calibration).layers[s.layer] for part in blocks)
     return Stream(*parts, calibration, sae.Reference(teacher, text.ids, text.states))

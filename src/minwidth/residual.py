@@ -358,6 +358,23 @@ def activations(
     return Activations(joined, document[place], place, left_out)
 
 
+def activations_in_parts(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    layers: Sequence[int],
+    calibration: Calibration,
+    a_part: int,
+    progress: str,
+) -> Iterator[Activations]:
+    """The same of ``a_part`` blocks after the other, for text whose streams would not fit into memory."""
+    documents = 0
+    for start in range(0, len(blocks), a_part):
+        ids = blocks[start : start + a_part]
+        part = activations(teacher, ids, layers, calibration, progress)
+        yield part._replace(document=part.document + documents, place=part.place + start * blocks.shape[1])
+        documents += int((ids == teacher.tokenizer.eos_token_id).sum())
+
+
 def kept_tokens(found: dict[int, Float[Tensor, "batch length d"]], calibration: Calibration) -> Tensor:
     """Which tokens ``[batch, length]`` the rule keeps: not at position 0, not massive at any of the layers."""
     massive = [stream.float().norm(dim=-1) > calibration.limit[layer] for layer, stream in found.items()]

@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -554,34 +555,66 @@ class Run:
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
+class Moments:
+    """Mean and covariance of a stream that is read in parts, in float64."""
+
+    def __init__(self, d: int):
+        self.tokens, self.total = 0, torch.zeros(d, dtype=torch.float64)
+        self.products = torch.zeros(d, d, dtype=torch.float64)
+
+    def add(self, x: Float[Tensor, "tokens d"]) -> None:
+        """Count these tokens too."""
+        for part in x.split(4096):
+            self.tokens += len(part)
+            self.total += part.double().sum(0)
+            self.products += part.double().T @ part.double()
+
+    @property
+    def mean(self) -> Float[Tensor, "d"]:
+        return self.total / self.tokens
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Unbiased: over one less than the number of tokens."""
+        return (self.products - self.tokens * torch.outer(self.mean, self.mean)) / (self.tokens - 1)
+
+
 class Sums(NamedTuple):
     """What an autoencoder does on held-out documents, summed within each, so that documents can be drawn again."""
 
+    document: Int[np.ndarray, "documents"]  # their numbers, rising
     tokens: Float[np.ndarray, "documents"]
     active: sparse.csr_array  # tokens on which a latent is active ``[documents, latents]``
     squares: sparse.csr_array  # sum of z^2 ``[documents, latents]``
     error: float  # sum of ||x - x_hat||^2
-    spread: float  # sum of ||x - mean||^2
 
 
 @torch.no_grad()
 def sums(sae: Sae, x: Float[Tensor, "tokens d"], document: Int[Tensor, "tokens"]) -> Sums:
     """Encode ``x`` and sum by document."""
-    names, document = np.unique(document.numpy(), return_inverse=True)
-    shape = (len(names), len(sae.decoder))
-    active, squares = sparse.csr_array(shape), sparse.csr_array(shape)
-    error, mean = 0.0, x.mean(0)
-    for start in range(0, len(x), 4096):
-        part = x[start : start + 4096].to(sae.decoder.device)
+    parts = []
+    for part, numbers in zip(x.split(4096), document.split(4096), strict=True):
+        part = part.to(sae.decoder.device)
         z = sae.encode(part)
-        error += float((part - sae.decode(z)).square().sum())
-        token, latent = z.nonzero(as_tuple=True)
-        value = z[token, latent].cpu().numpy().astype(float)
-        place = (document[start + token.cpu().numpy()], latent.cpu().numpy())
-        active = active + sparse.coo_array((np.ones(len(value)), place), shape).tocsr()
-        squares = squares + sparse.coo_array((value**2, place), shape).tocsr()
-    spread = float((x - mean).square().sum())
-    return Sums(np.bincount(document).astype(float), active, squares, error, spread)
+        error = float((part - sae.decode(z)).square().sum())
+        names, row, tokens = np.unique(numbers.numpy(), return_inverse=True, return_counts=True)
+        found = z.nonzero(as_tuple=True)
+        value, (token, latent) = z[found].cpu().numpy().astype(float), (place.cpu().numpy() for place in found)
+        place, shape = (row[token], latent), (len(names), z.shape[1])
+        active, squares = (sparse.coo_array((v, place), shape).tocsr() for v in (np.ones(len(value)), value**2))
+        parts.append(Sums(names, tokens.astype(float), active, squares, error))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Sums]) -> Sums:
+    """Sums of consecutive parts of a text as those of the whole; a document may go on from one part to the next."""
+    names, row = np.unique(np.concatenate([part.document for part in parts]), return_inverse=True)
+    gather = sparse.csr_array((np.ones(len(row)), (row, np.arange(len(row)))), (len(names), len(row)))
+    active, squares = (
+        gather @ sparse.vstack([getattr(part, name) for part in parts], "csr") for name in ("active", "squares")
+    )
+    tokens = gather @ np.concatenate([part.tokens for part in parts])
+    return Sums(names, tokens, active, squares, sum(part.error for part in parts))
 
 
 class Statistics(NamedTuple):
@@ -767,35 +800,35 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     calibration = residual.calibrate(teacher, text, layers)
     trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
 
-    held_out = residual.activations(teacher, unseen, layers, calibration, "reading held-out documents")
+    moments, every_sums, first, left_out = _read_held_out(teacher, unseen, layers, calibration, trained)
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
     states = residual.offline_teacher(teacher, blocks, f"{p.scale}-sae")
     reference = Reference(teacher, blocks, states)
     cut = cut_divergences(reference, text[: len(blocks)], p.widths)
-    means = {layer: x.mean(0).to(device) for layer, x in held_out.layers.items()}
-    eigenvalues = {layer: torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).numpy() for layer, x in held_out.layers.items()}
+    means = {layer: found.mean.float().to(device) for layer, found in moments.items()}
+    eigenvalues = {
+        layer: torch.linalg.eigvalsh(found.covariance).flip(0).clamp(min=0).numpy() for layer, found in moments.items()
+    }
     ablated = {
         layer: spliced_divergence(reference, layer, calibration, lambda x, layer=layer: means[layer].expand_as(x))
         for layer in layers
     }
 
     rows, floors, curves, doubling, values = [], [], [], [], {}
-    every_sums = _side_by_side(
-        lambda run: sums(run.sae, held_out.layers[run.settings.layer], held_out.document), trained, teacher
-    )
     bar = tqdm(trained, desc="feature statistics", unit=" autoencoders", leave=False)
     for run, all_sums in zip(bar, every_sums, strict=True):
         s, sae = run.settings, run.sae
         names = {"layer": s.layer, "lam": s.lam, "expansion": p.expansion, "tokens": p.tokens, "seed": s.seed}
         found, draws = statistics(all_sums), bootstrap(all_sums, DRAWS, s.seed)
         spliced = spliced_divergence(reference, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x)))
-        quality = {"fvu": all_sums.error / all_sums.spread, "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
+        fvu = _unexplained(all_sums, moments[s.layer])
+        quality = {"fvu": fvu, "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
         is_default = s.layer == p.layer and s.lam == p.lam
         if is_default:
             doubling.append({"steps": s.steps, "alive": found.alive, "l0": found.l0, "d_star": found.d_star} | quality)
         if s.steps != p.steps:
             continue
-        sample = {"steps": s.steps, "held_out_tokens": len(held_out.place), "documents": len(all_sums.tokens)}
+        sample = {"steps": s.steps, "held_out_tokens": moments[s.layer].tokens, "documents": len(all_sums.tokens)}
         rest = {"kind": p.kind, "latents": s.latents, "d_teacher": teacher.d, "default": is_default}
         rows.append(names | sample | _summary(found, draws) | quality | rest)
         floors += _floors(p, names, found, draws, eigenvalues[s.layer], cut)
@@ -805,12 +838,12 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
             order = [i for i in np.argsort(-found.importance, kind="stable") if found.frequency[i] > ALIVE]
             values |= {"importance": found.importance[order], "frequency": found.frequency[order]}
             values |= {"alive": found.alive, "alpha": found.alpha, "l0": found.l0, "d_star": found.d_star}
-            values["features"] = strongest_tokens(teacher, unseen, held_out, sae, s.layer, order, found.frequency)
+            values["features"] = strongest_tokens(teacher, unseen, first, sae, s.layer, order, found.frequency)
             arrays = ("encoder", "decoder", "bias_pre", "bias_encoder")
             values |= {f"sae/{name}": getattr(sae, name).cpu().numpy() for name in arrays}
     values |= {f"eigenvalues/{layer}": spectrum for layer, spectrum in eigenvalues.items()}
     values |= {"lam": p.lam, "layer": p.layer, "d_teacher": teacher.d, "widths": p.widths}
-    values |= {"topk": p.topk if p.kind == "topk" else None, "left_out": held_out.left_out}
+    values |= {"topk": p.topk if p.kind == "topk" else None, "left_out": left_out}
     values["calibration"] = {"limit": calibration.limit[p.layer], "scale": calibration.scale[p.layer]}
     tables = {"layers": rows, "floors": floors, "curves": curves, "doubling": doubling}
     return values | {name: pd.DataFrame(table) for name, table in tables.items()}
@@ -827,14 +860,56 @@ def describe(model: models.Teacher, p: scales.Sae, every: Sequence[Settings], wo
     text, unseen = read_text(p, model, "train", p.tokens), read_text(p, model, "held_out", p.held_out_tokens)
     calibration = residual.calibrate(model, text, [layer])
     trained = _train(model, text, [layer], calibration, every, work)
-    held_out = residual.activations(model, unseen, [layer], calibration, "reading held-out documents")
+    moments, every_sums, _, _ = _read_held_out(model, unseen, [layer], calibration, trained)
     rows = []
-    for run in trained:
-        s, found = run.settings, sums(run.sae, held_out.layers[layer], held_out.document)
+    for run, found in zip(trained, every_sums, strict=True):
+        s = run.settings
         row = {"layer": layer, "lam": s.lam, "latents": s.latents, "steps": s.steps, "tokens": p.tokens, "seed": s.seed}
         row |= _summary(statistics(found), bootstrap(found, DRAWS, s.seed))
-        rows.append(row | {"fvu": found.error / found.spread})
+        rows.append(row | {"fvu": _unexplained(found, moments[layer])})
     return pd.DataFrame(rows)
+
+
+def _read_held_out(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    layers: Sequence[int],
+    calibration: residual.Calibration,
+    trained: Sequence[Run],
+) -> tuple[dict[int, Moments], list[Sums], residual.Activations, dict[str, int]]:
+    """What is measured on held-out documents, of which so much is held at once as of the training text.
+
+    Returns:
+        Moments of each layer's stream, sums of each autoencoder, the first part of the stream itself, and how many
+        tokens were left out.
+    """
+    moments, first = {layer: Moments(teacher.d) for layer in layers}, None
+    every: list[list[Sums]] = [[] for _ in trained]
+    left_out: Counter[str] = Counter()
+    a_part = _blocks_at_once(teacher, blocks, layers)
+    for part in residual.activations_in_parts(
+        teacher, blocks, layers, calibration, a_part, "reading held-out documents"
+    ):
+        first = first or part
+        left_out.update(part.left_out)
+        for layer, stream in part.layers.items():
+            moments[layer].add(stream)
+        found = _side_by_side(
+            lambda run, part=part: sums(run.sae, part.layers[run.settings.layer], part.document), trained, teacher
+        )
+        for sums_of_run, new in zip(every, found, strict=True):
+            sums_of_run.append(new)
+    return moments, [joined(parts) for parts in every], first, dict(left_out)
+
+
+def _unexplained(sums: Sums, moments: Moments) -> float:
+    """Share of the stream's variance that an autoencoder's reconstruction misses."""
+    return sums.error / ((moments.tokens - 1) * float(moments.covariance.trace()))
+
+
+def _blocks_at_once(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], layers: Sequence[int]) -> int:
+    """How many blocks' streams fit into ``ACTIVATION_BYTES``."""
+    return max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * blocks.shape[1]))
 
 
 def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
@@ -904,7 +979,7 @@ def _train(
         job.load(file)
     bar = tqdm(total=sum(s.steps for s in every), desc="training autoencoders", unit=" steps", leave=False)
     bar.update(sum(job.step for job in jobs))
-    a_shard = max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * text.shape[1]))
+    a_shard = _blocks_at_once(teacher, text, layers)
     longest = max(every, key=lambda s: s.steps)
     kept = text.size * teacher.d * len(layers) * 4 > ON_DISK and a_shard >= len(text)
     for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
@@ -1014,6 +1089,7 @@ def strongest_tokens(
     """The tokens of different documents on which features of stated ranks are most active, in a few words of context.
 
     Args:
+        held_out: the stream, or its first part, in which the tokens are looked for.
         order: latents by falling importance.
     """
     picked = [(rank, order[rank - 1]) for rank in RANKS if rank <= len(order)]
