@@ -117,7 +117,7 @@ def test_states_that_exceed_their_share_of_the_disk_are_not_kept_and_it_is_said_
         assert distill.read(teacher, p, "train").states is None
     size = 2 * 30 * 4 * LENGTH * WIDTH * 4 / 2**30
     assert [record.getMessage() for record in caplog.records] == [
-        f"The teacher's states on 2,880 tokens would fill {size:.3g} GiB, more than the {2**-20:g} set apart for them, "
+        f"The teacher's states on 2,880 tokens would fill {size:.4g} GiB, more than the {2**-20:g} set apart for them, "
         "so it runs beside each student."
     ]
     assert not (tmp_path / "states").exists()

@@ -160,6 +160,24 @@ def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
                 assert parameter.grad.abs().sum() > 0 or "bias" in name, name
 
 
+@pytest.mark.parametrize("config", [neox(num_hidden_layers=1), llama(num_hidden_layers=1)])
+def test_a_students_transformer_is_one_graph(config):
+    """As it is compiled on a GPU: no Python in between, and the gradients are what they were."""
+    teacher, (ids, *_) = teacher_of(config), token_batches()
+    basis = models.stream_basis(teacher, [ids])
+    for student in (models.make_student(teacher, 16, 0), models.cut_to_width(teacher, basis, 16)):
+        student.requires_grad_(True)
+
+        def gradients(student=student):
+            logits = models.final_hidden(student, ids) @ models.unembedding(student).T
+            return torch.autograd.grad(logits.square().mean(), [*student.parameters()])
+
+        expected, names = gradients(), [name for name, _ in student.named_parameters()]
+        student.base_model.compile(backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(gradients(), expected)
+        assert [name for name, _ in student.named_parameters()] == names
+
+
 def test_cut_students_are_saved_and_loaded(teacher, tmp_path):
     student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches(1)), 23)
     student.save_pretrained(tmp_path)

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,23 @@ def test_a_gpu_is_not_kept_waiting():
     assert plan.count(lambda: plan.autoencoder_step(p, 16)).waits == 0
 
 
+def test_autoencoders_are_trained_in_tf32_and_measured_in_float32():
+    p = scales.parameters("03_sae", "tiny", tokens=409_600, held_out_tokens=409_600)
+    fast, slow = plan.plan(p).set_index("part").loc[["Teacher to layer 3", "Teacher, held-out text"]].itertuples()
+    assert fast.steps == slow.steps and fast.tflop == slow.tflop and fast.hours < slow.hours
+
+
+def test_the_overview_says_which_gpu_is_too_small(monkeypatch):
+    monkeypatch.setitem(scales.GPUS, "L40S", scales.GPUS["L40S"]._replace(gib=1))
+    table = plan.overview("tiny").set_index("part")
+    own = plan.plan(scales.parameters("03_sae", "tiny")).set_index("part")
+    autoencoders = table.loc["03: autoencoders, 9"]
+    assert own.hours["Autoencoders, 9"] == autoencoders.H100 and np.isnan(autoencoders.L40S)
+    assert table.H100["all"] == pytest.approx(table.H100[:-1].sum()) and np.isnan(table.L40S["all"])
+    lines = plan.as_markdown(table.reset_index()).splitlines()
+    assert len(lines) == len(table) + 2 and "| too large |" in lines[-1]
+
+
 def test_asking_for_a_plan_changes_no_record():
     asked = scales.parameters("04_distill", "tiny", plan=True, gpu="A100")
     job = distill.Job("random", 32, 0, 10)
@@ -85,6 +103,12 @@ def test_a_notebook_ends_with_its_plan(notebook, tmp_path):
     shown = [output.data["text/markdown"] for output in cells[-1].outputs if output.output_type == "display_data"]
     assert "hours** on one H100" in shown[0] and "end_with_plan" in cells[-1].source
     assert not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.slow
+def test_the_readme_has_the_plan_of_the_paper():
+    """Counting depends on the machine's PyTorch alone, not on its speed."""
+    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

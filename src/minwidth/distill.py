@@ -81,9 +81,15 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     return Text(blocks, residual.offline_teacher(teacher, blocks, name))
 
 
-def is_offline(tokens: int, d: int) -> bool:
-    """Whether the teacher's states on so many tokens are kept on disk; else it runs beside the student."""
-    return tokens * d * 4 <= STATES_BYTES
+def too_large(tokens: int, d: int) -> str:
+    """Why the teacher's states on so many tokens are not kept on disk, in a sentence; empty if they are."""
+    size = 4 * tokens * d
+    if size <= STATES_BYTES:
+        return ""
+    return (
+        f"The teacher's states on {tokens:,} tokens would fill {size / 2**30:,.4g} GiB, more than the "
+        f"{STATES_BYTES / 2**30:g} set apart for them, so it runs beside each student."
+    )
 
 
 def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
@@ -92,24 +98,24 @@ def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"]
     They stay within ``STATES_BYTES`` and within what the disk has free. Either way students learn from the same states,
     up to rounding.
     """
-    size = blocks.size * teacher.d * 4
-    said = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.3g} GiB"
-    if not is_offline(blocks.size, teacher.d):
-        return f"{said}, more than the {STATES_BYTES / 2**30:g} set apart for them, so it runs beside each student."
+    if reason := too_large(blocks.size, teacher.d):
+        return reason
+    size = 4 * blocks.size * teacher.d
     target = residual.states_file(teacher, blocks, name)
     there = target.stat().st_size if target.exists() else 0
     free = shutil.disk_usage(existing(target.parent)).free
     if size - there > free:
         return (
-            f"{said} and {target.parent} has {free / 2**30:,.3g} GiB free, so it runs beside each student; make room "
-            "there, or name another folder with MINWIDTH_RUNS, and it runs but once."
+            f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:.3g} GiB and {target.parent} has "
+            f"{free / 2**30:.3g} GiB free, so it runs beside each student; make room there, or name another folder "
+            "with MINWIDTH_RUNS, and it runs but once."
         )
     return ""
 
 
 def about_room(p: scales.Distill) -> str:
     """What a reader must be told where the states on the training text are more than is set apart for them."""
-    if is_offline(2 * p.steps * p.batch * p.length, p.shape.width):
+    if not too_large(2 * p.steps * p.batch * p.length, p.shape.width):
         return ""
     return (
         f" At this scale that is still more than the {STATES_BYTES / 2**30:g} GiB set apart, so for training the "
@@ -236,11 +242,12 @@ def objective(
 
 
 def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
-    ids = torch.from_numpy(text.ids[rows].astype(np.int64)).to(teacher.model.device)
+    device = teacher.model.device
+    ids = ranks.sent(text.ids[rows].astype(np.int64), device)
     if text.states is None:
         with torch.no_grad():
             return ids, models.final_hidden(teacher.model, ids)
-    return ids, torch.from_numpy(text.states[rows]).to(teacher.model.device)
+    return ids, ranks.sent(text.states[rows], device)
 
 
 @torch.no_grad()
@@ -263,10 +270,12 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
         model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
         nn.init.zeros_(model.match.weight)
 
+    if matrix.is_cuda:
+        model.base_model.compile()
+
     def loss(model, rows) -> Tensor:
-        ids, states = _batch(teacher, text, rows)
         with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):
-            return objective(p, model, ids, states, matrix)
+            return objective(p, model, *_batch(teacher, text, rows), matrix)
 
     guess = float(losses(p, teacher, None, held_out).mean())  # every token has the same probability
     start = float(losses(p, teacher, model, held_out).mean())

@@ -5,8 +5,8 @@ arithmetic and its memory traffic added up, and the tensors alive at once give t
 arithmetic a second, bytes a second, and the time that any operation takes however small. An operation lasts as long as
 the slower of its arithmetic and its traffic (the roofline of Williams et al., 2009), and that time on top.
 
-``python -m minwidth.plan --scale pythia-410m`` prints the plan of 03 and 04; ``--check`` compares predicted and
-measured times of a step on this CPU.
+``python -m minwidth.plan --scale pythia-410m`` prints what 03 and 04 take on several GPUs; ``--check`` compares
+predicted and measured times of a step on this CPU.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from minwidth import distill, kl, models, residual, sae, scales, training
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
+RESERVED = 2  # GiB of a GPU's memory that CUDA and its allocator take
 LAUNCH = 8e-6  # seconds from one operation of an eager PyTorch program to the next, at the least
 GIB = 2**30
 aten = torch.ops.aten
@@ -226,10 +227,11 @@ def teacher_pass(tokens: int, length: int, config: PreTrainedConfig, low: bool =
 # ---------------------------------------------------------------------------------------------------------- machines
 
 
-def gpu(name: str) -> Machine:
+def gpu(name: str, tf32: bool = False) -> Machine:
     """A GPU of ``scales.GPUS`` at the share of its data sheet that programs like this one reach."""
     sheet = scales.GPUS[name]
-    return Machine(name, SUSTAINED * sheet.fp32, SUSTAINED * sheet.bf16, STREAMED * sheet.bandwidth, LAUNCH)
+    flops = sheet.tf32 if tf32 else sheet.fp32
+    return Machine(name, SUSTAINED * flops, SUSTAINED * sheet.bf16, STREAMED * sheet.bandwidth, LAUNCH)
 
 
 def this_cpu() -> Machine:
@@ -266,6 +268,26 @@ def _fastest(work: Callable[[], object], times: int = 20) -> float:
 # ------------------------------------------------------------------------------------------------------------- plans
 
 
+class Part(NamedTuple):
+    """A piece of a notebook's work."""
+
+    part: str
+    steps: float
+    cost: Cost  # of a step
+    memory: float = 0  # bytes that the GPU holds besides
+    disk: float = 0  # bytes that stay
+    tf32: bool = False  # products of float32 matrices in TF32
+
+    def hours(self, on: str) -> float:
+        """Of a GPU of ``scales.GPUS``."""
+        return self.steps * self.cost.seconds(gpu(on, self.tf32)) / 3600
+
+    @property
+    def gib(self) -> float:
+        """GPU memory."""
+        return (self.cost.memory + self.memory) / GIB
+
+
 def plan(p: scales.Distill | scales.Sae) -> pd.DataFrame:
     """What 03 or 04 would take on one GPU, ``p.gpu``: a row for each part.
 
@@ -276,51 +298,90 @@ def plan(p: scales.Distill | scales.Sae) -> pd.DataFrame:
     Raises:
         ValueError: a teacher whose architecture cannot be read.
     """
-    rows = _distillation(p) if isinstance(p, scales.Distill) else _autoencoders(p)
-    return pd.DataFrame([_row(gpu(p.gpu), *row) for row in rows])
+    rows = []
+    for found in parts(p):
+        ms = 1e3 * found.cost.seconds(gpu(p.gpu, found.tf32))
+        row = {"part": found.part, "steps": round(found.steps), "tflop": found.cost.flops / 1e12, "ms": ms}
+        rows.append(row | {"gib": found.gib, "hours": found.hours(p.gpu), "disk": found.disk / GIB})
+    return pd.DataFrame(rows)
 
 
-def _row(machine: Machine, part: str, steps: float, cost: Cost, memory: float = 0, disk: float = 0) -> dict:
-    seconds, gib = cost.seconds(machine), (cost.memory + memory) / GIB
-    row = {"part": part, "steps": round(steps), "tflop": cost.flops / 1e12, "ms": 1e3 * seconds, "gib": gib}
-    return row | {"hours": steps * seconds / 3600, "disk": disk / GIB}
+def overview(scale: str) -> pd.DataFrame:
+    """What 03 and 04 would take at a scale on each GPU of ``scales.GPUS``: a row a part, and their sum.
+
+    Returns:
+        ``part``, ``exaflop`` (10^18 FLOPs), ``gib`` (of GPU memory), ``disk`` (GiB) and for each GPU the hours, NaN
+        where it does not have that much memory.
+    """
+    rows = []
+    for notebook in ("03_sae", "04_distill"):
+        for found in parts(scales.parameters(notebook, scale)):
+            row = {"part": f"{notebook[:2]}: {found.part[0].lower()}{found.part[1:]}"}
+            row |= {"exaflop": found.steps * found.cost.flops / 1e18, "gib": found.gib, "disk": found.disk / GIB}
+            rows.append(row | {name: found.hours(name) if _fits(found.gib, name) else np.nan for name in scales.GPUS})
+    table = pd.DataFrame(rows)
+    total = dict(table.sum(numeric_only=True, skipna=False)) | {"part": "all", "gib": table.gib.max()}
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
 
 
-def _distillation(p: scales.Distill) -> Iterator[tuple]:
+def _fits(gib: float, name: str) -> bool:
+    return gib + RESERVED <= scales.GPUS[name].gib
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """``overview`` as a Markdown table."""
+    heads = ["10^18 FLOPs", "GPU memory, GiB", "disk, GiB", *(f"hours, {name}" for name in scales.GPUS)]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for part, *numbers in table[["part", "exaflop", "gib", "disk", *scales.GPUS]].itertuples(index=False):
+        cells = ["too large" if np.isnan(n) else f"{n:.2g}" if n < 100 else f"{n:,.0f}" for n in numbers]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parts(p: scales.Distill | scales.Sae) -> Iterator[Part]:
+    """The pieces of 03's or 04's work, counted."""
+    return _distillation(p) if isinstance(p, scales.Distill) else _autoencoders(p)
+
+
+def _distillation(p: scales.Distill) -> Iterator[Part]:
     config, runs = models.load_config(p.shape.teacher), 2 * len(p.seeds)  # each student is trained twice
     tokens = 2 * p.steps * p.batch * p.length
-    offline = distill.is_offline(tokens, p.shape.width)
-    forward = count_layers(config, functools.partial(teacher_pass, p.batch * p.length, p.length, low=True))
+    beside = bool(distill.too_large(tokens, p.shape.width))
+    forward = count_layers(config, functools.partial(teacher_pass, p.batch * p.length, p.length, low=beside))
     evaluated = runs * p.evaluations * p.held_out_blocks / p.batch
     steps = 3 * p.steps * len(p.seeds) + evaluated / 3  # a loss without gradients takes a third of a step
     for ladder in p.ladders:
         for width in reversed(p.widths_of(ladder)):
             student = _narrow(config, ladder, width)
             cost = count_layers(student, functools.partial(student_step, p, on_gpu=True))
-            if not offline:
+            if beside:
                 cost.operations.update(forward.operations)
                 cost = cost._replace(memory=cost.memory + 4 * _parameters(config))
-            yield f"{distill.LADDER_NAMES[ladder]}, {width}", steps, cost, 0, runs * 4 * _parameters(student)
-    if offline:
-        yield "Teacher, kept on disk", 2 * p.steps, forward, 0, tokens * p.shape.width * 4
-    yield "Text", 0, forward, 0, 2 * tokens
+            uncut = ladder == "width_alone" and width == p.shape.width  # it is its teacher, with nothing to learn
+            disk = runs * 4 * _parameters(student)
+            yield Part(f"{distill.LADDER_NAMES[ladder]}, {width}", 0 if uncut else steps, cost, disk=disk)
+    if not beside:
+        yield Part("Teacher, kept on disk", 2 * p.steps, forward, disk=tokens * p.shape.width * 4)
+    yield Part("Text", 0, forward, disk=2 * tokens)
 
 
 def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConfig:
     return (models.student_config if ladder == "random" else models.cut_config)(config, width)
 
 
-def _autoencoders(p: scales.Sae) -> Iterator[tuple]:
+def _autoencoders(p: scales.Sae) -> Iterator[Part]:
     config = models.load_config(p.teacher, p.revision or None)
     d, deepest = config.hidden_size, max(p.layer, *p.layers)
     read, every = residual.FORWARD_TOKENS, sae._settings(p, d)
     forward = count_layers(_with_layers(config, max(1, deepest)), functools.partial(teacher_pass, read, p.length))
-    yield f"Teacher to layer {deepest}", (p.tokens + p.held_out_tokens) / read, forward, 0, 2 * p.tokens
+    yield Part(f"Teacher to layer {deepest}", p.tokens / read, forward, disk=2 * p.tokens, tf32=True)
     step = count(lambda: autoencoder_step(p, d))
     others = (len(every) - 1) * 6 * 4 * p.expansion * d * d  # two matrices, each with two moments, all on the GPU
-    yield f"Autoencoders, {len(every)}", sum(s.steps for s in every), step, others
+    held = others + sae.ACTIVATION_BYTES
+    yield Part(f"Autoencoders, {len(every)}", sum(s.steps for s in every), step, held, tf32=True)
+    yield Part("Teacher, held-out text", p.held_out_tokens / read, forward, disk=2 * p.held_out_tokens)
     # encoding and decoding are two of a step's five matrix products
-    yield "Statistics", 2 / 5 * len(every) * p.held_out_tokens / p.batch, step, others
+    yield Part("Statistics", 2 / 5 * len(every) * p.held_out_tokens / p.batch, step, others)
 
 
 def _parameters(config: PreTrainedConfig) -> int:
@@ -338,23 +399,17 @@ def in_words(p: scales.Distill | scales.Sae, table: pd.DataFrame) -> str:
         lines.append(f"| {row.part} | {' | '.join(cells)} |")
     exa = (table.steps * table.tflop).sum() / 1e6
     peak, room = table.gib.max(), scales.GPUS[p.gpu].gib
-    fits = f"of its {room} GiB" if peak < room else f"more than its {room} GiB: lower the batch, or name a larger GPU"
+    remedy = "" if _fits(peak, p.gpu) else ", too many: lower the batch, or name a larger GPU"
     said = [
         f"In all {exa:.3g} · 10^18 FLOPs, **{table.hours.sum():.3g} hours** on one {p.gpu}, at most {peak:.3g} GiB of "
-        f"memory ({fits}) and {table.disk.sum():.3g} GiB of disk; jobs that run side by side divide the hours.",
+        f"memory (of {room}{remedy}) and {table.disk.sum():.3g} GiB of disk; jobs side by side divide the hours.",
         f"Taken for granted: matrix products at {SUSTAINED:.0%} of the data sheet, passes over memory at "
-        f"{STREAMED:.0%}, {LAUNCH * 1e6:g} µs from one operation to the next; reading the text takes no time.",
+        f"{STREAMED:.0%}, {LAUNCH * 1e6:g} µs from one operation to the next, none of them fused by `torch.compile`; "
+        "reading the text takes no time.",
     ]
-    if isinstance(p, scales.Distill) and not distill.is_offline(2 * p.steps * p.batch * p.length, p.shape.width):
-        states = 2 * p.steps * p.batch * p.length * p.shape.width * 4 / GIB
-        said.append(
-            f"The teacher's states on that text would fill {states:,.0f} GiB, more than the "
-            f"{distill.STATES_BYTES / GIB:g} set apart for them, so the teacher runs beside each student."
-        )
-    if isinstance(p, scales.Sae):
-        held = p.held_out_tokens * len({p.layer, *p.layers}) * models.load_config(p.teacher).hidden_size * 4 / GIB
-        said.append(f"The host holds the held-out stream of all layers at once: {held:.3g} GiB.")
-    return "\n".join(lines) + "\n\n" + " ".join(said)
+    if isinstance(p, scales.Distill):
+        said.append(distill.too_large(2 * p.steps * p.batch * p.length, p.shape.width))
+    return "\n".join(lines) + "\n\n" + " ".join(said).rstrip()
 
 
 def end_with_plan(p: scales.Distill | scales.Sae) -> None:
@@ -392,18 +447,15 @@ def check() -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print what 03 and 04 would take at a scale, or how well a step's time is predicted on this CPU."""
+    """Print what 03 and 04 would take at a scale on several GPUs, or how well a step is predicted on this CPU."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.plan", description=main.__doc__)
     parser.add_argument("--scale", default="pythia-410m", choices=list(scales.SCALES))
-    parser.add_argument("--gpu", default="H100", choices=list(scales.GPUS))
     parser.add_argument("--check", action="store_true", help="compare predicted and measured times instead")
     options = parser.parse_args(arguments)
     if options.check:
         sys.stdout.write(check().to_string(index=False, float_format="{:.3g}".format) + "\n")
         return
-    for notebook in ("03_sae", "04_distill"):
-        p = scales.parameters(notebook, options.scale, gpu=options.gpu)
-        sys.stdout.write(f"{notebook}\n\n{in_words(p, plan(p))}\n\n")
+    sys.stdout.write(as_markdown(overview(options.scale)) + "\n")
 
 
 if __name__ == "__main__":

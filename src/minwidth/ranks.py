@@ -39,6 +39,23 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0)) if _on_gpu() else torch.device("cpu")
 
 
+def sent(array: np.ndarray, to: torch.device) -> Tensor:
+    """An array as a tensor on a device; to a GPU by way of pinned memory, so that nothing waits for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor
+
+
+@contextmanager
+def tf32(on: torch.device) -> Iterator[None]:
+    """While the block lasts, a GPU multiplies float32 matrices with 11 bits of each number; a CPU as always."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def share(rows: np.ndarray) -> np.ndarray:
     """This process's rows of a batch; together the processes read each row once.
 

@@ -798,7 +798,8 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = residual.calibrate(teacher, text, layers)
-    trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
+    with ranks.tf32(device):
+        trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
 
     moments, every_sums, first, left_out = _read_held_out(teacher, unseen, layers, calibration, trained)
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
@@ -971,7 +972,8 @@ def _train(
 ) -> list[Run]:
     """Train all autoencoders side by side, a core each, on one shard of the text after the other.
 
-    With a ``name``, the stream of a text that is read once, but takes long to read, is kept on disk under it.
+    With a ``name``, the stream of a text that is read once, but takes long to read, is kept on disk under it. A GPU
+    multiplies in TF32 here, the teacher's pass included; what is measured afterwards is in float32.
     """
     jobs = [Run(s, torch.zeros(teacher.d, device=teacher.model.device)) for s in every]
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
@@ -985,9 +987,10 @@ def _train(
     for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
         if all(job.step >= min(until, job.settings.steps) for job in jobs):
             continue
-        part = residual.activations(
+        read = residual.activations(
             teacher, text[start : start + a_shard], layers, calibration, name=name if kept else None
-        ).layers
+        )
+        part = {layer: x.to(teacher.model.device) for layer, x in read.layers.items()}
 
         def advance(pair: tuple[Run, Path], part=part, first=first, until=until) -> None:
             job, file = pair

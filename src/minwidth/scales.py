@@ -40,16 +40,17 @@ class Gpu(NamedTuple):
     """A GPU as its maker's data sheet has it (dense arithmetic, no sparsity)."""
 
     bf16: float  # FLOPs a second, matrix products in bfloat16
+    tf32: float  # FLOPs a second, matrix products of float32 numbers rounded to 11 bits
     fp32: float  # FLOPs a second, everything in float32
     bandwidth: float  # bytes a second from and to its memory
     gib: int  # memory
 
 
 GPUS = {
-    "H100": Gpu(bf16=989e12, fp32=67e12, bandwidth=3.35e12, gib=80),  # SXM
-    "A100": Gpu(bf16=312e12, fp32=19.5e12, bandwidth=2.04e12, gib=80),
-    "L40S": Gpu(bf16=362e12, fp32=91.6e12, bandwidth=0.864e12, gib=48),
-    "RTX 4090": Gpu(bf16=165e12, fp32=82.6e12, bandwidth=1.01e12, gib=24),
+    "H100": Gpu(bf16=989e12, tf32=495e12, fp32=67e12, bandwidth=3.35e12, gib=80),  # SXM
+    "A100": Gpu(bf16=312e12, tf32=156e12, fp32=19.5e12, bandwidth=2.04e12, gib=80),
+    "L40S": Gpu(bf16=362e12, tf32=183e12, fp32=91.6e12, bandwidth=0.864e12, gib=48),
+    "RTX 4090": Gpu(bf16=165e12, tf32=82.6e12, fp32=82.6e12, bandwidth=1.01e12, gib=24),
 }
 
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
@@ -364,7 +365,7 @@ RESOURCES: dict[str, dict[str, dict[str, int]]] = {
         probe=dict(mem_mb=6000, runtime=120), ledger=_SMALL,
     ),
     "pythia-410m": dict(
-        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=192_000, runtime=2880, gpu=1),
+        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=64_000, runtime=2880, gpu=1),
         students=dict(mem_mb=64_000, runtime=2880, gpu=1), distill=dict(mem_mb=64_000, runtime=600, gpu=1),
         probe=dict(mem_mb=64_000, runtime=240, gpu=1), ledger=_SMALL,
     ),
