@@ -39,7 +39,7 @@ GIVEN = {name: typed(value) for name, value in config.items() if name != "scale"
 LADDER = ("width", "widths", "seeds")
 COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
 LADDERS = scales.parameters("04_distill", SCALE, **GIVEN)
-SMALL = LADDERS.shape.width <= 256
+SMALL = LADDERS.shape.width <= scales.ONE_THREAD
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
 
 

@@ -46,7 +46,6 @@ RIVALS = {
 FIT_COLUMNS = ["ladder", "predictor", "lam", "chosen", "fit", "points", "r2", "loo", "aicc"] + [
     f"{name}{end}" for name in ("slope", "baseline", "scale", "exponent", "asymptote") for end in ("", "_low", "_high")
 ]
-ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 
 
 class Job(NamedTuple):
@@ -131,7 +130,7 @@ def _say(sentence: str) -> None:
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
     """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
-    tokens = BASIS_TOKENS if teacher.d <= ONE_THREAD else BASIS_TOKENS // 4
+    tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
         blocks = _blocks(teacher, p, "train", tokens // p.length)
@@ -197,7 +196,7 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
 def threads(p: scales.Distill) -> Iterator[None]:
     """One thread for small models, which two would slow down; as many as torch found otherwise."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if p.shape.width <= ONE_THREAD else before)
+    torch.set_num_threads(1 if p.shape.width <= scales.ONE_THREAD else before)
     try:
         yield
     finally:
@@ -454,7 +453,7 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    in_turn = p.shape.width > ONE_THREAD or min(cores, len(missing)) == 1 or ranks.device().type != "cpu"
+    in_turn = p.shape.width > scales.ONE_THREAD or min(cores, len(missing)) == 1 or ranks.device().type != "cpu"
     if in_turn or ranks.count() > 1:
         for p, job in tqdm(missing, **options):
             student(p, job, teacher)
@@ -773,11 +772,14 @@ def top_share(
 
 @torch.no_grad()
 def storage_cost(teacher: models.Teacher, text: Text, temperature: float) -> dict[str, float]:
-    """KL in nats per token between the teacher and itself from final states that were stored in 16 bits."""
-    matrix = models.unembedding(teacher.model)
+    """KL in nats per token between the teacher and itself from final states that were stored in 16 bits.
+
+    In float64, since float32 would round a KL this small away.
+    """
+    matrix = models.unembedding(teacher.model).double()
     ids = torch.from_numpy(text.ids[: -(-2048 // text.ids.shape[1])].astype(np.int64))
-    states = models.final_hidden(teacher.model, ids.to(matrix.device))
-    rounded = {str(kind).removeprefix("torch."): states.to(kind).float() for kind in (torch.float16, torch.bfloat16)}
+    states = models.final_hidden(teacher.model, ids.to(matrix.device)).double()
+    rounded = {str(kind).removeprefix("torch."): states.to(kind).double() for kind in (torch.float16, torch.bfloat16)}
     return {name: float(kl.divergence(part, matrix, states, matrix, temperature)) for name, part in rounded.items()}
 
 

@@ -337,7 +337,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
 
 def _workers(p: scales.Probe) -> int:
     """How many models are probed side by side: several small ones, or a large one at a time."""
-    small = p.shape.width <= distill.ONE_THREAD and ranks.device().type == "cpu"
+    small = p.shape.width <= scales.ONE_THREAD and ranks.device().type == "cpu"
     return min(4, os.cpu_count() or 1) if small else 1
 
 

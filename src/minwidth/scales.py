@@ -53,6 +53,7 @@ GPUS = {
     "RTX 4090": Gpu(bf16=165e12, tf32=82.6e12, fp32=82.6e12, bandwidth=1.01e12, gib=24),
 }
 
+ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
 
 ScaleName = Literal["tiny", "smollm2", "pythia-410m"]
