@@ -254,7 +254,7 @@ def this_cpu() -> Machine:
     return Machine("this CPU", flops, flops, 2 * _bytes(large) / passes, _fastest(chain) / 200)
 
 
-def _fastest(work: Callable[[], object], times: int = 20) -> float:
+def _fastest(work: Callable[[], object], times: int = 6) -> float:
     """Seconds of CPU time that the fastest of some runs took, the first left out: other programs do not count."""
     work()
     found = []
@@ -430,16 +430,24 @@ def end_with_plan(p: scales.Distill | scales.Sae) -> None:
 SIZES = (("tiny", "random", 16), ("tiny", "random", 128), ("smollm2", "width_alone", 128))
 
 
+ROUNDS = 9
+
+
 def check() -> pd.DataFrame:
-    """Predicted and measured seconds of CPU time of a student's step on one thread: ``size, predicted, measured``."""
+    """Predicted and measured seconds of CPU time of a student's step on one thread: ``size, predicted, measured``.
+
+    The speed of a shared machine changes within seconds, by a quarter or more. So in each round it is described right
+    before the step, and the round with the median ratio of the two counts.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    machine, rows = this_cpu(), []
+    rows = []
     for scale, ladder, width in SIZES:
         p = scales.parameters("04_distill", scale)
         config = _narrow(models.load_config(scale), ladder, width)
-        predicted = count_layers(config, functools.partial(student_step, p)).seconds(machine)
-        measured = _fastest(student_step(p, config), 5)
+        cost, step = count_layers(config, functools.partial(student_step, p)), student_step(p, config)
+        rounds = [(cost.seconds(this_cpu()), _fastest(step, 2)) for _ in range(ROUNDS)]
+        predicted, measured = sorted(rounds, key=lambda pair: pair[0] / pair[1])[ROUNDS // 2]
         rows.append({"size": f"{scale} {ladder} {width}", "predicted": predicted, "measured": measured})
     torch.set_num_threads(threads)
     table = pd.DataFrame(rows)
