@@ -301,6 +301,23 @@ picture if every is not None else unmeasured
 Markdown(probe.about_students(every)) if every is not None else None
 
 # %% [markdown]
+# ### A pretrained model
+#
+# The same of SmolLM2-135M, on fewer passages. Its students are those of 04's longer ladders, which saw few tokens: cut
+# from it and distilled back, and two of the paper's kind. Of the cut ones the question is what distillation adds.
+
+# %%
+pretrained = runs.load_results("smollm2", "probe_students")
+if pretrained is not None:
+    origin = runs.origin("smollm2", "probe_students")
+    picture = figures.save(figures.probe_students(pretrained), "probe_students", "smollm2", origin)
+not_pretrained = Markdown("*Not measured: `make probes SCALE=smollm2` does it.*")
+picture if pretrained is not None else not_pretrained
+
+# %%
+Markdown(probe.about_students(pretrained)) if pretrained is not None else None
+
+# %% [markdown]
 # ## 4. Sources the probe has not seen
 #
 # A probe for law may have learned the voice of one publisher. So it is trained without, say, any licence or docstring,
@@ -348,6 +365,14 @@ by_words = words[words["control"] == "bag_of_words"].set_index("concept")["accur
 figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.place, record)
 
 # %%
+smol_layers = runs.load_results("smollm2", "probe_students_layers")
+if smol_layers is not None and pretrained is not None:
+    smol_words = pretrained[pretrained["control"] == "bag_of_words"].set_index("concept")["accuracy"]
+    origin = runs.origin("smollm2", "probe_students_layers")
+    picture = figures.save(figures.probe_layers(smol_layers, smol_words), "probe_layers", "smollm2", origin)
+picture if smol_layers is not None else not_pretrained
+
+# %%
 first = layers[layers["layer"] == 0].set_index("concept")
 best = layers[layers["layer"] > 0].sort_values("accuracy").groupby("concept").last()
 gains = best["low"] > first["high"].reindex(best.index)
@@ -382,7 +407,6 @@ sizes = probe.step_sizes(stairs)
 runs.save_results(setting.place, "probe_staircase", binned, stairs)
 runs.save_results(setting.place, "probe_steps", sizes, stairs)
 of_ladder = sizes[sizes["ladder"] == ladder].set_index(["state", "width"])
-trained = of_ladder.loc["trained"]
 Markdown(
     "Below: what a student reads of the features as a share of what the teacher's own state gives, just before and "
     "just after $F_S$, and for the first and last tenth by importance. The law says 1 before and 0 after. Judged are "
@@ -395,19 +419,7 @@ of_ladder[["kept", "before", "after", "first", "last"]].rename(columns={"kept": 
 )
 
 # %%
-tested = trained.dropna(subset=["before", "after"])
-drop = tested["before"] - tested["after"]
-if tested.empty:
-    finding = "Every student is wide enough to keep all features by the law, so no step is predicted to be seen here."
-elif (drop > 0.5).all():
-    finding = "At every width that predicts one there is a step: the read-out falls by more than half across $F_S$."
-elif (drop < 0.25).all():
-    finding = (
-        "There is **no step**: across $F_S$, where the law has it fall from 1 to 0, the read-out changes by less than "
-        f"a quarter at every width that predicts one ({', '.join(map(str, tested.index))})."
-    )
-else:
-    finding = "The read-out falls across $F_S$, but by less than the law's step at some width: a slope."
+finding = probe.about_steps(sizes[sizes["ladder"] == ladder])
 Markdown(finding)
 
 # %% [markdown]
@@ -420,6 +432,23 @@ if every_stair is not None:
     drawn = every_stair[every_stair["ladder"].isin([ladder, "none"])]
     picture = figures.save(figures.probe_staircase(drawn), "probe_students_staircase", setting.place, origin)
 picture if every_stair is not None else unmeasured
+
+# %% [markdown]
+# And SmolLM2's, with its students cut to a width and distilled back; "untrained" are those just cut:
+
+# %%
+smol_stair = runs.load_results("smollm2", "probe_students_staircase")
+if smol_stair is not None:
+    origin = runs.origin("smollm2", "probe_students_staircase")
+    drawn = smol_stair[smol_stair["ladder"].isin(["width_alone", "none"])]
+    picture = figures.save(figures.probe_staircase(drawn), "probe_students_staircase", "smollm2", origin)
+picture if smol_stair is not None else not_pretrained
+
+# %%
+smol_steps = runs.load_results("smollm2", "probe_students_steps")
+if smol_steps is not None:
+    smol_steps = smol_steps[smol_steps["ladder"] == "width_alone"]
+Markdown(probe.about_steps(smol_steps)) if smol_steps is not None else None
 
 # %% [markdown]
 # ## 7. What "coarse concepts survive" is worth

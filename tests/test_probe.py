@@ -579,6 +579,7 @@ def test_a_read_out_is_least_squares_judged_on_other_tokens(monkeypatch):
 def staircase_of(student):
     """A record with a teacher that tells all of 100 features exactly, and one student of F_S = 40."""
     frame = pd.DataFrame({"model": ["teacher", "student"], "width": [8, 4], "kept": [80.0, 40.0]})
+    frame["state"] = "trained"
     return Record("x", {}, {"models": frame, "auroc": np.stack([np.ones(100), 0.5 + student])}, {})
 
 
@@ -591,12 +592,16 @@ def test_a_step_at_its_place_is_told_from_a_slope():
     (flat,) = probe.step_sizes(staircase_of(np.full(100, 0.4))).to_dict("records")
     assert flat["before"] == pytest.approx(0.8)
     assert flat["after"] == pytest.approx(0.8)
+    said = [probe.about_steps(pd.DataFrame([found])) for found in (step, slope, flat)]
+    assert "there is a step" in said[0] and said[1].endswith("a slope.") and "**no step**" in said[2]
 
 
 def test_a_student_that_keeps_every_feature_has_no_step():
     record = staircase_of(np.full(100, 0.4))
     record["models"]["kept"] = 1000.0
-    assert probe.step_sizes(record)[["before", "after"]].isna().all(axis=None)
+    steps = probe.step_sizes(record)
+    assert steps[["before", "after"]].isna().all(axis=None)
+    assert "no step is predicted" in probe.about_steps(steps)
 
 
 def test_bins_of_rank_hold_every_feature_once():

@@ -640,6 +640,22 @@ def step_sizes(record: runs.Record) -> pd.DataFrame:
     return frame[frame["model"] == "student"].reset_index(drop=True)
 
 
+def about_steps(steps: pd.DataFrame) -> str:
+    """Whether a ladder's distilled students have the law's step at F_S, in words (Markdown); ``steps``: step_sizes."""
+    tested = steps[steps["state"] == "trained"].dropna(subset=["before", "after"])
+    drop = tested["before"] - tested["after"]
+    if tested.empty:
+        return "Every student is wide enough to keep all features by the law, so no step is predicted to be seen here."
+    if (drop > 0.5).all():
+        return "At every width that predicts one there is a step: the read-out falls by more than half across $F_S$."
+    if (drop < 0.25).all():
+        return (
+            "There is **no step**: across $F_S$, where the law has it fall from 1 to 0, the read-out changes by less "
+            f"than a quarter at every width that predicts one ({', '.join(map(str, tested['width']))})."
+        )
+    return "The read-out falls across $F_S$, but by less than the law's step at some width: a slope."
+
+
 # ------------------------------------------------------------------------------------------------------ every student
 
 
@@ -648,8 +664,8 @@ def every_student(scale: str) -> runs.Record:
 
     Where that says ``longer``, they are those of ``minwidth.controls``' longer ladders.
 
-    Tables: ``probe_students`` (as ``survey``), ``probe_students_staircase`` (``by_rank``) and ``probe_students_steps``
-    (``step_sizes``).
+    Tables: ``probe_students`` and ``probe_students_layers`` (as ``survey``), ``probe_students_staircase`` (``by_rank``)
+    and ``probe_students_steps`` (``step_sizes``).
 
     Returns:
         The survey's record.
@@ -659,6 +675,7 @@ def every_student(scale: str) -> runs.Record:
     p = scales.parameters("05_probe", scale, **changes)
     record, stairs = survey(p, d), staircase(p, d)
     runs.save_results(scale, "probe_students", record["accuracy"], record)
+    runs.save_results(scale, "probe_students_layers", record["layers"], record)
     runs.save_results(scale, "probe_students_staircase", by_rank(stairs), stairs)
     runs.save_results(scale, "probe_students_steps", step_sizes(stairs), stairs)
     return record
