@@ -162,7 +162,7 @@ def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
 
 @pytest.mark.parametrize("config", [neox(num_hidden_layers=1), llama(num_hidden_layers=1)])
 def test_a_students_transformer_is_one_graph(config):
-    """As it is compiled on a GPU: no Python in between, and the gradients are what they were."""
+    """As it is compiled on a GPU: no Python in between, the same gradients, and each of many students in turn."""
     teacher, (ids, *_) = teacher_of(config), token_batches()
     basis = models.stream_basis(teacher, [ids])
     for student in (models.make_student(teacher, 16, 0), models.cut_to_width(teacher, basis, 16)):
@@ -173,8 +173,9 @@ def test_a_students_transformer_is_one_graph(config):
             return torch.autograd.grad(logits.square().mean(), [*student.parameters()])
 
         expected, names = gradients(), [name for name, _ in student.named_parameters()]
-        student.base_model.compile(backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(gradients(), expected)
+        models.compile_transformer(student, backend="aot_eager", fullgraph=True)
+        with torch._dynamo.config.patch(recompile_limit=1):
+            torch.testing.assert_close(gradients(), expected)
         assert [name for name, _ in student.named_parameters()] == names
 
 

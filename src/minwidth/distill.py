@@ -270,7 +270,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
         nn.init.zeros_(model.match.weight)
 
     if matrix.is_cuda:
-        model.base_model.compile()
+        models.compile_transformer(model)
 
     def loss(model, rows) -> Tensor:
         with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):

@@ -248,6 +248,15 @@ def unembedding(model: PreTrainedModel) -> Float[Tensor, "vocabulary d"]:
     return head.weight
 
 
+def compile_transformer(model: PreTrainedModel, **options) -> None:
+    """Compile what gives the final hidden states, in place (``torch.compile``), and forget what was compiled before.
+
+    PyTorch keeps eight variants of a function's graph and would leave the ninth student uncompiled.
+    """
+    torch.compiler.reset()
+    model.base_model.compile(**options)
+
+
 def parameter_count(model: PreTrainedModel) -> int:
     """Number of parameters, a tied embedding counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

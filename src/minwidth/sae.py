@@ -798,8 +798,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = residual.calibrate(teacher, text, layers)
-    with ranks.tf32(device):
-        trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
+    trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
 
     moments, every_sums, first, left_out = _read_held_out(teacher, unseen, layers, calibration, trained)
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
@@ -984,25 +983,26 @@ def _train(
     a_shard = _blocks_at_once(teacher, text, layers)
     longest = max(every, key=lambda s: s.steps)
     kept = text.size * teacher.d * len(layers) * 4 > ON_DISK and a_shard >= len(text)
-    for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
-        if all(job.step >= min(until, job.settings.steps) for job in jobs):
-            continue
-        read = residual.activations(
-            teacher, text[start : start + a_shard], layers, calibration, name=name if kept else None
-        )
-        part = {layer: x.to(teacher.model.device) for layer, x in read.layers.items()}
+    with ranks.tf32(teacher.model.device):
+        for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
+            if all(job.step >= min(until, job.settings.steps) for job in jobs):
+                continue
+            read = residual.activations(
+                teacher, text[start : start + a_shard], layers, calibration, name=name if kept else None
+            )
+            part = {layer: x.to(teacher.model.device) for layer, x in read.layers.items()}
 
-        def advance(pair: tuple[Run, Path], part=part, first=first, until=until) -> None:
-            job, file = pair
-            x = part[job.settings.layer]
-            if job.step == 0:
-                job.sae.bias_pre.copy_(x.mean(0))
-            if job.step == first:
-                job.visit()
-            job.advance(x, min(until, job.settings.steps), file, bar.update)
+            def advance(pair: tuple[Run, Path], part=part, first=first, until=until) -> None:
+                job, file = pair
+                x = part[job.settings.layer]
+                if job.step == 0:
+                    job.sae.bias_pre.copy_(x.mean(0))
+                if job.step == first:
+                    job.visit()
+                job.advance(x, min(until, job.settings.steps), file, bar.update)
 
-        longest_first = sorted(zip(jobs, files, strict=True), key=lambda pair: -pair[0].settings.steps)
-        _side_by_side(advance, longest_first, teacher)
+            longest_first = sorted(zip(jobs, files, strict=True), key=lambda pair: -pair[0].settings.steps)
+            _side_by_side(advance, longest_first, teacher)
     bar.close()
     return jobs
 
