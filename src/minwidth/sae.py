@@ -591,17 +591,16 @@ class Sums(NamedTuple):
 
 @torch.no_grad()
 def sums(sae: Sae, x: Float[Tensor, "tokens d"], document: Int[Tensor, "tokens"]) -> Sums:
-    """Encode ``x`` and sum by document."""
+    """Encode ``x`` and sum by ``document``, whose numbers rise."""
     parts = []
     for part, numbers in zip(x.split(4096), document.split(4096), strict=True):
         part = part.to(sae.decoder.device)
         z = sae.encode(part)
         error = float((part - sae.decode(z)).square().sum())
-        names, row, tokens = np.unique(numbers.numpy(), return_inverse=True, return_counts=True)
-        found = z.nonzero(as_tuple=True)
-        value, (token, latent) = z[found].cpu().numpy().astype(float), (place.cpu().numpy() for place in found)
-        place, shape = (row[token], latent), (len(names), z.shape[1])
-        active, squares = (sparse.coo_array((v, place), shape).tocsr() for v in (np.ones(len(value)), value**2))
+        names, tokens = np.unique(numbers.numpy(), return_counts=True)  # a document's tokens stand together
+        lengths = torch.from_numpy(tokens).to(z.device)
+        by_document = (torch.segment_reduce(v, "sum", lengths=lengths) for v in ((z > 0).to(z), z.square()))
+        active, squares = (sparse.csr_array(v.double().cpu().numpy()) for v in by_document)
         parts.append(Sums(names, tokens.astype(float), active, squares, error))
     return joined(parts)
 
