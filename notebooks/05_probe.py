@@ -20,7 +20,7 @@
 #
 # **You need** the students of notebook 04 at the same scale; at `tiny` missing ones are trained.
 #
-# **Time** on two cores: about two minutes at `tiny` once 04 has run, an hour at `smollm2`; `pythia-410m` wants a GPU.
+# **Time** on two cores: about three minutes at `tiny` once 04 has run, an hour at `smollm2`; `pythia-410m` wants a GPU.
 
 # %% tags=["parameters"]
 scale = "tiny"  # tiny, smollm2 or pythia-410m
