@@ -366,11 +366,12 @@ figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.pla
 
 # %%
 smol_layers = runs.load_results("smollm2", "probe_students_layers")
-if smol_layers is not None and pretrained is not None:
+layers_known = smol_layers is not None and pretrained is not None
+if layers_known:
     smol_words = pretrained[pretrained["control"] == "bag_of_words"].set_index("concept")["accuracy"]
     origin = runs.origin("smollm2", "probe_students_layers")
     picture = figures.save(figures.probe_layers(smol_layers, smol_words), "probe_layers", "smollm2", origin)
-picture if smol_layers is not None else not_pretrained
+picture if layers_known else not_pretrained
 
 # %%
 first = layers[layers["layer"] == 0].set_index("concept")

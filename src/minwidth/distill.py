@@ -82,13 +82,14 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
 
 def too_large(tokens: int, d: int) -> str:
     """Why the teacher's states on so many tokens are not kept on disk, in a sentence; empty if they are."""
-    size = 4 * tokens * d
-    if size <= STATES_BYTES:
+    if 4 * tokens * d <= STATES_BYTES:
         return ""
-    return (
-        f"The teacher's states on {tokens:,} tokens would fill {size / 2**30:,.4g} GiB, more than the "
-        f"{STATES_BYTES / 2**30:g} set apart for them, so it runs beside each student."
-    )
+    apart = f"{STATES_BYTES / 2**30:g} set apart for them"
+    return f"{_would_fill(tokens, d)}, more than the {apart}, so it runs beside each student."
+
+
+def _would_fill(tokens: int, d: int) -> str:
+    return f"The teacher's states on {tokens:,} tokens would fill {4 * tokens * d / 2**30:,.4g} GiB"
 
 
 def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
@@ -99,15 +100,13 @@ def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"]
     """
     if reason := too_large(blocks.size, teacher.d):
         return reason
-    size = 4 * blocks.size * teacher.d
     target = residual.states_file(teacher, blocks, name)
     there = target.stat().st_size if target.exists() else 0
     free = shutil.disk_usage(existing(target.parent)).free
-    if size - there > free:
+    if 4 * blocks.size * teacher.d - there > free:
         return (
-            f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:.3g} GiB and {target.parent} has "
-            f"{free / 2**30:.3g} GiB free, so it runs beside each student; make room there, or name another folder "
-            "with MINWIDTH_RUNS, and it runs but once."
+            f"{_would_fill(blocks.size, teacher.d)} and {target.parent} has {free / 2**30:.3g} GiB free, so it runs "
+            "beside each student; make room there, or name another folder with MINWIDTH_RUNS, and it runs but once."
         )
     return ""
 

@@ -278,9 +278,13 @@ class Part(NamedTuple):
     disk: float = 0  # bytes that stay
     tf32: bool = False  # products of float32 matrices in TF32
 
+    def seconds(self, on: str) -> float:
+        """A step's, on a GPU of ``scales.GPUS``."""
+        return self.cost.seconds(gpu(on, self.tf32))
+
     def hours(self, on: str) -> float:
-        """Of a GPU of ``scales.GPUS``."""
-        return self.steps * self.cost.seconds(gpu(on, self.tf32)) / 3600
+        """Those of all steps."""
+        return self.steps * self.seconds(on) / 3600
 
     @property
     def gib(self) -> float:
@@ -300,9 +304,9 @@ def plan(p: scales.Distill | scales.Sae) -> pd.DataFrame:
     """
     rows = []
     for found in parts(p):
-        ms = 1e3 * found.cost.seconds(gpu(p.gpu, found.tf32))
-        row = {"part": found.part, "steps": round(found.steps), "tflop": found.cost.flops / 1e12, "ms": ms}
-        rows.append(row | {"gib": found.gib, "hours": found.hours(p.gpu), "disk": found.disk / GIB})
+        row = {"part": found.part, "steps": round(found.steps), "tflop": found.cost.flops / 1e12}
+        row |= {"ms": 1e3 * found.seconds(p.gpu), "gib": found.gib}
+        rows.append(row | {"hours": found.hours(p.gpu), "disk": found.disk / GIB})
     return pd.DataFrame(rows)
 
 
@@ -428,9 +432,7 @@ def end_with_plan(p: scales.Distill | scales.Sae) -> None:
 # ------------------------------------------------------------------------------------------------------------- check
 
 SIZES = (("tiny", "random", 16), ("tiny", "random", 128), ("smollm2", "width_alone", 128))
-
-
-ROUNDS = 9
+ROUNDS = 9  # odd, so that one of them is the median
 
 
 def check() -> pd.DataFrame:
