@@ -44,12 +44,17 @@ STYLE = {
 }
 
 
+def style():
+    """The house style while a block lasts, for figures that are drawn in a notebook's cell."""
+    return matplotlib.rc_context(STYLE)
+
+
 def panels(columns: int = 1, rows: int = 1, height: float = HEIGHT, **options) -> tuple[Figure, np.ndarray]:
     """A figure of one text column's width with an array of axes ``[rows, columns]``, in the house style.
 
     The figure is made without pyplot, so nothing is shown twice and none is left open.
     """
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
