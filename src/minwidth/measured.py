@@ -1,0 +1,152 @@
+"""Measured numbers: printed with the digits that survive another processor or another seed, and compared by these.
+
+Training is chaotic: a rounding that one processor does otherwise grows until it is as large as another seed's
+difference. So a number that a notebook measures has a **spread**, the largest distance from its committed value in runs
+of the same notebook on other processors' instruction sets and with other seeds (``make processors``), and is printed
+as 72.8(9), the short way to write 72.8 ± 0.9. The bracket is the tolerance, ``MARGIN`` spreads; what lies within it of
+the committed number is the same result. ``data/results/<scale>/numbers_<notebook>.csv`` holds name, value and spread.
+
+``python -m minwidth.measured FOLDER...`` takes the spreads from runs whose MINWIDTH_OUT those folders were.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from minwidth.paths import RESULTS, replace_file
+
+MARGIN = 2.0  # spreads in a tolerance; rounded up to what is printed, it stays below 3
+NOTHING = 1e-5  # a smaller number, with a smaller tolerance, is printed as 0: a student that is its teacher, say
+BRACKETED = re.compile(r"(?<![\w.,])([-−]?(?:\d[\d,]*\.?\d*|\.\d+))\(([\d.,]+)\)")
+
+
+def text(value: float, tolerance: float = math.nan) -> str:
+    """``value`` as 72.8(9); three digits where the tolerance is not known (NaN), four where it is 0."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) < NOTHING and not tolerance >= NOTHING:
+        return "0"
+    if not tolerance > 0:
+        whole = float(value).is_integer()
+        return f"{value:,.0f}" if whole else f"{value:.{4 if tolerance == 0 else 3}g}"
+    place = math.floor(math.log10(tolerance))
+    if tolerance < 2.95 * 10.0**place:  # of a leading 1 or 2, one digit would round too much
+        place -= 1
+    steps = math.ceil(round(tolerance / 10.0**place, 6))
+    decimals = max(0, -place)
+    bracket = f"{steps}" if decimals and steps < 10**decimals else f"{steps * 10.0**place:,.{decimals}f}"
+    return f"{round(value / 10.0**place) * 10.0**place:,.{decimals}f}({bracket})"
+
+
+def read(number: str, bracket: str) -> tuple[float, float]:
+    """Value and tolerance of what ``text`` wrote and ``BRACKETED`` found."""
+    decimals = len(number.partition(".")[2])
+    value = float(number.replace(",", "").replace("−", "-"))
+    in_last_digits = decimals and "." not in bracket
+    return value, float(bracket.replace(",", "")) * (10.0**-decimals if in_last_digits else 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ print and record
+
+
+def number(notebook: str, scale: str, name: str, value: float) -> str:
+    """Record a measured number of a notebook under a name of its own, and give it as it is printed."""
+    return _recorded(notebook, scale, {name: float(value)})[0]
+
+
+def table(notebook: str, scale: str, name: str, frame: pd.DataFrame, keys: str | Sequence[str]) -> HTML:
+    """Record every number of a table outside its ``keys``, the columns that name a row; show it as it is printed.
+
+    Text columns are shown as they are.
+    """
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    measured = [column for column in frame if column not in keys and pd.api.types.is_numeric_dtype(frame[column])]
+    found = {
+        " ".join([name, *(f"{key}={row[key]:g}" if np.isreal(row[key]) else f"{row[key]}" for key in keys), column]):
+            float(row[column])
+        for _, row in frame.iterrows() for column in measured
+    }  # fmt: skip
+    if len(found) < len(frame) * len(measured):
+        raise ValueError(f"keys = {keys} do not tell the rows of {name} apart; add a column that does.")
+    printed = iter(_recorded(notebook, scale, found))
+    shown = frame.astype(dict.fromkeys(measured, object))
+    for row in range(len(frame)):
+        for column in measured:
+            shown.iloc[row, shown.columns.get_loc(column)] = next(printed)
+    return HTML(shown.to_html(index=False, escape=False, float_format="{:g}".format, na_rep=""))
+
+
+def spreads(notebook: str, scale: str) -> pd.Series:
+    """Spread of each of a notebook's numbers by name; empty where none was measured."""
+    file = _file(notebook, scale)
+    return pd.read_csv(file).set_index("name").spread if file.exists() else pd.Series(dtype=float)
+
+
+def tolerance(notebook: str, scale: str, name: str) -> float:
+    """How far a number may lie from its committed value; NaN where that was not measured."""
+    return MARGIN * float(spreads(notebook, scale).get(name, math.nan))
+
+
+def _recorded(notebook: str, scale: str, found: dict[str, float]) -> list[str]:
+    file = _file(notebook, scale)
+    known = pd.read_csv(file).set_index("name") if file.exists() else pd.DataFrame(columns=["value", "spread"])
+    new = pd.DataFrame({"value": found}).assign(spread=known.spread.reindex(list(found)).to_numpy())
+    kept = known[~known.index.isin(new.index)]
+    both = pd.concat([part for part in (kept, new) if len(part)]).rename_axis("name")
+    replace_file(file, both.to_csv(float_format="%.6g").encode())
+    return [text(value, MARGIN * float(spread)) for value, spread in zip(new.value, new.spread, strict=True)]
+
+
+def _file(notebook: str, scale: str) -> Path:
+    return RESULTS / scale / f"numbers_{notebook}.csv"
+
+
+# ---------------------------------------------------------------------------------------------------- measure spreads
+
+
+def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
+    """Write the spread of every committed number of a scale, from other runs of its notebooks.
+
+    Args:
+        folders: what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
+
+    Returns:
+        notebook, name, value, spread and the number of runs that have it.
+    """
+    found = []
+    for file in sorted((RESULTS / scale).glob("numbers_*.csv")):
+        committed = pd.read_csv(file).set_index("name")
+        others = [
+            pd.read_csv(path).set_index("name").value.reindex(committed.index)
+            for folder in folders
+            for place in (scale, "other")
+            if (path := Path(folder) / "data" / "results" / place / file.name).exists()
+        ]
+        if others:
+            away = pd.concat(others, axis=1).sub(committed.value, axis=0).abs()
+            committed["spread"] = away.max(axis=1)
+            replace_file(file, committed.to_csv(float_format="%.6g").encode())
+            committed["runs"] = away.notna().sum(axis=1)
+        found.append(committed.reset_index().assign(notebook=file.stem.removeprefix("numbers_")))
+    return pd.concat(found, ignore_index=True)
+
+
+def main() -> None:
+    """Measure the spreads and print the widest, as shares of their numbers."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.measured", description=main.__doc__)
+    parser.add_argument("--scale", default="tiny")
+    parser.add_argument("folders", nargs="+", type=Path)
+    options = parser.parse_args()
+    frame = measure_spreads(options.scale, options.folders)
+    share = (frame.spread / frame.value.abs()).replace([np.inf], np.nan)
+    print(frame.assign(share=share).groupby("notebook").share.describe()[["count", "50%", "max"]].round(3))
+
+
+if __name__ == "__main__":
+    main()
