@@ -8,6 +8,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
@@ -68,6 +69,86 @@ def _finish_panels(figure: Figure, axes, used: int, xlabel: str, ylabel: str, co
     for row in axes:
         row[0].set_ylabel(ylabel)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+STYLES = [("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("P", "--"), ("X", "-."), ("<", ":")]
+
+
+def lines(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    column: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    *,
+    log: str = "",
+    ordered: bool = False,
+    ticks: bool = False,
+    legend: str | None = None,
+    **labels: str,
+) -> tuple[Figure, np.ndarray]:
+    """Lines of ``y`` over ``x``, one a value of ``hue``, a panel a value of ``column``, bars from ``low`` to ``high``.
+
+    Args:
+        log: the logarithmic axes, "x", "y" or "xy".
+        ordered: the hues are amounts (widths): dark to bright, without markers, instead of colours with markers.
+        ticks: a tick at each ``x`` that occurs.
+        legend: its title; the legend stands below the panels.
+        labels: ``xlabel`` and ``ylabel``.
+
+    Returns:
+        The figure and its row of axes, to add what is particular.
+    """
+    columns = [None] if column is None else list(dict.fromkeys(frame[column]))
+    hues = [None] if hue is None else list(dict.fromkeys(frame[hue]))
+    colours = sns.color_palette("viridis", len(hues)) if ordered else PALETTE
+    with style():
+        figure, (axes,) = panels(len(columns), sharey=True)
+        for axis, name in zip(axes, columns, strict=True):
+            panel = frame if name is None else frame[frame[column] == name]
+            for number, value in enumerate(hues):
+                rows = (panel if value is None else panel[panel[hue] == value]).sort_values(x)
+                if rows.empty:
+                    continue
+                marker, line = ("", "-") if ordered else STYLES[number % len(STYLES)]
+                look = {"color": colours[number % len(colours)], "marker": marker, "linestyle": line, "markersize": 4}
+                reach = None if low is None else [rows[y] - rows[low], rows[high] - rows[y]]
+                axis.errorbar(rows[x], rows[y], reach, capsize=2, label=value, **look)
+            for which in log:
+                plain_log(axis, which)
+            if ticks:
+                mark(axis, frame[x])
+            axis.set(xlabel=labels.get("xlabel", x), title=name or "")
+        axes[0].set_ylabel(labels.get("ylabel", y))
+        if hue is not None:
+            handles = {
+                label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(
+                handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6), title=legend
+            )
+    return figure, axes
+
+
+def mark(axis, values) -> None:
+    """A tick at each of some values; two that lie too close share the room of one label, the wider one's."""
+    values = sorted(set(values))
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    for label, value, following in zip(axis.get_xticklabels(), values, [*values[1:], np.inf], strict=True):
+        if axis.get_xscale() == "log" and following < 1.18 * value:
+            label.set_horizontalalignment("right")
+
+
+def plain_log(axis, which: str = "y") -> None:
+    """A logarithmic axis, ``x`` or ``y``, with numbers as one writes them: more of them over less than a decade."""
+    axis.set(**{f"{which}scale": "log"})
+    ticks, (low, high) = getattr(axis, f"{which}axis"), getattr(axis, f"get_{which}lim")()
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, name: str, scale: str, record=None) -> Image:
@@ -878,372 +959,6 @@ def probe_staircase(binned) -> Figure:
         panel.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width}, $F_S$ = {kept:,.0f}")
     _finish_panels(figure, axes, len(widths), "rank of the feature", "AUROC of the read-out")
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------------------- 04_distill
-
-KL = "KL at T = 2"
-LADDERS = {"random": ("random weights, heads and FFN scaled", "o", "-"), "width_alone": ("width alone", "s", "--")}
-
-
-def _by_width(widths) -> dict[int, tuple]:
-    """A colour for each width, dark for narrow ones."""
-    widths = sorted(set(widths))
-    return dict(zip(widths, sns.color_palette("viridis", len(widths)), strict=True))
-
-
-def _first_seed(frame):
-    return frame[frame["seed"] == frame["seed"].min()]
-
-
-def _eval_curves(axis, curves, table, ladder: str) -> None:
-    """Held-out loss of a ladder's longest runs, the floors as dashes at the right end."""
-    part = _first_seed(curves[curves["ladder"] == ladder])
-    colours = _by_width(table["width"])
-    for width, runs_of_width in part.groupby("width"):
-        line = runs_of_width[runs_of_width["steps"] == runs_of_width["steps"].max()]
-        axis.plot(line["step"], line["held_out"], color=colours[width], label=f"{width}")
-    rows = _first_seed(table[(table["ladder"] == ladder) & table["width"].isin(part["width"])])
-    for width, rows_of_width in rows.groupby("width"):
-        longest = rows_of_width[rows_of_width["steps"] == rows_of_width["steps"].max()].iloc[0]
-        axis.plot(
-            [0.9 * longest["steps"], 1.06 * longest["steps"]],
-            2 * [longest["floor"]],
-            color=colours[width],
-            linestyle=":",
-        )
-    _plain_log(axis)
-    axis.set(xlabel="step")
-
-
-def _plain_log(axis, which: str = "y") -> None:
-    """A logarithmic axis, ``x`` or ``y``, with numbers as one writes them: more of them over less than a decade."""
-    axis.set(**{f"{which}scale": "log"})
-    ticks, (low, high) = getattr(axis, f"{which}axis"), getattr(axis, f"get_{which}lim")()
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)))
-    ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(NullFormatter())
-
-
-@matplotlib.rc_context(STYLE)
-def fig06_distillation(curves, table, loss: str = KL) -> Figure:
-    """Paper's Fig. 6: held-out loss against training step, a colour a width, floors dotted; one panel a ladder.
-
-    ``curves``: ladder, width, seed, steps, step, held_out. ``table``: ladder, width, seed, steps, floor. ``loss``: what
-    it is, here and in the figures below.
-    """
-    ladders = [name for name in LADDERS if (curves["ladder"] == name).any()]
-    figure, (axes,) = panels(len(ladders), sharey=True)
-    for axis, ladder in zip(axes, ladders, strict=True):
-        _eval_curves(axis, curves[curves["held_out"] > 1e-4], table, ladder)  # a student that is its teacher has 0
-        axis.set_title(LADDERS[ladder][0])
-    axes[0].set_ylabel(f"held-out {loss} (nats/token)")
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="student's width")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def fig07_decomposition(points, fits, paper) -> Figure:
-    """Paper's Fig. 7: floors against Eq. 2 with (a) the line through zero, (b) the affine fit; both axes normalised.
-
-    Both are divided by their value at the narrowest width, which leaves every R^2 as it is. ``points`` and ``paper``:
-    width, predicted, observed. ``fits``: fit, r2, slope, baseline of ours (line, affine), in the original units.
-    """
-    figure, (axes,) = panels(2, sharey=True)
-    for axis, name, title in zip(axes, ("line", "affine"), ("(a) line through 0", "(b) affine"), strict=True):
-        for frame, marks, who in (
-            (points, OURS | {"linestyle": "none", "color": PALETTE[0]}, "ours"),
-            (paper, PAPER, "paper"),
-        ):
-            if frame.empty:
-                continue
-            top = frame.loc[frame["width"].idxmin()]
-            x, y = frame["predicted"] / top["predicted"], frame["observed"] / top["observed"]
-            axis.plot(x, y, label=who, **marks)
-            grid = np.linspace(0, 1.02, 2)
-            fitted = grid * (x @ y) / (x @ x) if name == "line" else np.polyval(np.polyfit(x, y, 1), grid)
-            axis.plot(grid, fitted, color=marks["color"], linewidth=1, linestyle="-" if who == "ours" else "--")
-        chosen = fits[fits["fit"] == name]
-        r2 = f", ours R² = {chosen['r2'].iloc[0]:.2f}" if len(chosen) else ""
-        axis.set(title=title + r2, xlabel="Eq. 2 / Eq. 2 at the narrowest", xlim=(-0.03, 1.06), ylim=(0, None))
-    axes[0].set_ylabel("loss / loss at the narrowest")
-    axes[1].legend(loc="lower right")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def fig16_training(curves, ladder: str = "random", loss: str = KL) -> Figure:
-    """Paper's Fig. 16: (a) training loss at every width, (b) the narrowest student's runs along their schedules.
-
-    ``curves``: ladder, width, seed, steps, step, train, held_out.
-    """
-    figure, ((left, right),) = panels(2)
-    part = curves[curves["ladder"] == ladder]
-    colours = _by_width(part["width"])
-    for width, group in _first_seed(part).groupby("width"):
-        line = group[(group["steps"] == group["steps"].max()) & (group["step"] > 0)]
-        left.plot(line["step"], line["train"], color=colours[width], label=f"{width}")
-    _plain_log(left)
-    left.set(xlabel="step", ylabel=f"{loss} (nats/token)", title="(a) training loss by width")
-    left.legend(title="width", ncols=2)
-    narrow = part[part["width"] == part["width"].min()]
-    for number, ((seed, steps), group) in enumerate(narrow.groupby(["seed", "steps"])):
-        line = group[group["step"] > 0]
-        right.plot(
-            line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
-            linestyle=("-", "--", "-.", ":")[number % 4],
-        )  # fmt: skip
-    _plain_log(right)
-    right.set(xlabel="share of the schedule", title=f"(b) width {narrow['width'].min()}, held-out")
-    right.legend()
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def fig17_normalised(points, paper) -> Figure:
-    """Paper's Fig. 17: predicted (Eq. 2) and observed losses, each divided by its value at the narrowest width.
-
-    ``points`` and ``paper``: relative_width (d_S / d_T), predicted, observed, width.
-    """
-    figure, ((axis,),) = panels(height=3.0)
-    _normalised(axis, points, paper)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
-
-
-def _normalised(axis, points, paper) -> None:
-    for frame, who in ((points, "ours"), (paper, "paper")):
-        if frame.empty:
-            continue
-        frame = frame.sort_values("width")
-        x = frame["relative_width"]
-        for column, colour, line in (("observed", PALETTE[3], "-"), ("predicted", "0.45", "--")):
-            marks = OURS if who == "ours" else {"marker": "o", "markersize": 6, "markerfacecolor": "none"}
-            label = f"{column}, {who}"
-            axis.plot(x, frame[column] / frame[column].iloc[0], color=colour, linestyle=line, label=label, **marks)
-    axis.set(xlabel="width / teacher's width", ylabel="share of the narrowest's", ylim=(-0.03, 1.05))
-
-
-@matplotlib.rc_context(STYLE)
-def fig18_summary(curves, table, points, paper, power) -> Figure:
-    """Paper's Fig. 18: held-out curves, loss against width with its power law, normalised losses, the narrowest's runs.
-
-    ``power``: mapping with scale, exponent, asymptote, or None. ``paper``: width, relative_width, predicted, observed.
-    """
-    figure, axes = panels(2, 2, height=2.6)
-    ladder = next(name for name in LADDERS if (table["ladder"] == name).any())
-    _eval_curves(axes[0, 0], curves[curves["held_out"] > 1e-4], table, ladder)
-    axes[0, 0].set(ylabel="held-out KL (nats/token)", title=f"(a) held-out loss, {LADDERS[ladder][0].split(',')[0]}")
-    axis = axes[0, 1]
-    for name, (label, marker, _) in LADDERS.items():
-        rows = table[table["ladder"] == name]
-        rows = rows[rows["steps"] == rows["steps"].max()].groupby("width")["floor"].mean()
-        axis.plot(rows.index, rows, marker=marker, linestyle="none", markersize=5, label=label.split(",")[0])
-    if power is not None:
-        grid = np.geomspace(table["width"].min(), table["width"].max(), 100)
-        fitted = power["scale"] * grid ** -power["exponent"] + power["asymptote"]
-        axis.plot(grid, fitted, color=PALETTE[0], linewidth=1, label="power law")
-    axis.plot(paper["relative_width"] * table["d_teacher"].max(), paper["observed"], label="paper, d_T alike", **PAPER)
-    axis.set(xlabel="width d_S", ylabel="nats/token", title="(b) loss where training ended")
-    axis.legend(fontsize=7)
-    _normalised(axes[1, 0], points, paper)
-    axes[1, 0].set_title("(c) normalised")
-    axes[1, 0].legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.05))
-    part = curves[curves["ladder"] == ladder]
-    narrow = part[(part["width"] == part["width"].min()) & (part["step"] > 0)]
-    for number, ((seed, steps), line) in enumerate(narrow.groupby(["seed", "steps"])):
-        axes[1, 1].plot(
-            line["step"] / steps, line["held_out"], color=PALETTE[number % 10], label=f"seed {seed}, {steps} steps",
-            linestyle=("-", "--", "-.", ":")[number % 4],
-        )  # fmt: skip
-    _plain_log(axes[1, 1])
-    axes[1, 1].set(xlabel="share of the schedule", title=f"(d) width {narrow['width'].min()}")
-    axes[1, 1].legend(fontsize=7)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def distill_doubling(table, loss: str = KL) -> Figure:
-    """What doubling the steps does at every width: open at N steps, filled at 2 N; one panel a ladder.
-
-    ``table``: ladder, width, seed, steps, floor, verdict; a student that starts as its teacher is left out.
-    """
-    ladders = [name for name in LADDERS if (table["ladder"] == name).any()]
-    figure, (axes,) = panels(len(ladders), sharey=True)
-    for axis, ladder in zip(axes, ladders, strict=True):
-        part = table[(table["ladder"] == ladder) & (table["floor"] > 1e-6)]
-        means = part.groupby(["width", "steps"])["floor"].mean().unstack()
-        if means.empty:
-            continue
-        short, long = means.columns.min(), means.columns.max()
-        for width, row in means.iterrows():
-            axis.annotate("", (width, row[long]), (width, row[short]), arrowprops={"arrowstyle": "->", "color": "0.5"})
-        marker = LADDERS[ladder][1]
-        axis.plot(means.index, means[short], marker, markerfacecolor="none", color=PALETTE[0], label=f"{short} steps")
-        axis.plot(means.index, means[long], marker, color=PALETTE[0], label=f"{long} steps")
-        _plain_log(axis)
-        axis.set(xscale="log", xlabel="width d_S", title=LADDERS[ladder][0])
-        axis.set_xticks(means.index, [str(width) for width in means.index])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        axis.legend()
-    axes[0].set_ylabel(f"held-out {loss} (nats/token)")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def distill_predictors(fits) -> Figure:
-    """How well each predictor explains a ladder: R^2 of points left out (filled) and of the affine fit (open).
-
-    ``fits``: ladder, predictor, lam, chosen, fit, r2, loo; affine rows are shown, the chosen L1 coefficient named.
-    """
-    part = fits[fits["fit"] == "affine"].copy()
-    names = {"log_width": "ln(d_T / d)", "inverse_width": "d_T / d - 1", "pca_tail": "PCA tail of the stream"}
-    eq2 = [f"Eq. 2, λ = {lam:g}" for lam in part["lam"].fillna(0)]
-    part["label"] = [names.get(name, text) for name, text in zip(part["predictor"], eq2, strict=True)]
-    ladders = [name for name in LADDERS if (part["ladder"] == name).any()]
-    order = list(dict.fromkeys(part.sort_values(["lam"])["label"]))[::-1]
-    figure, (axes,) = panels(max(1, len(ladders)), height=0.9 + 0.22 * len(order), sharey=True)
-    for axis, ladder in zip(axes, ladders, strict=False):
-        rows = part[part["ladder"] == ladder]
-        y = rows["label"].map(order.index)
-        left_out = rows["loo"].clip(lower=-1)
-        fitted = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "color": "0.25", "label": "fitted"}
-        axis.plot(rows["r2"].clip(lower=-1), y, **fitted)
-        colours = np.where(rows["predictor"] == "eq2", "C0", "C1")
-        axis.scatter(left_out, y, color=[PALETTE[int(c[1])] for c in colours], s=26, zorder=3, label="left out")
-        axis.axvline(0, color="0.4", linewidth=0.8)
-        axis.set(xlabel="R² of the affine fit (below -1 at -1)", title=LADDERS[ladder][0], xlim=(-1.08, 1.08))
-    axes[0].set_yticks(range(len(order)), order)
-    if ladders:
-        axes[-1].legend(loc="lower left")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def distill_student(curves, table, loss: str = KL) -> Figure:
-    """Held-out loss of the students of one width: a line a run, from the untrained loss on, floors dotted."""
-    figure, ((axis,),) = panels(height=3.0)
-    for number, ((ladder, seed, steps), line) in enumerate(curves.groupby(["ladder", "seed", "steps"])):
-        label = f"{LADDERS[ladder][0].split(',')[0]}, seed {seed}, {steps} steps"
-        colour = PALETTE[number % 10]
-        axis.plot(line["step"], line["held_out"], color=colour, marker="o", markersize=3, label=label)
-        row = table[(table["ladder"] == ladder) & (table["seed"] == seed) & (table["steps"] == steps)].iloc[0]
-        axis.plot([0.8 * steps, 1.05 * steps], 2 * [row["floor"]], color=colour, linestyle=":")
-    _plain_log(axis)
-    axis.set(xlabel="step", ylabel=f"held-out {loss} (nats/token)")
-    axis.legend()
-    return figure
-
-
-REFERENCES = {  # label, line
-    "cut": ("teacher cut, untrained", "-."),
-    "pca": ("PCA, one layer", "--"),
-    "relu": ("wide ReLU decoder, one layer", ":"),
-}
-
-
-@matplotlib.rc_context(STYLE)
-def distill_long(summary, references) -> Figure:
-    """(a) Where long training ends, over seeds, and where another doubling may lead; (b) the same beside references.
-
-    ``summary``: ladder, width, floor, least, most, fall, verdict; in (a) an arrow marks an upper bound and ends where a
-    fall like the last one would lead, a bar below the mark a floor. ``references``: reference, width, kl; may be empty.
-    """
-    figure, ((left, right),) = panels(2)
-    for name, (label, line) in REFERENCES.items():
-        part = references[(references["reference"] == name) & (references["kl"] > 1e-4)].sort_values("width")
-        if len(part):
-            right.plot(part["width"], part["kl"], line, color="0.45", linewidth=1.2, label=label)
-    for number, (ladder, (label, marker, line)) in enumerate(LADDERS.items()):
-        part = summary[summary["ladder"] == ladder].sort_values("width")
-        if part.empty:
-            continue
-        colour, y = PALETTE[number], part["floor"]
-        reach = [y - part["least"], part["most"] - y]
-        style = {"marker": marker, "markersize": 4, "linestyle": line, "color": colour, "zorder": 3}
-        left.errorbar(part["width"], y, reach, capsize=3, **style)
-        shown = part[part["floor"] > 1e-4]  # a student that is its teacher has 0
-        right.plot(shown["width"], shown["floor"], label=label, **style)
-        for row in part.itertuples():
-            if row.verdict == "floor":
-                below = row.floor - 0.03 * summary["floor"].max()
-                left.plot([0.92 * row.width, 1.08 * row.width], [below, below], color=colour, linewidth=2.5)
-            elif row.fall > 0:
-                end, arrow = (row.width, row.floor * (1 - row.fall)), {"arrowstyle": "-|>", "color": colour}
-                shape = {"linewidth": 1.2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-                left.annotate("", end, (row.width, row.floor), arrowprops=arrow | shape)
-    _plain_log(right)
-    left.set(ylabel=f"held-out {KL} (nats/token)", title="(a) seeds, upper bounds (↓), floors (▁)")
-    right.set_title("(b) beside references")
-    widths = sorted(set(summary["width"]))
-    for axis in (left, right):
-        axis.set(xscale="log", xlabel="width d")
-        room = [width for width, wider in zip(widths, [*widths[1:], np.inf], strict=True) if wider > 1.2 * width]
-        axis.set_xticks(widths, [str(width) if width in room else "" for width in widths])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def distill_budget(table) -> Figure:
-    """Is B architecture or budget? Loss against training steps at the ends of the random ladder, and the ratio of both.
-
-    ``table``: ladder, width, seed, steps, floor, with several numbers of steps at the narrowest and widest student.
-    """
-    part = table[table["ladder"] == "random"]
-    ends = sorted({part["width"].min(), part["width"].max()})
-    figure, ((left, right),) = panels(2)
-    means = {}
-    for number, width in enumerate(ends):
-        rows = part[part["width"] == width].sort_values("steps")
-        means[width] = rows.groupby("steps")["floor"].mean()
-        style = {"color": PALETTE[number], "marker": "os"[number]}
-        left.plot(rows["steps"], rows["floor"], linestyle="none", markersize=4, alpha=0.7, **style)
-        line = ("-", "--")[number]
-        left.plot(
-            means[width].index, means[width], line, color=style["color"], label=f"d = {width}", **{"marker": None}
-        )
-    left.set(xscale="log", ylabel=f"held-out {KL} (nats/token)", title="(a) loss after training")
-    left.set_ylim(0, None)
-    left.legend(loc="lower left")
-    share = means[ends[-1]] / means[ends[0]]
-    right.plot(share.index, 100 * share, color=PALETTE[1], **OURS)
-    right.set(xscale="log", ylim=(0, 105), ylabel="widest / narrowest (%)", title='(b) the "baseline" as a share')
-    for axis in (left, right):
-        axis.set_xlabel("training steps")
-        axis.set_xticks(list(share.index), [str(steps) for steps in share.index])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def distill_objectives(table, objectives: dict[str, str]) -> Figure:
-    """Held-out loss of students that learnt from other objectives, divided by that of the ladder's own; seeds as bars.
-
-    ``table``: objective, ladder, width, seed, kl. ``objectives``: what each is called, from the top.
-    """
-    ladders = [name for name in LADDERS if (table["ladder"] == name).any()]
-    names = [name for name in objectives if (table["objective"] == name).any()][::-1]
-    figure, (axes,) = panels(max(1, len(ladders)), height=1.1 + 0.3 * len(names), sharey=True)
-    for axis, ladder in zip(axes, ladders, strict=False):
-        part = table[table["ladder"] == ladder]
-        widths = sorted(set(part["width"]))
-        for number, width in enumerate(widths):
-            rows = part[part["width"] == width]
-            own = rows[rows["objective"] == "forward"]["kl"].mean()
-            found = rows.groupby("objective")["kl"].agg(["mean", "min", "max"]).reindex(names).dropna() / own
-            y = [names.index(name) + 0.2 * (number - (len(widths) - 1) / 2) for name in found.index]
-            reach = [found["mean"] - found["min"], found["max"] - found["mean"]]
-            style = {"marker": "os^D"[number % 4], "markersize": 5, "linestyle": "none", "capsize": 2}
-            axis.errorbar(found["mean"], y, xerr=reach, color=PALETTE[number], label=f"d = {width}", **style)
-        axis.axvline(1, color="0.4", linewidth=0.8)
-        axis.set(title=LADDERS[ladder][0], xlabel="loss / loss under the ladder's own")
-    axes[0].set_yticks(range(len(names)), [objectives[name] for name in names])
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -182,7 +182,8 @@ class Distill(Costly):
     width: Width | None  # one student of this width; None: the whole ladder
     widths: Annotated[list[Width], SEVERAL]  # the ladder
     random_widths: Annotated[list[Width], SEVERAL] | None  # of its random students, if not all
-    ladders: Annotated[list[Literal["random", "width_alone"]], SEVERAL]
+    ladders: Annotated[list[Literal["random", "width_alone", "head"]], SEVERAL]
+    doubled: list[Literal["random", "width_alone", "head"]]  # ladders trained for half their steps too
     seeds: Annotated[list[Seed], SEVERAL]
     steps: Annotated[int, Field(ge=10, le=10**7)]  # the doubling test trains twice as long again
     batch: Positive  # blocks a step
@@ -304,7 +305,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             length=128, doubling=True, widths=[16, 24, 32, 48, 80, 128],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone"], seeds=[0], steps=140, batch=8,
+            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone", "head"], doubled=["random"], seeds=[0],
+            steps=140, batch=8,
             length=128, learning_rate=3e-3, rate_exponent=1.0, cut_rate=0.4, warmup=20, evaluations=14,
             held_out_blocks=32,
         ),
@@ -323,7 +325,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             widths=[128, 256, 384, 512, 576],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], seeds=[0], steps=40, batch=4, length=128,
+            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], doubled=["width_alone"], seeds=[0],
+            steps=40, batch=4, length=128,
             learning_rate=1e-4, rate_exponent=0.0, cut_rate=1.0, warmup=4, evaluations=5, held_out_blocks=16,
         ),
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
@@ -340,7 +343,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             widths=[128, 256, 512, 768, 1024],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
+            widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone", "head"],
+            doubled=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
             length=512, text=PILE, percent=100.0, learning_rate=3e-4, rate_exponent=0.0,
             cut_rate=1.0, warmup=1000, evaluations=60, held_out_blocks=64,
         ),
@@ -392,10 +396,10 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
 # 04_distill's ladders again (minwidth.controls): ``times`` the scale's steps, twice that for the doubling test, and
 # what else differs from the scale's own.
 LONGER: dict[str, dict[str, Any]] = {
-    "tiny": dict(times=4, seeds=[0, 1, 2]),
+    "tiny": dict(times=4, seeds=[0, 1, 2], doubled=["random", "width_alone"]),
     "smollm2": dict(  # random weights want another rate, those cut from the teacher the same as in the notebook
         times=2, evaluations=8, learning_rate=1e-3, cut_rate=0.1, ladders=["random", "width_alone"],
-        random_widths=[128, 256],
+        doubled=["random", "width_alone"], random_widths=[128, 256],
     ),
     "pythia-410m": dict(times=4, seeds=[0, 1, 2]),
 }

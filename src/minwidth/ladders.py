@@ -1,0 +1,259 @@
+"""Ladders of students: many trained side by side, their losses in one table, and the hour-long ones with more seeds.
+
+``python -m minwidth.ladders --scale tiny --width 32`` trains the students of one width; ``--longer`` the scale's longer
+ladders with more seeds, ``--objectives`` students under other losses, both into committed tables. Every student is a
+record of its own with checkpoints: an interrupted command goes on where it stopped.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+from torch.multiprocessing import get_context, spawn
+from torch.multiprocessing.spawn import ProcessException
+from tqdm.auto import tqdm
+
+from minwidth import errors, models, ranks, runs, scales
+from minwidth.students import (
+    LADDERS,
+    Job,
+    fall_per_doubling,
+    key,
+    losses,
+    moments,
+    read,
+    save,
+    student,
+    threads,
+    trained,
+)
+
+log = logging.getLogger(__name__)
+
+OBJECTIVES: dict[str, dict[str, Any]] = {  # name -> what differs from the ladder's own, the first
+    "forward KL, T = 2": {},
+    "forward KL, T = 1": {"temperature": 1.0},
+    "forward KL, T = 4": {"temperature": 4.0},
+    "reverse KL, T = 2": {"objective": "reverse"},
+    "forward KL + states": {"objective": "hidden"},
+    "text alone": {"objective": "cross_entropy"},
+}
+
+
+def jobs(p: scales.Distill) -> list[Job]:
+    """Every run that the parameters ask for, the most expensive first.
+
+    Each student is trained for twice ``steps``, those of the ``doubled`` ladders for ``steps`` too.
+    """
+    return [
+        Job(ladder, width, seed, steps)
+        for width in sorted({width for ladder in p.ladders for width in p.widths_of(ladder)}, reverse=True)
+        for ladder in p.ladders
+        if width in p.widths_of(ladder)
+        for seed in p.seeds
+        for steps in ((2 * p.steps, p.steps) if ladder in p.doubled else (2 * p.steps,))
+    ]
+
+
+def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
+    """The records of several runs at one scale, trained where none is found.
+
+    Small students are trained by several processes side by side, one thread each; large ones one after the other.
+
+    Raises:
+        RuntimeError: a process failed; its last line says why.
+    """
+    todo = list(todo)
+    missing = [(p, job) for p, job in todo if runs.find(*key(p, job)) is None]
+    if missing:
+        _compute(missing)
+    return [student(p, job) for p, job in todo]
+
+
+def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
+    p, _ = missing[0]
+    with threads(p):
+        teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+        for split in ("train", "held_out"):
+            read(teacher, p, split)  # once, before several processes would ask for it
+        if any(job.ladder == "width_alone" for _, job in missing):
+            moments(teacher, p)
+    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(missing))
+    options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
+    if p.shape.width > scales.ONE_THREAD or cores == 1 or ranks.device().type != "cpu" or ranks.count() > 1:
+        for p, job in tqdm(missing, **options):
+            student(p, job, teacher)
+        return
+    taken, shown = get_context("spawn").Value("i", 0), os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # read by each process: the bar of all of them is here
+    try:
+        working = spawn(_work, (missing, taken), nprocs=cores, join=False)
+    finally:
+        os.environ.pop("TQDM_DISABLE") if shown is None else os.environ.update(TQDM_DISABLE=shown)
+    try:
+        with tqdm(**options) as bar:
+            while not working.join(timeout=1):
+                bar.update(sum(runs.folder_of(*key(p, job)).exists() for p, job in missing) - bar.n)
+    except ProcessException as error:
+        raise errors.LostError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from None
+
+
+def _work(_: int, missing: list[tuple[scales.Distill, Job]], taken) -> None:
+    """In a process of its own: train what no other has taken. It ends when its parent ends, also by kill -9."""
+    p, _ = missing[0]
+    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    while True:
+        with taken.get_lock():
+            number, taken.value = taken.value, taken.value + 1
+        if number >= len(missing):
+            return
+        student(*missing[number], teacher)
+
+
+def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
+    """All students that the parameters ask for, and ``extra`` runs of them at other numbers of steps.
+
+    Returns:
+        A record with ``ladder`` (one row a run; its fall where the same student was trained for half the steps) and
+        ``curves`` (one row an evaluation).
+    """
+    todo = [*jobs(p), *extra]
+    records = dict(zip(todo, train((p, job) for job in todo), strict=True))
+    parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
+    label = "ladder" if p.width is None else f"w{p.width}"
+    return runs.find_or_compute(f"distill/{p.scale}/{label}", {"runs": parts}, lambda: _assemble(p, records))
+
+
+def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, Any]:
+    curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
+    rows = []
+    for job, record in records.items():
+        half = records.get(job._replace(steps=job.steps // 2)) if job.steps % 2 == 0 else None
+        row = job._asdict() | {"tokens": job.steps * p.batch * p.length}
+        row |= {name: record[name] for name in ("floor", "low", "high", "untrained", "uniform", "params", "d_teacher")}
+        row["fall_per_doubling"] = fall_per_doubling(half["floor"], record["floor"]) if half else float("nan")
+        rows.append(row | {"raw_kl": record["floor"] * p.length * p.temperature**2})  # the paper's unit (Table 3)
+    order = ["ladder", "seed", "width", "steps"]
+    columns = [*order, "step", "train", "held_out"]
+    return {
+        "ladder": pd.DataFrame(rows).sort_values(order, ignore_index=True),
+        "curves": pd.concat(curves).sort_values([*order, "step"], ignore_index=True)[columns],
+    }
+
+
+def longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a ladder's rows, the longest run of each student."""
+    ordered = table.sort_values(["ladder", "width", "seed", "steps"])
+    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a ladder's rows, the longest runs of each width: means of ``floor``, ``fall`` and ``untrained`` over seeds.
+
+    ``low`` and ``high`` are the 95 % interval of the mean by Student's t, ``least`` and ``most`` the extremes.
+    """
+    rows = []
+    for (ladder, width), group in longest(table).groupby(["ladder", "width"]):
+        n, mean = len(group), group.floor.mean()
+        half = stats.t.ppf(0.975, n - 1) * group.floor.std(ddof=1) / n**0.5 if n > 1 else float("nan")
+        row = {"ladder": ladder, "width": width, "steps": group.steps.max(), "seeds": n, "floor": mean}
+        row |= {"low": mean - half, "high": mean + half, "least": group.floor.min(), "most": group.floor.max()}
+        row |= {"fall": group.fall_per_doubling.mean(), "untrained": group.untrained.mean()}
+        rows.append(row | {"d_teacher": group.d_teacher.iloc[0]})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------ hours: more steps, other losses
+
+
+def longer(p: scales.Distill) -> runs.Record:
+    """The ladders at more steps and seeds, the ends of the random one at fewer steps too: table ``distill_long``."""
+    p = p.longer()
+    widths = p.widths_of("random")
+    ends = {widths[0], widths[-1]} if "random" in p.ladders and widths[-1] == p.shape.width else set()
+    budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in (4, 2) for seed in p.seeds]
+    record = ladder(p, budgets)
+    runs.save_results(p.scale, "distill_long", record["ladder"], record)
+    runs.save_results(p.scale, "distill_long_curves", record["curves"], record)
+    return record
+
+
+def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> runs.Record:
+    """Random students of three widths under each of ``OBJECTIVES``, all judged by the held-out loss of the first.
+
+    Table ``distill_controls``: ``kl`` is the ladder's own loss, nats per token, with 95 % over held-out blocks in
+    ``low`` and ``high``; ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
+    """
+    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    widths = sorted({p.widths[0], p.widths[len(p.widths) // 2], p.widths[-1]}, reverse=True)
+    todo = [
+        (name, p.model_copy(update=change), Job("random", width, seed, p.steps))
+        for width in widths for name, change in OBJECTIVES.items() for seed in seeds
+    ]  # fmt: skip
+    records = train((other, job) for _, other, job in todo)
+    parts = {"/".join(map(str, (name, *job))): r.key for (name, _, job), r in zip(todo, records, strict=True)}
+
+    def compute() -> dict[str, Any]:
+        text, of_text = read(teacher, p, "held_out"), p.model_copy(update={"objective": "cross_entropy"})
+        best = float(losses(of_text, teacher, teacher.model, text).mean())
+        rows = []
+        for (name, other, job), record in zip(todo, records, strict=True):
+            model = trained(other, job, teacher)
+            each = losses(p, teacher, model, text)
+            spread = 1.96 * each.std(ddof=1) / len(each) ** 0.5
+            row = {"objective": name} | job._asdict()
+            row |= {"kl": each.mean(), "low": each.mean() - spread, "high": each.mean() + spread}
+            row |= {"own": record["history"].held_out.iloc[-1], "uniform": record["uniform"]}
+            row |= {"cross_entropy": losses(of_text, teacher, model, text).mean()}
+            rows.append(row | {"teacher_cross_entropy": best, "d_teacher": teacher.d})
+        return {"controls": pd.DataFrame(rows).sort_values(["width", "objective", "seed"], ignore_index=True)}
+
+    with threads(p):
+        record = runs.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
+    runs.save_results(p.scale, "distill_controls", record["controls"], record)
+    return record
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train students and leave their records; what is found is kept, and what was interrupted goes on."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.ladders", description=main.__doc__)
+    parser.add_argument("--scale", default="tiny", choices=list(scales.SCALES))
+    parser.add_argument("--ladder", choices=list(LADDERS), help="all of the scale's if left out")
+    parser.add_argument("--width", type=int, help="all of the scale's if left out")
+    parser.add_argument("--seed", type=int, help="all of the scale's if left out")
+    parser.add_argument("--longer", action="store_true", help="the longer ladders, into the table distill_long")
+    parser.add_argument("--objectives", action="store_true", help="other objectives, into the table distill_controls")
+    parser.add_argument("--save", type=Path, help="leave the longest student as a folder that transformers reads")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
+    options = parser.parse_args(arguments)
+    given = {"ladders": [options.ladder]} if options.ladder else {}
+    given |= {"seeds": [options.seed]} if options.seed is not None else {}
+    given |= {"width": options.width} if options.width else {}
+    try:
+        p = scales.parameters("04_distill", options.scale, **(scales.settings(options.set) | given))
+    except errors.ParameterError as error:
+        parser.error(str(error))
+    if options.longer or options.objectives:
+        for wanted, compute in ((options.longer, longer), (options.objectives, objectives)):
+            if wanted:
+                log.info("%s", compute(p).key)
+        return
+    todo = jobs(p)
+    for record in train((p, job) for job in todo):
+        log.info("%s: %.4g nats per token", record.key, record["floor"])
+    if options.save:
+        save(p, todo[0], models.load_teacher(p.shape.teacher), options.save)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors.in_one_sentence():
+        main()

@@ -1,0 +1,380 @@
+"""A student: how it starts, what it learns from the exact offline teacher, and where it ends (paper, section 6).
+
+Three ladders. ``random`` is the paper's: random weights, heads and FFN scaled with the width. ``width_alone`` is the
+teacher cut to its first principal directions and trained on. ``head`` is the teacher's own trunk with only its last
+state cut: it has nothing to lose but what the last state's width costs (``bottleneck``).
+
+A student's loss is the mean over the last tenth of its evaluations, the paper's rule. Under a cosine schedule that tail
+is flat because the learning rate goes to 0, so flatness proves nothing: students are trained again for twice as many
+steps with the schedule stretched (``verdict``).
+"""
+
+import functools
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minwidth import errors, kl, models, ranks, residual, runs, scales, training
+from minwidth.paths import existing
+
+log = logging.getLogger(__name__)
+
+STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
+BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
+SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
+WON = 0.9  # of what can be won at a width, the share that a student at its floor has won
+LADDERS = {"random": "random weights", "width_alone": "width alone", "head": "last state alone"}
+
+
+class Job(NamedTuple):
+    """One training run of a student of a ladder."""
+
+    ladder: str
+    width: int
+    seed: int
+    steps: int
+
+
+class Text(NamedTuple):
+    """Token blocks and the teacher's final states on them."""
+
+    ids: Int[np.ndarray, "blocks length"]  # memory-mapped, as they are stored
+    states: Float[np.ndarray, "blocks length d_T"] | None  # None where the teacher runs beside the student
+
+
+class Head(nn.Module):
+    """The teacher's trunk with its last state cut to ``width`` numbers, and a free unembedding: logits W A h.
+
+    Both start from the best rank-``width`` approximation of the teacher's logits in least squares.
+    """
+
+    def __init__(self, unembedding: Float[Tensor, "V d_T"], states: Float[Tensor, "tokens d_T"], width: int):
+        super().__init__()
+        matrix, states = unembedding.double(), states.double()
+        values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+        root = vectors * values.clamp(min=1e-12 * float(values[-1])).sqrt() @ vectors.T
+        _, directions = torch.linalg.eigh(root @ (states.T @ states) @ root)
+        kept = directions[:, -width:]
+        self.reduce = nn.Parameter((kept.T @ root).to(unembedding))
+        self.unembedding = nn.Parameter((matrix @ torch.linalg.solve(root, kept)).to(unembedding))
+
+    def forward(self, states: Float[Tensor, "*tokens d_T"]) -> Float[Tensor, "*tokens width"]:
+        return states @ self.reduce.T
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
+    """``train`` or ``held_out`` text with the offline teacher's states, computed once for all students.
+
+    There is enough training text for the longest run without repetition, if the corpus has that much.
+    """
+    count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
+    blocks, name = _blocks(teacher, p, split, count), f"{p.scale}-{split}"
+    if reason := why_beside(teacher, blocks, name):
+        _say(reason)
+        return Text(blocks, None)
+    return Text(blocks, residual.offline_teacher(teacher, blocks, name))
+
+
+def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
+    """Why the teacher runs beside the student instead of leaving its states on disk, in a sentence; empty if it does.
+
+    They stay within ``STATES_BYTES`` and within what the disk has free. Either way students learn from the same states,
+    up to rounding.
+    """
+    size, target = 4 * blocks.size * teacher.d, residual.states_file(teacher, blocks, name)
+    fill = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.4g} GiB"
+    if size > STATES_BYTES:
+        return f"{fill}, more than the {STATES_BYTES / 2**30:g} GiB set apart for them, so it runs beside each student."
+    there = target.stat().st_size if target.exists() else 0
+    free = shutil.disk_usage(existing(target.parent)).free
+    if size - there > free:
+        return (
+            f"{fill} and {target.parent} has {free / 2**30:.3g} GiB free, so it runs beside each student; make room "
+            "there, or name another folder with MINWIDTH_RUNS, and it runs but once."
+        )
+    return ""
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once, however many students it is about."""
+    log.warning("%s", sentence)
+
+
+def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
+    """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
+    tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
+
+    def compute():
+        blocks = _blocks(teacher, p, "train", tokens // p.length)
+        batches = (blocks[start : start + 16] for start in range(0, len(blocks), 16))
+        return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
+
+    parameters = {"teacher": teacher.revision, "tokens": tokens}
+    parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
+    return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
+
+
+def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
+    return residual.token_blocks(teacher, split, p.length, p.percent, p.text, count)[:count]
+
+
+def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
+    """A student of a ladder before training."""
+    if ladder == "random":
+        return models.make_student(teacher.model, width, seed)
+    if ladder == "head":
+        states = _batch(teacher, read(teacher, p, "train"), np.arange(BASIS_TOKENS // 4 // p.length))[1]
+        return Head(models.unembedding(teacher.model), states.flatten(0, 1), width)
+    basis = models.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
+    return models.cut_to_width(teacher.model, basis, width)
+
+
+# ------------------------------------------------------------------------------------------------------- one student
+
+
+def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
+    """The record of one training run of a student, found or computed; an interrupted run continues exactly.
+
+    Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
+    guess that gives every token the same probability), ``floor``, ``tail_slope``, ``low`` and ``high`` (95 % of the
+    final loss over held-out blocks), ``params``, ``d_teacher``.
+
+    Raises:
+        Diverged: the loss is not finite, or worse than that of a uniform guess.
+        ValueError: the student cannot be made at this width.
+    """
+    what, parameters = key(p, job)
+    if record := runs.find(what, parameters):
+        return record
+    with threads(p):
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=ranks.device())
+        compute = functools.partial(_train, p, job, teacher, what, parameters)
+        return ranks.find_or_compute(what, parameters, compute)
+
+
+def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a run's record: everything that its numbers depend on."""
+    left_out = {"scale", "width", "widths", "random_widths", "ladders", "doubled", "seeds", "steps", "floor_tolerance"}
+    left_out |= {"contexts", "held_out_contexts"}  # of the bottleneck's bracket
+    if p.objective == "forward":
+        left_out.add("objective")  # the ladder's own goes without saying
+    if p.parts == 1:
+        left_out.add("parts")
+    chosen = p.model_dump(exclude=left_out)
+    chosen |= job._asdict() | {
+        "teacher": models.teacher_revision(p.shape.teacher),
+        "text_blocks": 2 * p.steps * p.batch,
+    }
+    return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen
+
+
+@contextmanager
+def threads(p: scales.Distill) -> Iterator[None]:
+    """One thread for small models, which two would slow down; as many as torch found otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if p.shape.width <= scales.ONE_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def objective(
+    p: scales.Distill,
+    model: nn.Module | None,
+    ids: Tensor,
+    states: Tensor,
+    matrix: Tensor,
+    each: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Loss a student learns from, in nats per token: its mean, or one number a token where ``each`` is set.
+
+    ``forward`` and ``reverse`` are KL divergences at the temperature. ``hidden`` adds to the forward one the share of
+    the teacher's final state that a linear map of the student's, ``model.match``, misses; the map is trained along.
+    ``cross_entropy`` is that of the text's next token at T = 1 and asks no teacher.
+
+    Args:
+        model: the student, or None for a uniform guess.
+        states: the teacher's final states on ``ids``.
+        matrix: the teacher's unembedding.
+        chunk: tokens whose logits are held at once (``kl``), chosen for the device if None.
+    """
+    if model is None:
+        hidden, vocabulary = matrix.new_zeros(*ids.shape, 1), matrix.new_zeros(len(matrix), 1)
+    elif isinstance(model, Head):
+        hidden, vocabulary = model(states), model.unembedding
+    else:
+        hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
+    if p.objective == "cross_entropy":
+        cross_entropy = kl.cross_entropy_per_token if each else kl.cross_entropy
+        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], chunk=chunk)
+    divergence = kl.divergence_per_token if each else kl.divergence
+    direction = "reverse" if p.objective == "reverse" else "forward"
+    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction, chunk=chunk)
+    if p.objective == "hidden":
+        missed = states if model is None else states - model.match(hidden)
+        value = value + missed.square().sum(-1) / states.square().sum(-1)
+    return value if each else value.mean()
+
+
+def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
+    device = teacher.model.device
+    ids = ranks.sent(text.ids[rows].astype(np.int64), device)
+    if text.states is None:
+        with torch.no_grad():
+            return ids, models.final_hidden(teacher.model, ids)
+    return ids, ranks.sent(text.states[rows], device)
+
+
+@torch.no_grad()
+def losses(
+    p: scales.Distill, teacher: models.Teacher, model: nn.Module | None, text: Text
+) -> Float[np.ndarray, " blocks"]:
+    """Mean of ``objective`` on each block of a text."""
+    matrix, found = models.unembedding(teacher.model), []
+    for rows in np.array_split(np.arange(len(text.ids)), -(-len(text.ids) // p.batch)):
+        found.append(objective(p, model, *_batch(teacher, text, rows), matrix, each=True).mean(1).cpu())
+    return torch.cat(found).numpy()
+
+
+def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, parameters: dict) -> dict[str, Any]:
+    text, held_out = read(teacher, p, "train"), read(teacher, p, "held_out")
+    matrix = models.unembedding(teacher.model)
+    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+    params = models.parameter_count(model)
+    if p.objective == "hidden":
+        model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
+        nn.init.zeros_(model.match.weight)
+
+    if matrix.is_cuda and not isinstance(model, Head):
+        models.compile_transformer(model)
+
+    def loss(model, rows) -> Tensor:
+        with torch.autocast(matrix.device.type, torch.bfloat16, enabled=matrix.is_cuda):
+            return objective(p, model, *_batch(teacher, text, rows), matrix)
+
+    guess = float(losses(p, teacher, None, held_out).mean())  # every token has the same probability
+    start = float(losses(p, teacher, model, held_out).mean())
+
+    def evaluate(model) -> float:
+        value = float(losses(p, teacher, model, held_out).mean())
+        if value > 2 * max(guess, start):
+            raise errors.Diverged(
+                f"The loss rose to {value:.3g} nats from {start:.3g}, a uniform guess having {guess:.3g}; lower the "
+                f"learning rate ({rate(p, job):g})."
+            )
+        return value
+
+    history = [{"step": 0, "train": float("nan"), "held_out": start}]
+    if start > SAME:
+        history += training.train(
+            model,
+            loss,
+            evaluate,
+            rows=len(text.ids),
+            schedule=schedule(p, job),
+            seed=job.seed,
+            checkpoint=runs.work_folder(what, parameters) / "checkpoint",
+            progress=f"{job.ladder} {job.width}, {job.steps} steps",
+        )
+    else:
+        log.info("The student of width %d is its teacher before any training.", job.width)
+    history = pd.DataFrame(history)
+    final = losses(p, teacher, model, held_out)
+    spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
+    if ranks.is_first():
+        weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
+        runs.store(f"{what}-weights", parameters, weights, seconds=0)
+    return {
+        "history": history,
+        "untrained": start,
+        "uniform": guess,
+        "floor": floor(history),
+        "low": float(final.mean() - spread),
+        "high": float(final.mean() + spread),
+        "params": params,
+        "d_teacher": teacher.d,
+    }
+
+
+def schedule(p: scales.Distill, job: Job) -> training.Schedule:
+    """The paper's: AdamW, linear warm-up, cosine to 0; stretched as a whole where a run is longer."""
+    return training.Schedule(
+        steps=job.steps,
+        batch=p.batch,
+        learning_rate=rate(p, job),
+        warmup=round(p.warmup * job.steps / p.steps),
+        weight_decay=p.weight_decay,
+        evaluations=p.evaluations,
+        parts=p.parts,
+    )
+
+
+def rate(p: scales.Distill, job: Job) -> float:
+    """Peak learning rate: the paper's constant, or rising with 1 / width, lower for students cut from their teacher."""
+    wider = (p.shape.width / job.width) ** p.rate_exponent
+    return p.learning_rate * wider * (1 if job.ladder == "random" else p.cut_rate)
+
+
+def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
+    """The student of a finished run, in eval mode and without gradients; trained first if it was not yet."""
+    student(p, job, teacher)
+    what, parameters = key(p, job)
+    weights = runs.find(f"{what}-weights", parameters)
+    if weights is None:
+        raise errors.LostError(
+            f"The weights of {runs.key_of(what, parameters)} are gone or damaged: "
+            f"remove {runs.folder_of(what, parameters)} to train that student again."
+        )
+    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name]))
+    return model.eval().requires_grad_(False)
+
+
+def save(p: scales.Distill, job: Job, teacher: models.Teacher, folder: Path) -> None:
+    """Leave a trained student with its tokenizer as a folder that ``transformers`` and ``-p teacher`` read."""
+    trained(p, job, teacher).save_pretrained(folder)
+    teacher.tokenizer.save_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------------- floor and verdict
+
+
+def floor(history: pd.DataFrame) -> float:
+    """Mean held-out loss over the last tenth of the evaluations, in nats per token (paper, appendix E)."""
+    evaluated = history[history.step > 0] if len(history) > 1 else history
+    return float(evaluated.tail(max(1, round(0.1 * len(evaluated)))).held_out.mean())
+
+
+def fall_per_doubling(short: float, long: float) -> float:
+    """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
+    return 0.0 if max(short, long) < SAME else 1 - long / short
+
+
+def verdict(fall: float, tolerance: float, untrained: float, loss: float, least: float) -> str:
+    """``floor`` or ``upper bound``.
+
+    Doubling the steps must move a floor by less than ``tolerance``, and the student must have won ``WON`` of what can
+    be won at its width, from its ``untrained`` loss to the ``least`` known (0 where nothing is): one that has hardly
+    begun to learn does not move either. NaN for a fall that was not measured is no floor.
+    """
+    if loss < SAME:
+        return "floor"
+    settled = abs(fall) < tolerance and untrained - loss >= WON * (untrained - least)
+    return "floor" if settled else "upper bound"
