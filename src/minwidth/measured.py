@@ -33,7 +33,7 @@ def text(value: float, tolerance: float = math.nan) -> str:
     if abs(value) < NOTHING and not tolerance >= NOTHING:
         return "0"
     if not tolerance > 0:
-        whole = float(value).is_integer()
+        whole = float(value).is_integer() or abs(value) >= 1000
         return f"{value:,.0f}" if whole else f"{value:.{4 if tolerance == 0 else 3}g}"
     place = math.floor(math.log10(tolerance))
     if tolerance < 2.95 * 10.0**place:  # of a leading 1 or 2, one digit would round too much

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from minwidth.measured import BRACKETED, MARGIN, read, text
 from minwidth.paths import ROOT
-from tests.notebooks.tolerance import DECIMAL, RELATIVE_TOLERANCE, Output
+from tests.notebooks.tolerance import DECIMAL, RELATIVE, Output
 
-WITHIN, BEYOND = 1 + RELATIVE_TOLERANCE / 2, 1 + 2 * RELATIVE_TOLERANCE
+WITHIN, BEYOND = 1 + RELATIVE / 2, 1 + 2 * RELATIVE
 
 # what a cell shows, what its committed output says, and whether nbval must accept it
 STREAM = "print('floor', 1.234)"
 TABLE = "from IPython.display import HTML\nHTML('<b>floor</b> <td>1.234</td>')"
 VALUE = "{'floor': 1.234, 'alive': 57}"
+MEASURED = "print('d* = 72.8(9), F = 1,890(30)')"
 CASES = {
     "stream, same": (STREAM, "floor 1.234\n", True),
     "stream, within": (STREAM, f"floor {1.234 * WITHIN}\n", True),
@@ -30,6 +34,11 @@ CASES = {
     "value, within": (VALUE, f"{{'floor': {1.234 / WITHIN}, 'alive': 57}}", True),
     "value, beyond": (VALUE, f"{{'floor': {1.234 / BEYOND}, 'alive': 57}}", False),
     "value, integer": (VALUE, "{'floor': 1.234, 'alive': 58}", False),
+    "measured, within": (MEASURED, "d* = 72.4(9), F = 1,905(30)\n", True),
+    "measured, beyond": (MEASURED, "d* = 71.0(9), F = 1,890(30)\n", False),
+    "measured count, beyond": (MEASURED, "d* = 72.8(9), F = 1,950(30)\n", False),
+    "measured, another tolerance": (MEASURED, "d* = 72.8(9), F = 1,890(60)\n", False),
+    "measured, none": (MEASURED, "d* = 72.8, F = 1,890(30)\n", False),
     "nothing committed": (STREAM, None, False),
 }
 
@@ -37,7 +46,7 @@ CASES = {
 def _output(source: str, text: str | None) -> list[nbformat.NotebookNode]:
     if text is None:
         return []
-    if source == STREAM:
+    if source in (STREAM, MEASURED):
         return [new_output("stream", name="stdout", text=text)]
     if source == TABLE:
         data = {"text/html": text, "text/plain": "<IPython.core.display.HTML object>"}
@@ -56,7 +65,7 @@ def test_nbval_sees_what_was_altered_and_nothing_else(tmp_path: Path):
     report = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "altered.ipynb"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
         capture_output=True,
         text=True,
     ).stdout
@@ -65,29 +74,51 @@ def test_nbval_sees_what_was_altered_and_nothing_else(tmp_path: Path):
         assert f"{verdict} altered.ipynb::Cell {number}\n" in report.replace(" - ", "\n"), f"{case} was not {verdict}"
 
 
-def _committed_outputs() -> list[tuple[str, str]]:
-    outputs = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                texts = [output.text] if output.output_type == "stream" else list(output.get("data", {}).values())
-                outputs += [(path.stem, text) for text in texts if isinstance(text, str)]
-    return outputs
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_every_committed_decimal_is_held_to_the_tolerance():
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_every_committed_number_is_held_to_its_tolerance(notebook: Path):
     checked = 0
-    for name, text in _committed_outputs():
-        for match in DECIMAL.finditer(text):
-            number = float(match[0].replace("−", "-"))
-            if number and len(text) < 20_000:  # pictures in text form would take minutes
-                within, beyond = (
-                    text[: match.start()] + repr(number * factor) + text[match.end() :] for factor in (WITHIN, BEYOND)
-                )
-                assert Output(text) == within, f"{name}: {number} altered by less than the tolerance is refused"
-                assert Output(text) != beyond, f"{name}: {number} altered by more than the tolerance is accepted"
-                checked += 1
-    assert checked, "no notebook with a decimal number in its outputs"
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            texts = [output.text] if output.output_type == "stream" else list(output.get("data", {}).values())
+            for shown in texts:
+                if not isinstance(shown, str) or len(shown) > 20_000:  # pictures in text form would take minutes
+                    continue
+                for match in [*BRACKETED.finditer(shown), *DECIMAL.finditer(shown)]:
+                    bracketed = match.re is BRACKETED
+                    if not bracketed and (not float(match[0].replace("−", "-")) or _in_bracketed(shown, match)):
+                        continue
+                    within, beyond = _altered(match) if bracketed else _scaled(match)
+                    before, after = shown[: match.start()], shown[match.end() :]
+                    assert Output(shown) == before + within + after, f"{match[0]}, altered by half, is refused"
+                    assert Output(shown) != before + beyond + after, f"{match[0]}, altered by twice, is accepted"
+                    checked += 1
+    assert checked, "no number in its outputs"
+
+
+def _in_bracketed(text: str, match) -> bool:
+    return any(other.start() <= match.start() < other.end() for other in BRACKETED.finditer(text))
+
+
+def _altered(match) -> tuple[str, str]:
+    """A measured number moved by half its tolerance, and by twice."""
+    value, tolerance = read(*match.groups())
+    return tuple(f"{value + times * tolerance:.9f}({tolerance:.9f})" for times in (0.5, 2))
+
+
+def _scaled(match) -> tuple[str, str]:
+    value = float(match[0].replace("−", "-"))
+    return repr(value * WITHIN), repr(value * BEYOND)
+
+
+@given(st.floats(-1e5, 1e5), st.floats(1e-4, 1e4))
+def test_a_tolerance_as_printed_is_read_again_and_never_wider_than_three_spreads(value: float, spread: float):
+    printed = BRACKETED.fullmatch(text(value, MARGIN * spread))
+    number, tolerance = read(*printed.groups())
+    assert MARGIN * spread * (1 - 1e-5) <= tolerance <= 3 * spread
+    assert abs(number - value) <= tolerance / 2 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(

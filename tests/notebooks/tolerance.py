@@ -1,7 +1,8 @@
 """How nbval compares a committed output with the newly computed one; a pytest plugin, loaded by conftest.py.
 
-A decimal number (1.25, -3e-05; not 42) may differ by the relative tolerance below; integers, words and everything else
-must be the same. Pictures are not compared.
+A measured number carries its tolerance, 72.8(9), and may differ by it (``minwidth.measured``, the one place that says
+how wide it is). Any other decimal number (1.25, -3e-05) is computed exactly and may differ by ``RELATIVE``, a rounding;
+integers, words and everything else must be the same. Pictures are not compared.
 """
 
 import math
@@ -9,9 +10,11 @@ import re
 
 from nbval.plugin import IPyNbCell
 
-RELATIVE_TOLERANCE = 0.02
+from minwidth.measured import BRACKETED, read
 
+RELATIVE = 0.02
 DECIMAL = re.compile(r"(?<![\w.])([-+−]?(?:\d*\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+))")
+NUMBER = re.compile(f"{BRACKETED.pattern}|{DECIMAL.pattern}")
 NEW_EVERY_TIME = [  # what has no meaning and differs between two runs
     (re.compile(r"\b0x[0-9a-f]{6,}"), "0x"),  # addresses
     (re.compile(r"/ipykernel_\d+/\d+\.py"), "/ipykernel/"),
@@ -21,30 +24,38 @@ NEW_EVERY_TIME = [  # what has no meaning and differs between two runs
 
 
 class Output(str):
-    """A cell's output that equals another if texts are the same and decimal numbers lie within the tolerance."""
+    """A cell's output that equals another if texts are the same and numbers lie within their tolerances."""
 
     __hash__ = str.__hash__
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, str):
             return NotImplemented
-        ours, theirs = _parts(self), _parts(other)
-        return ours[::2] == theirs[::2] and all(map(_close, ours[1::2], theirs[1::2]))
+        (words, numbers), (others, found) = _parts(self), _parts(other)
+        return words == others and all(map(_close, numbers, found))
 
     def __ne__(self, other: object) -> bool:  # nbval asks this; str would answer it letter by letter
         return not self == other
 
 
-def _parts(text: str) -> list[str]:
-    """``text`` as text, number, text, number, ..., text."""
+def _parts(text: str) -> tuple[list[str], list[tuple[float, float | None]]]:
+    """The words around its numbers, and the numbers, each with its tolerance; None for one that is exact."""
     for pattern, replacement in NEW_EVERY_TIME:
         text = pattern.sub(replacement, text)
-    return DECIMAL.split(text)
+    words, numbers, start = [], [], 0
+    for match in NUMBER.finditer(text):
+        words.append(text[start : match.start()])
+        bracketed = BRACKETED.fullmatch(match[0])
+        numbers.append(read(*bracketed.groups()) if bracketed else (float(match[0].replace("−", "-")), None))
+        start = match.end()
+    return [*words, text[start:]], numbers
 
 
-def _close(one: str, other: str) -> bool:
-    a, b = (float(number.replace("−", "-")) for number in (one, other))
-    return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE)
+def _close(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:
+    (a, tolerance), (b, same) = one, other
+    if tolerance is None or same is None:
+        return tolerance == same and math.isclose(a, b, rel_tol=RELATIVE)
+    return math.isclose(tolerance, same, rel_tol=1e-6) and abs(a - b) <= tolerance * (1 + 1e-6)
 
 
 def pytest_configure():
