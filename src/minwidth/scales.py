@@ -305,7 +305,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             length=128, doubling=True, widths=[16, 24, 32, 48, 80, 128],
         ),
         "04_distill": _DISTILL | dict(
-            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone", "head"], doubled=["random"], seeds=[0],
+            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone", "head"], doubled=[], seeds=[0],
             steps=140, batch=8,
             length=128, learning_rate=3e-3, rate_exponent=1.0, cut_rate=0.4, warmup=20, evaluations=14,
             held_out_blocks=32,
