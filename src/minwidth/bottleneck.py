@@ -47,12 +47,18 @@ PATIENCE = 10  # steps over which a fall below the tolerance counts as the end
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
 DRAWS = 1000  # of documents, for an interval
 RANK_TOLERANCE = 1e-10  # share of the largest variance (of logits) below which a direction is rounding
-LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text for contexts and held-out ones
-    "tiny": dict(widths=(16, 24, 32, 48, 80, 128), contexts=10_240, held_out=4096, words=None, blocks=(512, 384)),
-    "smollm2": dict(widths=(64, 128, 256, 384, 512), contexts=16_384, held_out=2048, words=16_384, blocks=(512, 96)),
-    "pythia-410m": dict(widths=(128, 256, 512, 768), contexts=65_536, held_out=8192, words=None, blocks=(2048, 512)),
+LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
+    "tiny": dict(
+        widths=[16, 24, 32, 48, 80, 128], contexts=[2560, 5120, 10_240], held_out=4096, starts=2, blocks=[512, 384]
+    ),
+    "smollm2": dict(
+        widths=[64, 128, 256, 384, 512], contexts=[576, 1152, 2304], held_out=1024, starts=1, blocks=[512, 96]
+    ),
+    "pythia-410m": dict(
+        widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
+    ),
 }
-PARTS = (4, 2, 1)  # both ends are also had at N / 4 and N / 2, to show how they move
+OTHERS: dict[str, Any] = dict(contexts=[2048, 4096, 8192], held_out=2048, starts=2, blocks=[512, 96])
 
 
 class Floor(NamedTuple):
@@ -219,110 +225,107 @@ def ladder(
     widths: Sequence[int] | None = None,
     *,
     temperature: float = 2.0,
-    contexts: int | None = None,
+    contexts: Sequence[int] | None = None,
     held_out: int | None = None,
     words: int | None = None,
-    starts: int = 2,
+    starts: int | None = None,
     seed: int = 0,
-    steps: int = 150,
     tolerance: float = 1e-3,
 ) -> runs.Record:
-    """Both ends of the floor at each width for a teacher on the study's text; a record a width, found or computed.
+    """Both ends of the floor at each width, for a teacher on the study's text.
 
-    Its value ``table`` has a row a width: ``width, temperature, low, low_low, low_high, high, high_low, high_high,
+    One record for each width and number of contexts, found or computed, the largest numbers first. The value ``table``
+    has a row a width, at the most contexts: ``width, temperature, low, low_low, low_high, high, high_low, high_high,
     contexts, held_out, words, mass, starts, starts_spread, converged, slack, restricted, seconds`` (of the processor);
-    ``growth`` has the same at N / 4 and N / 2 contexts as well, with one start.
+    ``growth`` has them at every number of contexts.
 
     Args:
         scale_or_teacher: as ``models.load_teacher``.
-        widths: and ``contexts``, ``held_out``, ``words``: the scale's own (``LADDERS``) if None.
+        contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
+            are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
+            if None, as ``widths``, ``held_out`` and ``starts`` (``LADDERS``).
 
     Raises:
-        ParameterError: as ``models.load_teacher``; ValueError as ``floor``.
+        ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
     """
-    own = LADDERS.get(scale_or_teacher, {})
+    own = LADDERS.get(scale_or_teacher, OTHERS)
     d_teacher = models.load_config(scale_or_teacher).hidden_size
-    widths = widths or own.get("widths") or [max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)]
+    widths = sorted(widths or own.get("widths") or {max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)})
+    for width in widths:
+        if not 1 <= width <= d_teacher:
+            raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one there.")
+    contexts = sorted(contexts or own["contexts"])
+    text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
     p = {
         "teacher": models.teacher_revision(scale_or_teacher),
         "temperature": temperature,
-        "contexts": contexts or own.get("contexts", 8192),
-        "held_out": held_out or own.get("held_out", 2048),
-        "words": words or own.get("words"),
-        "blocks": list(own.get("blocks", (512, 96))),
-        "text": {name: _text(scale_or_teacher)[name] for name in ("text", "length", "percent")},
-        "starts": starts,
+        "held_out": held_out or own["held_out"],
+        "words": words,
+        "starts": starts or own["starts"],
         "seed": seed,
-        "steps": steps,
         "tolerance": tolerance,
-    }
-    for width in widths:
-        if not 1 <= width <= d_teacher:
-            raise errors.ParameterError(
-                f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one of those."
-            )
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
-    data: list[dict[str, Any]] = []  # read once, and only if a width is missing
+        "blocks": own["blocks"],
+    } | {name: text[name] for name in ("text", "length", "percent")}
 
-    def compute(width: int) -> dict[str, Any]:
-        if not data:
-            data.append(_data(scale_or_teacher, p))
-        return {"growth": pd.DataFrame([_row(data[0], p, width, part) for part in PARTS])}
+    @functools.cache
+    def data() -> dict[str, Tensor]:
+        return _data(models.load_teacher(scale_or_teacher), label, p, contexts[-1])
 
+    todo = [(count, width) for count in reversed(contexts) for width in widths]
+    found = []
     before = torch.get_num_threads()
     torch.set_num_threads(1 if d_teacher <= scales.ONE_THREAD else before)
     try:
-        bar = tqdm(widths, desc=f"floors of {scale_or_teacher}", unit=" widths", leave=False)
-        records = []
-        for width in bar:
-            what = f"bottleneck/{label}/w{width}"
-            records.append(runs.find_or_compute(what, p | {"width": width}, functools.partial(compute, width)))
+        for count, width in tqdm(todo, desc=f"floors of {label}", unit=" floors", leave=False):
+            record = runs.find_or_compute(
+                f"bottleneck/{label}/w{width}-n{count}",
+                p | {"width": width, "contexts": count},
+                lambda count=count, width=width: _row(data(), p, width, count),
+            )
+            found.append(record.values)
     finally:
         torch.set_num_threads(before)
 
     def assemble() -> dict[str, Any]:
-        growth = pd.concat([record["growth"] for record in records], ignore_index=True)
-        return {"growth": growth, "table": growth[growth.part == 1].drop(columns="part").reset_index(drop=True)}
+        growth = pd.DataFrame(found).sort_values(["width", "contexts"], ignore_index=True)
+        return {"growth": growth, "table": growth.groupby("width").tail(1).reset_index(drop=True)}
 
-    return runs.find_or_compute(f"bottleneck/{label}/ladder", p | {"widths": list(widths)}, assemble)
-
-
-def _text(scale_or_teacher: str) -> dict[str, Any]:
-    """Which text a teacher reads: that of its scale's students."""
-    return scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
+    return runs.find_or_compute(f"bottleneck/{label}/ladder", p | {"widths": widths, "contexts": contexts}, assemble)
 
 
-def _data(scale_or_teacher: str, p: dict[str, Any]) -> dict[str, Any]:
+def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int) -> dict[str, Tensor]:
     """The teacher's states in contexts drawn from blocks spread evenly over the documents of each split."""
-    teacher = models.load_teacher(scale_or_teacher)
-    label, text = re.sub(r"[^A-Za-z0-9_.-]+", "_", teacher.name), p["text"]
-    found: dict[str, Any] = {"unembedding": models.unembedding(teacher.model).detach()}
-    for split, blocks, wanted in zip(("train", "held_out"), p["blocks"], (p["contexts"], p["held_out"]), strict=True):
-        every = residual.token_blocks(teacher, split, text["length"], text["percent"], text["text"], blocks)
+    found = {"unembedding": models.unembedding(teacher.model).detach()}
+    for split, blocks, wanted in zip(("train", "held_out"), p["blocks"], (contexts, p["held_out"]), strict=True):
+        every = residual.token_blocks(teacher, split, p["length"], p["percent"], p["text"], blocks)
         documents = residual.document_numbers(every, teacher.tokenizer.eos_token_id)
         rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
-        states = residual.offline_teacher(teacher, every[rows], f"{label}-{split}-bottleneck")
-        if wanted > rows.size * text["length"]:
+        places = np.random.default_rng(p["seed"]).permutation(len(rows) * p["length"])[:wanted]
+        if len(places) < wanted:
             raise errors.ParameterError(
-                f"{wanted} contexts were asked for and {len(rows)} blocks of {split} text have "
-                f"{rows.size * text['length']}: ask for at most that many."
+                f"{wanted} contexts were asked for, and the {len(rows)} blocks of {split} text have {len(places)}: ask "
+                "for at most that many."
             )
-        places = np.random.default_rng(p["seed"]).permutation(rows.size * text["length"])[:wanted]
+        states = residual.offline_teacher(teacher, every[rows], f"{label}-{split}-bottleneck")
         found[split] = torch.from_numpy(states.reshape(-1, teacher.d)[places])
         found[f"{split}_documents"] = torch.from_numpy(documents[rows].ravel()[places])
     return found
 
 
-def _row(data: dict[str, Any], p: dict[str, Any], width: int, part: int) -> dict[str, Any]:
+def _row(data: dict[str, Tensor], p: dict[str, Any], width: int, contexts: int) -> dict[str, Any]:
     started = time.process_time()
-    count = len(data["train"]) // part
     found = floor(
-        data["train"][:count], data["unembedding"], width, p["temperature"], held_out=data["held_out"],
-        documents=data["train_documents"][:count], held_out_documents=data["held_out_documents"], words=p["words"],
-        starts=p["starts"] if part == 1 else 1, seed=p["seed"], steps=p["steps"], tolerance=p["tolerance"],
-        progress=f"width {width}",
-    )  # fmt: skip
-    row = {"width": width, "temperature": p["temperature"], "part": part}
+        data["train"][:contexts],
+        data["unembedding"],
+        width,
+        held_out=data["held_out"],
+        documents=data["train_documents"][:contexts],
+        held_out_documents=data["held_out_documents"],
+        progress=f"width {width}, {contexts} contexts",
+        **{name: p[name] for name in ("temperature", "words", "starts", "seed", "tolerance")},
+    )
+    row = {"width": width, "temperature": p["temperature"]}
     for end in ("low", "high"):
         row[end] = getattr(found, end)
         row[f"{end}_low"], row[f"{end}_high"] = getattr(found, f"{end}_interval")
@@ -337,17 +340,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minwidth.bottleneck", description=main.__doc__)
     parser.add_argument("--scale", default="tiny", help="a scale, or a teacher by folder or owner/name@commit")
     parser.add_argument("--widths", type=int, nargs="+", help="of the last state; the scale's own if left out")
-    parser.add_argument("--contexts", type=int, help="training contexts; more make the lower end higher")
+    parser.add_argument("--contexts", type=int, nargs="+", help="of training text; more make the lower end higher")
     parser.add_argument("--held-out", type=int, help="contexts of the upper end")
     parser.add_argument("--words", type=int, help="likeliest words that the lower end looks at")
     parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--starts", type=int, default=2)
-    options = parser.parse_args(arguments)
-    given = vars(options)
-    record = ladder(given.pop("scale"), given.pop("widths"), **given)
-    if options.scale in scales.SCALES:
-        runs.save_results(options.scale, "bottleneck", record["table"], record)
-        runs.save_results(options.scale, "bottleneck_growth", record["growth"], record)
+    parser.add_argument("--starts", type=int, help="of the lower end's minimisation; whether they agree is told")
+    given = vars(parser.parse_args(arguments))
+    scale = given.pop("scale")
+    record = ladder(scale, **given)
+    if scale in scales.SCALES:
+        for name, table in (("bottleneck", "table"), ("bottleneck_growth", "growth")):
+            runs.save_results(scale, name, record[table], record)
     columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "contexts", "words", "mass"]
     log.info("%s", record["table"][columns].to_string(index=False, float_format="%.4f"))
 
