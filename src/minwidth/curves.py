@@ -172,7 +172,7 @@ def end(
 
 
 def verdict(
-    steps: ArrayLike, losses: ArrayLike, start: float, share: float = 0.05, **options
+    steps: ArrayLike, losses: ArrayLike, start: float, share: float = 0.02, **options
 ) -> tuple[str, End, float]:
     """The word, the end, and the share of what was learnt that the loss could still fall by, to the interval's low end.
 
@@ -182,7 +182,7 @@ def verdict(
     predicted, last = end(steps, losses, **options), float(np.asarray(losses, float)[-1])
     if not start > last:
         raise ValueError(f"start = {start:g} is not above the last loss, {last:g}: nothing has been learnt to judge by")
-    could_fall = (last - predicted.low) / (start - last)
+    could_fall = float((last - predicted.low) / (start - last))
     return "floor" if could_fall <= share else "upper bound", predicted, could_fall
 
 
