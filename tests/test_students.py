@@ -1,0 +1,398 @@
+"""Students and ladders: exact resume after kill -9, the three kinds, verdicts by hand, other losses, processes."""
+
+import math
+import multiprocessing
+import operator
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers import models as token_models
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
+
+from minwidth import errors, ladders, models, residual, runs, scales, students, training
+
+WIDTH, VOCABULARY, LENGTH = 32, 40, 12
+SETTINGS = dict(
+    widths=[16, 32], ladders=["random"], doubled=["random", "width_alone"], seeds=[0],
+    steps=30, batch=4, length=LENGTH, learning_rate=0.01, warmup=3,
+    rate_exponent=0.0, cut_rate=1.0,
+    evaluations=10, held_out_blocks=6,
+)  # fmt: skip
+
+
+def make_teacher() -> models.Teacher:
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=LENGTH, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    words = Tokenizer(token_models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    return models.Teacher(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0"), "tiny", "0")
+
+
+def blocks(teacher, split, length, percent, *_) -> np.ndarray:
+    """Random text in place of the corpus."""
+    return np.random.default_rng(split == "train").integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
+
+
+def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
+    """A teacher of width 32 and random text in place of the scale's; nothing is written outside ``folder``."""
+    put(runs, "RUNS", folder)
+    put(residual, "RUNS", folder)
+    put(runs, "RESULTS", folder / "results")
+    put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
+    put(models, "teacher_revision", lambda name: "0")
+    put(models, "load_teacher", lambda name, device=None: make_teacher())
+    put(residual, "token_blocks", blocks)
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path, monkeypatch):
+    build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+
+
+def settings(**changes) -> scales.Distill:
+    return scales.parameters("04_distill", "tiny", **(SETTINGS | changes))
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher()
+
+
+# ------------------------------------------------------------------------------------------------------- one student
+
+
+def test_a_student_learns_and_is_found_again(teacher, monkeypatch):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    record = students.student(p, job, teacher)
+    history = record["history"]
+    assert list(history.step) == [0, *range(3, 31, 3)]
+    assert record["untrained"] == history.held_out[0]
+    assert record["floor"] == history.held_out.iloc[-1] < 0.8 * record["untrained"]
+    assert record["low"] < history.held_out.iloc[-1] < record["high"]
+    assert record["params"] == models.parameter_count(models.make_student(teacher.model, 16, 0))
+    monkeypatch.setattr(training, "train", None)
+    assert students.student(p, job, teacher).key == record.key
+
+
+def test_the_loss_is_the_divergence_of_full_logits(teacher):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    record = students.student(p, job, teacher)
+    student = students.trained(p, job, teacher)
+    ids = torch.from_numpy(residual.token_blocks(teacher, "held_out", LENGTH, 10)[:6].astype(np.int64))
+    with torch.no_grad():
+        log_p, log_q = (torch.log_softmax(m(ids).logits.double() / 2, -1) for m in (teacher.model, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    assert record["history"].held_out.iloc[-1] == pytest.approx(float(expected), rel=1e-5)
+    uniform = np.log(VOCABULARY) + float((log_p.exp() * log_p).sum(-1).mean())
+    assert record["uniform"] == pytest.approx(uniform, rel=1e-5)
+
+
+def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teacher, monkeypatch):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    stored = students._train(p, job, teacher, "distill/tiny/a", {})
+    monkeypatch.setattr(students, "STATES_BYTES", 0)
+    beside = students._train(p, job, teacher, "distill/tiny/b", {})
+    assert beside["floor"] == pytest.approx(stored["floor"], rel=1e-4)
+
+
+def test_states_that_exceed_their_share_of_the_disk_are_not_kept_and_it_is_said_once(
+    teacher, tmp_path, monkeypatch, caplog
+):
+    p = settings()
+    monkeypatch.setattr(students, "STATES_BYTES", 2**10)
+    for _ in range(2):
+        assert students.read(teacher, p, "train").states is None
+    size = 2 * 30 * 4 * LENGTH * WIDTH * 4 / 2**30
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The teacher's states on 2,880 tokens would fill {size:.4g} GiB, more than the {2**-20:g} set apart for them, "
+        "so it runs beside each student."
+    ]
+    assert not (tmp_path / "states").exists()
+
+
+def test_states_that_the_disk_has_no_room_for_are_not_kept_but_those_that_are_there_are_used(
+    teacher, monkeypatch, caplog
+):
+    p, room = settings(), shutil.disk_usage("/")._replace(free=1000)
+    students.read(teacher, p, "held_out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: room)
+    assert students.read(teacher, p, "held_out").states is not None
+    assert students.read(teacher, p, "train").states is None
+    assert re.search(
+        r"states has 9.31e-07 GiB free, so it runs beside .* MINWIDTH_RUNS, and it runs but once", caplog.text
+    )
+
+
+@pytest.mark.parametrize("name", ["reverse", "hidden", "cross_entropy"])
+def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
+    p, job = settings(objective=name), students.Job("random", 16, 0, 30)
+    record = students.student(p, job, teacher)
+    assert record["params"] == models.parameter_count(models.make_student(teacher.model, 16, 0))
+    student, text = students.trained(p, job, teacher), students.read(teacher, p, "held_out")
+    with torch.no_grad():
+        ids, states = torch.from_numpy(text.ids.astype(np.int64)), torch.from_numpy(np.array(text.states))
+        hidden = models.final_hidden(student, ids)
+        log_p = torch.log_softmax(states.double() @ models.unembedding(teacher.model).T.double() / 2, -1)
+        log_q = torch.log_softmax(hidden.double() @ models.unembedding(student).T.double() / 2, -1)
+    weights = runs.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*students.key(p, job)))
+    if name == "reverse":
+        expected = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    elif name == "hidden":
+        missed = states - hidden @ torch.from_numpy(weights["match.weight"]).T
+        share = missed.square().sum(-1) / states.square().sum(-1)
+        expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean() + share.mean()
+        assert share.mean() < 0.9
+    else:
+        logits = student(ids[:, :-1]).logits.flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+        assert record["uniform"] == pytest.approx(np.log(VOCABULARY), rel=1e-5)
+    assert record["history"].held_out.iloc[-1] == pytest.approx(float(expected), rel=1e-4)
+    assert record["history"].train.iloc[-1] < record["history"].train.iloc[1]
+
+
+def test_width_alone_at_full_width_is_the_teacher(teacher, monkeypatch):
+    monkeypatch.setattr(training, "train", None)  # nothing to train
+    record = students.student(settings(ladders=["width_alone"]), students.Job("width_alone", WIDTH, 0, 30), teacher)
+    assert record["floor"] < 1e-6
+    assert len(record["history"]) == 1
+
+
+def test_width_alone_starts_near_the_teacher_and_learns(teacher):
+    p = settings(ladders=["width_alone"], learning_rate=0.002)
+    record = students.student(p, students.Job("width_alone", 24, 0, 30), teacher)
+    random = students.untrained(teacher, p, "random", 24, 0)
+    assert models.parameter_count(random) != record["params"]  # heads and FFN stay the teacher's
+    assert record["floor"] < record["untrained"] < record["uniform"]
+
+
+def train_slowly(folder, job):
+    """Body of the process that is killed: checkpoints after every step, a moment of rest in each."""
+    build_small_world(folder)
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
+    original = students.kl.divergence
+    students.kl.divergence = lambda *args, **kwargs: (time.sleep(0.02), original(*args, **kwargs))[1]
+    (folder / "started").touch()
+    students.student(settings(), job, make_teacher())
+
+
+def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_path, monkeypatch):
+    p, job = settings(), students.Job("random", 16, 1, 160)
+    what, parameters = students.key(p, job)
+    context = multiprocessing.get_context("forkserver")  # quick to start again, and without this process's threads
+    context.set_forkserver_preload(["minwidth.students", "pytest"])
+    moments, started = np.random.default_rng().uniform(0, 0.4, 10), tmp_path / "started"  # others in each test run
+    for pause in moments:
+        process = context.Process(target=train_slowly, args=(tmp_path, job))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(pause)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        started.unlink()
+    assert runs.find(what, parameters) is None, "it was killed, not finished"
+    resumed, weights = students.student(p, job, teacher), runs.find(f"{what}-weights", parameters)
+    assert not runs.work_folder(what, parameters).exists()
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    plain = students.student(p, job, teacher)
+    pd.testing.assert_frame_equal(resumed["history"], plain["history"], check_exact=True)
+    for name, value in runs.find(f"{what}-weights", parameters).values.items():
+        np.testing.assert_array_equal(weights[name], value)
+
+
+def test_divergence_stops_with_a_sentence(teacher):
+    p = settings(learning_rate=1.0, warmup=0)
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate \(1"):
+        students.student(p, students.Job("random", 16, 0, 30), teacher)
+
+
+def test_lost_weights_are_named(teacher):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    students.student(p, job, teacher)
+    what, parameters = students.key(p, job)
+    (runs.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
+    with pytest.raises(LookupError, match="random-w16-s0-n30"):
+        students.trained(p, job, teacher)
+
+
+# ------------------------------------------------------------------------------------------------- floor and verdict
+
+
+def history(losses) -> pd.DataFrame:
+    rows = [{"step": 0, "train": np.nan, "held_out": 9.0}]
+    return pd.DataFrame(rows + [{"step": 10 * i, "train": 0.0, "held_out": x} for i, x in enumerate(losses, 1)])
+
+
+def test_floor_is_the_mean_of_the_last_tenth():
+    losses = [5.0] * 27 + [1.0, 2.0, 3.0]
+    assert students.floor(history(losses)) == 2.0
+    assert students.floor(history([4.0, 1.0])) == 1.0
+    assert students.floor(history([])) == 9.0  # not trained
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "untrained", "least", "expected"),
+    [
+        (0.102, 0.100, 1.0, 0.09, "floor"),
+        (0.099, 0.100, 1.0, 0.09, "floor"),  # either way
+        (0.150, 0.100, 1.0, 0.09, "upper bound"),  # still falling
+        (0.102, 0.100, 0.15, 0.05, "upper bound"),  # has won half of what there is: it has hardly begun to learn
+        (math.nan, 0.100, 1.0, 0.09, "upper bound"),
+        (1e-9, 0.0, 1e-9, 0.0, "floor"),  # is its teacher
+    ],
+)
+def test_verdicts(short, long, untrained, least, expected):
+    fall = students.fall_per_doubling(short, long)
+    assert students.verdict(fall, 0.03, untrained, long, least) == expected
+
+
+# ------------------------------------------------------------------------------------------------ the last state alone
+
+
+def test_a_head_starts_from_the_best_low_rank_logits_and_is_exact_at_full_width(teacher):
+    p = settings(ladders=["head"], learning_rate=0.003)
+    text, matrix = students.read(teacher, p, "train"), models.unembedding(teacher.model)
+    sample = torch.from_numpy(np.array(text.states)).flatten(0, 1)[: students.BASIS_TOKENS // 4]
+    head = students.Head(matrix, sample, 8)
+    logits = sample.double() @ matrix.T.double()
+    s = torch.linalg.svdvals(logits)
+    found = (head(sample) @ head.unembedding.T).detach().double()
+    assert (found - logits).square().sum() == pytest.approx(float((s[8:] ** 2).sum()), rel=1e-3)
+    assert students.student(p, students.Job("head", WIDTH, 0, 30), teacher)["floor"] < 1e-6
+    record = students.student(p, students.Job("head", 8, 0, 30), teacher)
+    assert record["floor"] < 0.9 * record["untrained"] and record["params"] == 8 * (VOCABULARY + WIDTH)
+
+
+# ------------------------------------------------------------------------------------------------------------ ladder
+
+
+def test_a_ladder_is_trained_tested_by_doubling_and_assembled(teacher):
+    p = settings(ladders=["random", "width_alone"])
+    record = ladders.ladder(p)
+    table, curves = record["ladder"], record["curves"]
+    assert len(table) == 8  # two ladders, two widths, two lengths of training
+    narrow = table[(table.ladder == "random") & (table.width == 16)].set_index("steps")
+    assert narrow.fall_per_doubling[60] == pytest.approx(1 - narrow.floor[60] / narrow.floor[30])
+    assert np.isnan(narrow.fall_per_doubling[30])
+    assert narrow.raw_kl[60] == pytest.approx(narrow.floor[60] * LENGTH * 4)
+    control = table[(table.ladder == "width_alone") & (table.width == WIDTH)]
+    assert (control.floor < 1e-6).all()
+    assert (table.d_teacher == WIDTH).all() and (table.tokens == table.steps * 4 * LENGTH).all()
+    chosen = curves[(curves.ladder == "random") & (curves.width == 16) & (curves.steps == 60)]
+    assert chosen.step.max() == 60
+    assert set(ladders.longest(table).steps) == {60}
+    assert ladders.ladder(p).key == record.key
+
+
+def test_a_ladder_takes_further_budgets(teacher):
+    p = settings(widths=[16])
+    table = ladders.ladder(p, [students.Job("random", 16, 0, 15)])["ladder"].set_index("steps")
+    assert list(table.index) == [15, 30, 60]
+    assert table.fall_per_doubling[30] == pytest.approx(1 - table.floor[30] / table.floor[15])
+    assert np.isnan(table.fall_per_doubling[15])
+
+
+def test_jobs_of_one_width_and_of_the_whole_ladder():
+    p = settings(seeds=[0, 1])
+    assert len(ladders.jobs(p)) == 8
+    assert ladders.jobs(p)[0] == students.Job("random", 32, 0, 60)
+    assert {job.width for job in ladders.jobs(settings(width=16))} == {16}
+
+
+def test_keys_depend_on_what_matters_alone():
+    job = students.Job("random", 16, 0, 30)
+    keys = {runs.key_of(*students.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
+    assert len(keys) == 1
+    for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
+        assert runs.key_of(*students.key(settings(**change), job)) not in keys
+
+
+def test_the_ladder_s_own_objective_is_not_part_of_the_key():
+    job = students.Job("random", 16, 0, 30)
+    assert "objective" not in students.key(settings(), job)[1]
+    assert students.key(settings(objective="reverse"), job)[1]["objective"] == "reverse"
+
+
+def test_learning_rates():
+    p = settings(rate_exponent=0.5, cut_rate=0.25)
+    assert students.rate(p, students.Job("random", 8, 0, 30)) == pytest.approx(0.02)
+    assert students.rate(p, students.Job("width_alone", 32, 0, 30)) == pytest.approx(0.0025)
+    assert students.rate(scales.parameters("04_distill", "pythia-410m"), students.Job("random", 128, 0, 9)) == 3e-4
+
+
+def test_command_line(caplog):
+    caplog.set_level("INFO")
+    options = ["--scale", "tiny", "--ladder", "random", "--width", "16", "--seed", "3"]
+    changes = [f"--set={name}={value}" for name, value in SETTINGS.items() if name not in ("ladders", "seeds")]
+    ladders.main(options + changes)
+    assert runs.find(*students.key(settings(seeds=[3]), students.Job("random", 16, 3, 60)))
+    with pytest.raises(SystemExit) as error:
+        ladders.main(["--scale", "tiny", "--width", "33"])
+    assert error.value.code == 2
+
+
+def test_processes_side_by_side_train_what_one_trains_and_a_fault_in_one_is_told(teacher, monkeypatch):
+    p = settings(widths=[16])
+    alone = ladders.ladder(p)["ladder"].floor
+    with pytest.raises(errors.Fault, match="lower the learning rate"):
+        ladders.train([(settings(learning_rate=1.0, warmup=0), students.Job("random", 16, 0, 30))])
+    assert len(alone) == 2
+
+
+def test_over_seeds_by_hand():
+    rows = [("random", 16, seed, steps, loss, fall) for seed, steps, loss, fall in
+            [(0, 10, 9.0, np.nan), (0, 20, 1.0, 0.1), (1, 20, 1.2, 0.3)]]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["ladder", "width", "seed", "steps", "floor", "fall_per_doubling"])
+    row = ladders.over_seeds(table.assign(untrained=3.0, d_teacher=32)).iloc[0]
+    assert row.floor == pytest.approx(1.1) and row.seeds == 2 and (row.least, row.most) == (1.0, 1.2)
+    assert row.high - row.floor == pytest.approx(12.7062 * 0.1, rel=1e-4)  # Student's t, one degree of freedom
+    assert row.fall == pytest.approx(0.2)
+
+
+def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(monkeypatch):
+    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1]))
+    p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
+    ladders.longer(p)
+    table = runs.load_results("tiny", "distill_long")
+    longest = table[table.steps == 40].set_index(["ladder", "width", "seed"])
+    assert set(longest.index) == {(n, w, s) for n in ("random", "width_alone") for w in (16, 32) for s in (0, 1)}
+    assert longest.fall_per_doubling.notna().all()
+    assert set(table[(table.ladder == "random") & (table.width == 32)].steps) == {5, 10, 20, 40}
+    monkeypatch.setattr(training, "train", None)
+    assert ladders.longer(p).key == runs.origin("tiny", "distill_long").key
+
+
+def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
+    p = settings(steps=10, evaluations=2, widths=[16])
+    table = ladders.objectives(p, seeds=[0])["controls"].set_index("objective")
+    assert set(table.index) == set(ladders.OBJECTIVES)
+    own = table.loc["forward KL, T = 2"]
+    assert own.kl == pytest.approx(own.own, rel=1e-5)
+    other, job = p.model_copy(update={"temperature": 4.0}), students.Job("random", 16, 0, 10)
+    model, text = students.trained(other, job, teacher), students.read(teacher, p, "held_out")
+    assert table.kl["forward KL, T = 4"] == pytest.approx(students.losses(p, teacher, model, text).mean())
+    assert table.own["forward KL, T = 4"] == pytest.approx(students.losses(other, teacher, model, text).mean())
+
+
+def test_a_student_saved_as_a_folder_is_read_again(teacher, tmp_path):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    students.save(p, job, teacher, tmp_path / "student")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "student", use_safetensors=True)
+    ids = torch.arange(LENGTH)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, students.trained(p, job, teacher)(ids).logits)
