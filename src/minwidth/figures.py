@@ -13,7 +13,7 @@ import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from minwidth.paths import FIGURES, replace_file
 
