@@ -86,7 +86,7 @@ notebooks: $(INSTALLED)
 
 sensitivity: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
-	$(BIN)/python -m minwidth.sensitivity --scale $(SCALE)
+	$(BIN)/python -m minwidth.sae --scale $(SCALE) --sensitivity
 
 controls: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'

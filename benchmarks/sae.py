@@ -4,8 +4,8 @@
 
 Contestants, from the same weights on the same inputs, their first loss the same to 1e-5 (else the run ends):
 
-- **ours**: the step of ``sae.Run``, which works on active entries alone and falls back to matrix products by itself;
-  **ours dense**: those products, written by hand;
+- **ours**: the step of ``autoencoder.Run``, which works on active entries alone and falls back to autograd by itself;
+  **ours dense**: that way back, autograd and our Adam;
 - **autograd**: the loss as the paper writes it, clipping, torch's Adam, unit rows;
 - **SAELens**: what ``SAETrainer`` does in a step, its count of firing latents included; **SAELens bare**: forward,
   backward, clipping and Adam of the same ``StandardTrainingSAE``. Neither keeps rows of unit norm;
@@ -40,7 +40,8 @@ from typing import NamedTuple
 import matplotlib
 import torch
 
-from minwidth import figures, models, residual, sae, scales
+from minwidth import autoencoder, figures, models, residual, sae, sae_kernel, scales
+from minwidth.autoencoder import Sae
 
 RESULTS = Path(__file__).parent / "results"
 D, LATENTS, LAM, RATE = 512, 8192, 0.1, 1e-5
@@ -54,13 +55,13 @@ class Work(NamedTuple):
     """What every contestant trains on."""
 
     name: str
-    model: sae.Sae
+    model: Sae
     x: torch.Tensor
     lam: float
 
-    def start(self) -> sae.Sae:
-        """A copy of the initial weights."""
-        return copy.deepcopy(self.model)
+    def start(self) -> Sae:
+        """A copy of the initial weights, all of them to be trained, as peers do."""
+        return copy.deepcopy(self.model).requires_grad_()
 
 
 class Contestant(NamedTuple):
@@ -71,8 +72,8 @@ class Contestant(NamedTuple):
 def random_work(batch: int, density: float, d: int = D, latents: int = LATENTS) -> Work:
     """Random inputs and weights, with an encoder bias at which about ``density`` of the latents are active."""
     x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1))
-    model = sae.Sae.initial(x.mean(0), latents, 0)
-    pre = (x[:256] - model.bias_pre) @ model.encoder.T
+    model = Sae.initial(x.mean(0), latents, 0)
+    pre = ((x[:256] - model.bias_pre) @ model.encoder.T).detach()
     model.bias_encoder -= torch.quantile(pre.flatten()[:2_000_000], 1 - density)
     return Work(f"{density:.0%}", model, x, LAM)
 
@@ -94,35 +95,36 @@ def trained_work(scale: str, batch: int) -> Work:
 def ours(work: Work) -> Contestant:
     """As in the middle of a run: lambda at its height, the learning rate constant."""
     steps, x = 10**6, work.x
-    run = sae.Run(sae.Settings(0, work.lam, len(work.model.decoder), steps, len(x), RATE, 0, bias=True), x.mean(0))
+    settings = autoencoder.Settings(0, work.lam, len(work.model.decoder), steps, len(x), RATE, 0)
+    run = autoencoder.Run(settings, x.mean(0))
     run.sae, run.step = work.start(), steps // 2
-    run.buffers = sae.Buffers(len(x), len(run.sae.decoder), x.shape[1])
+    run.buffers = sae_kernel.Buffers(len(x), len(run.sae.decoder), x.shape[1])
 
     def step() -> None:
-        run.adam.step(run.sae, run._gradients(x), RATE, bias=True)
+        run.adam.step(run.sae, run.gradients(x), RATE)
         run.step += 1
 
-    return Contestant(run._gradients(x).error + _penalty(work), step)
+    return Contestant(run.gradients(x).error + _penalty(work), step)
 
 
 def ours_dense(work: Work) -> Contestant:
     model = work.start()
-    adam = sae.Adam(model)
+    adam = sae_kernel.Adam(model)
 
     def step() -> None:
-        adam.step(model, sae.dense_gradients(model, work.x, work.lam), RATE, bias=True)
+        adam.step(model, autoencoder.dense_gradients(model, work.x, work.lam), RATE)
 
-    return Contestant(sae.dense_gradients(model, work.x, work.lam).error + _penalty(work), step)
+    return Contestant(autoencoder.dense_gradients(model, work.x, work.lam).error + _penalty(work), step)
 
 
 def _penalty(work: Work) -> float:
     """The second term of the loss, whose value a step does not need."""
-    return work.lam * float(work.model.encode(work.x).sum(1).mean())
+    return work.lam * float(work.model.encode(work.x).detach().sum(1).mean())
 
 
 def autograd(work: Work) -> Contestant:
     x, start = work.x, work.start()
-    encoder, decoder, bias_pre, bias_encoder = parameters = [p.requires_grad_() for p in start.parameters]
+    encoder, decoder, bias_pre, bias_encoder = parameters = list(start.parameters())
     optimizer = torch.optim.Adam(parameters, lr=RATE)
 
     def loss() -> torch.Tensor:
@@ -255,8 +257,8 @@ def compare(found: Sequence[str], work: Work, rounds: int) -> dict:
                 seconds[name].append(time.process_time() - started)
     least = {name: min(values) for name, values in seconds.items()}
     product = least.pop("product")
-    # matrix products a step: encoder, decoder, the gradients of z and both matrices; autograd adds that of the input
-    products = dict.fromkeys(found, 6.0) | {"ours dense": 5.0, "ours": 1 + 4 * density if density < sae.DENSE else 5.0}
+    # matrix products a step: encoder, decoder, the gradients of z, both matrices and, by autograd, the input
+    products = dict.fromkeys(found, 6.0) | {"ours": 1 + 4 * density if density < sae_kernel.ACTIVE else 6.0}
     peers = [least[name] for name in PEERS if name in least]
     return {
         "work": work.name, "batch": batch, "d": d, "latents": latents, "density": density,
@@ -274,27 +276,27 @@ def gradient_difference(work: Work) -> dict[str, float]:
 
     One pre-activation in millions lies so near to 0 that rounding decides its sign; so each is given its own mask.
     """
-    x, buffers = work.x[:256], sae.Buffers(256, *work.model.decoder.shape)
-    different = {}
-    gradients = sae.dense_gradients(work.model, x, work.lam, buffers)
-    different["ours dense"] = _from_exact(work, x, buffers.pre > 0, gradients)
-    if gradients := sae.sparse_gradients(work.model, x, work.lam, buffers):
-        active = torch.zeros_like(buffers.pre, dtype=torch.bool)
+    x, buffers = work.x[:256], sae_kernel.Buffers(256, *work.model.decoder.shape)
+    active = work.model.encode(x).detach() > 0
+    gradients = autoencoder.dense_gradients(work.start(), x, work.lam)
+    different = {"ours dense": _from_exact(work, x, active, gradients)}
+    if gradients := sae_kernel.gradients(work.model, x, work.lam, buffers):
+        active = torch.zeros_like(active)
         tokens = torch.arange(256).repeat_interleave(torch.from_numpy(buffers.rows).diff())
         active[tokens, torch.from_numpy(buffers.latent[: len(tokens)]).long()] = True
         different["ours"] = _from_exact(work, x, active, gradients)
     return different
 
 
-def _from_exact(work: Work, x: torch.Tensor, active: torch.Tensor, gradients: sae.Gradients) -> float:
-    exact = [p.double().requires_grad_() for p in work.start().parameters]
+def _from_exact(work: Work, x: torch.Tensor, active: torch.Tensor, gradients: sae_kernel.Gradients) -> float:
+    exact = [w.detach().double().requires_grad_() for w in work.start().parameters()]
     encoder, decoder, bias_pre, bias_encoder = exact
     z = ((x.double() - bias_pre) @ encoder.T + bias_encoder) * active
     error = (x.double() - z @ decoder - bias_pre).square().sum(1).mean()
     (error + work.lam * z.sum(1).mean()).backward()
     fired = gradients.counts > 0
-    pairs = [(g[fired], p.grad[fired]) if g.ndim == 2 else (g, p.grad)
-             for g, p in zip(gradients.parameters, exact, strict=True)]  # fmt: skip
+    pairs = [(g[fired], w.grad[fired]) if g.ndim == 2 else (g, w.grad)
+             for g, w in zip(gradients.parameters, exact, strict=True)]  # fmt: skip
     return max(float((g.double() - wanted).norm() / wanted.norm()) for g, wanted in pairs)
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from minwidth import (
+    autoencoder,
     controls,
     corpus,
     distill,
@@ -29,7 +30,6 @@ from minwidth import (
     runs,
     sae,
     scales,
-    sensitivity,
     teacher,
     training,
 )
@@ -125,7 +125,7 @@ def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
-    survives(lambda: sensitivity.main(["--scale", "tiny"]), sae, "_train", call=2, finished=1)
+    survives(lambda: sae.main(["--scale", "tiny", "--sensitivity"]), autoencoder, "train", call=2, finished=1)
 
 
 def test_other_objectives(survives, students, monkeypatch):

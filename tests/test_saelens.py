@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from minwidth import sae, saelens
+from minwidth.autoencoder import Sae, load_saelens, save_saelens
 
 COMMITTED = Path(__file__).parent / "saelens"
 KINDS = ("standard", "topk")
@@ -39,7 +39,7 @@ def written_by_saelens(library, kind: str, folder: Path) -> None:
 def check(folder: Path, kind: str, scale: float) -> None:
     """What is read from ``folder`` does what SAELens says, also on a stream that is scaled."""
     expected = safetensors.torch.load_file(folder / "expected.safetensors")
-    model = saelens.load(folder, scale)
+    model = load_saelens(folder, scale)
     z = model.encode(expected["x"] * scale)
     theirs = expected["z"] * (expected["norm"] if kind == "standard" else 1)  # TopK's are rescaled there already
     torch.testing.assert_close(z, theirs * scale, rtol=1e-4, atol=1e-5)
@@ -55,12 +55,12 @@ def test_what_saelens_saved_is_read(kind, scale):
 
 @pytest.mark.parametrize("topk", [None, K])
 def test_what_is_saved_is_read_again(topk, tmp_path):
-    model = sae.Sae.initial(torch.randn(D, generator=torch.Generator().manual_seed(1)), LATENTS, 0, topk)
-    model.bias_encoder += 0.1
-    saelens.save(model, tmp_path / "sae", scale=0.3, hook_name="blocks.2.hook_resid_post")
-    again = saelens.load(tmp_path / "sae", scale=0.3)
-    for ours, found in zip(model.parameters, again.parameters, strict=True):
-        torch.testing.assert_close(ours, found)
+    model = Sae.initial(torch.randn(D, generator=torch.Generator().manual_seed(1)), LATENTS, 0, topk)
+    model.bias_encoder.data += 0.1
+    save_saelens(model, tmp_path / "sae", scale=0.3, hook_name="blocks.2.hook_resid_post")
+    again = load_saelens(tmp_path / "sae", scale=0.3)
+    for ours, found in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours.detach(), found.detach())
     assert again.topk == topk
 
 
@@ -69,8 +69,8 @@ def test_saelens_itself_agrees(kind, tmp_path):
     library = pytest.importorskip("sae_lens")
     written_by_saelens(library, kind, tmp_path / "theirs")
     check(tmp_path / "theirs", kind, 0.25)
-    model = saelens.load(tmp_path / "theirs", scale=0.25)
-    saelens.save(model, tmp_path / "ours", scale=0.25, hook_name="blocks.2.hook_resid_post")
+    model = load_saelens(tmp_path / "theirs", scale=0.25)
+    save_saelens(model, tmp_path / "ours", scale=0.25, hook_name="blocks.2.hook_resid_post")
     theirs = library.SAE.load_from_disk(tmp_path / "ours")
     stream = torch.randn(9, D, generator=torch.Generator().manual_seed(2))
     z = model.encode(stream * 0.25)
@@ -92,4 +92,4 @@ def test_what_cannot_be_read_is_refused(change, sentence, tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps(settings | change))
     (tmp_path / "sae_weights.safetensors").write_bytes((COMMITTED / "standard/sae_weights.safetensors").read_bytes())
     with pytest.raises(ValueError, match=sentence):
-        saelens.load(tmp_path)
+        load_saelens(tmp_path)

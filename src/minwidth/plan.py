@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedConfig
 
-from minwidth import distill, kl, models, residual, sae, scales, training
+from minwidth import autoencoder, distill, kl, models, residual, sae, sae_kernel, scales, training
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
@@ -206,10 +206,10 @@ def autoencoder_step(p: scales.Sae, d: int) -> Callable[[], None]:
     latents = p.expansion * d
     with torch.device("meta"):
         parameters = torch.rand(latents, d), torch.rand(latents, d), torch.rand(d), torch.zeros(latents)
-        autoencoder = sae.Sae(*parameters, p.topk if p.kind == "topk" else None)
+        model = autoencoder.Sae(*parameters, p.topk if p.kind == "topk" else None)
         batch = torch.rand(p.batch, d)
-    adam = sae.Adam(autoencoder)
-    return lambda: adam.step(autoencoder, sae.dense_gradients(autoencoder, batch, p.lam), p.learning_rate)
+    adam = sae_kernel.Adam(model)
+    return lambda: adam.step(model, autoencoder.dense_gradients(model, batch, p.lam), p.learning_rate)
 
 
 def teacher_pass(tokens: int, length: int, config: PreTrainedConfig, low: bool = False) -> Callable[[], None]:
@@ -376,16 +376,16 @@ def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConf
 def _autoencoders(p: scales.Sae) -> Iterator[Part]:
     config = models.load_config(p.teacher, p.revision or None)
     d, deepest = config.hidden_size, max(p.layer, *p.layers)
-    read, every = residual.FORWARD_TOKENS, sae._settings(p, d)
+    read, every = residual.FORWARD_TOKENS, sae.settings(p, d)
     forward = count_layers(_with_layers(config, max(1, deepest)), functools.partial(teacher_pass, read, p.length))
     yield Part(f"Teacher to layer {deepest}", p.tokens / read, forward, disk=2 * p.tokens, tf32=True)
     step = count(lambda: autoencoder_step(p, d))
     others = (len(every) - 1) * 6 * 4 * p.expansion * d * d  # two matrices, each with two moments, all on the GPU
-    held = others + sae.ACTIVATION_BYTES
+    held = others + autoencoder.ACTIVATION_BYTES
     yield Part(f"Autoencoders, {len(every)}", sum(s.steps for s in every), step, held, tf32=True)
     yield Part("Teacher, held-out text", p.held_out_tokens / read, forward, disk=2 * p.held_out_tokens)
-    # encoding and decoding are two of a step's five matrix products
-    yield Part("Statistics", 2 / 5 * len(every) * p.held_out_tokens / p.batch, step, others)
+    # encoding and decoding are two of a step's six matrix products
+    yield Part("Statistics", 2 / 6 * len(every) * p.held_out_tokens / p.batch, step, others)
 
 
 def _parameters(config: PreTrainedConfig) -> int:

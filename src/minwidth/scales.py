@@ -152,9 +152,7 @@ class Sae(Costly):
     text: str  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format
     percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
     length: Annotated[int, Field(ge=8, le=2048)]  # tokens a block
-    kappa: Annotated[float, Field(ge=0, le=10)]  # of the log-capacity law, as the toy model has it
     doubling: bool  # train the default once more, for twice the steps
-    revive: Count  # steps after which silent latents start again; 0: never, as in the paper
     widths: Annotated[list[Width], SEVERAL]  # students to predict
     seed: Seed
 
@@ -289,7 +287,7 @@ _DISTILL = dict(
     width=None, random_widths=None, parts=1, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0,
     objective="forward", floor_tolerance=0.02,
 )  # fmt: skip
-_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
+_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, doubling=False, seed=0)
 # The Pile without the subsets that were withdrawn for copyright, at its last commit
 PILE = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
 _PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
@@ -376,7 +374,7 @@ RESOURCES: dict[str, dict[str, dict[str, int]]] = {
     ),
 }
 
-# 03_sae with one choice changed at a time (minwidth.sensitivity): what the measurement starts from, where that is not
+# 03_sae with one choice changed at a time (sae.sensitivity): what the measurement starts from, where that is not
 # the scale's own, the values of each choice, and the lambdas tried at each.
 SENSITIVITY: dict[str, dict[str, Any]] = {
     "tiny": dict(

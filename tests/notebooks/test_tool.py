@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import zstandard
 
 from minwidth.paths import ROOT
@@ -52,13 +53,10 @@ def test_a_pythia_in_a_folder_is_measured(tmp_path: Path):
     subprocess.run(line, cwd=ROOT, env=os.environ | {name: str(place) for name, place in places.items()}, check=True)
 
     said = texts(nbformat.read(tmp_path / "out.ipynb", as_version=4))
-    assert re.search(
-        r"\*\*Verdict\*\*, layer 2 of this model: at λ = 1, F = \d+ features, α = 0\.\d+ and d\* = [\d.]+", said
-    )
-    assert re.search(r"from λ = 0\.3 to 3, F goes from \d+ to \d+, α from [\d.]+ to [\d.]+ and d\* from", said)
-    floors = said[said.index("KL of the cut student (nats)") :].splitlines()
-    rows = [line.split() for line in " ".join(floors).split("\n")]
-    numbers = [float(word) for word in rows[0] if re.fullmatch(r"[\d.]+", word)]
-    assert {4.0, 8.0, 12.0, 16.0, 24.0, 32.0} <= set(numbers)  # shares of its own width
+    assert re.search(r"width d_T\s+32\s+latents\s+128", said)
+    measured = pd.read_csv(tmp_path / "written/data/results/other/sae_layers.csv")
+    assert list(measured.lam) == [0.3, 1.0, 3.0] and (measured.d_star.diff().dropna() < 0).all()
+    floors = pd.read_csv(tmp_path / "written/data/results/other/sae_floors.csv")
+    assert set(floors.width) == {4, 8, 12, 16, 24, 32}  # shares of its own width
     written = {path.parent.relative_to(tmp_path / "written") for path in (tmp_path / "written").rglob("*.*")}
     assert written == {Path("data/results/other"), Path("figures/other")}  # nothing of a scale's own
