@@ -40,7 +40,7 @@ from typing import NamedTuple
 import matplotlib
 import torch
 
-from minwidth import figures, models, residual, sae, scales
+from minwidth import figures, models, sae, scales, stream, text
 
 RESULTS = Path(__file__).parent / "results"
 D, LATENTS, LAM, RATE = 512, 8192, 0.1, 1e-5
@@ -83,8 +83,8 @@ def trained_work(scale: str, batch: int) -> Work:
     record = sae.measure(p)
     model, calibration = sae.load(record)
     teacher = models.load_teacher(p.teacher)
-    unseen = residual.token_blocks(teacher, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
-    x = residual.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
+    unseen = text.token_blocks(teacher.tokenizer, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
+    x = stream.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
     return Work(f"trained, {scale}", model, x, p.lam)
 
 

@@ -20,22 +20,23 @@ import torch
 
 from minwidth import (
     controls,
-    corpus,
     distill,
     models,
     paths,
     probe,
-    residual,
     runs,
     sae,
     scales,
     sensitivity,
+    stream,
     teacher,
+    text,
     training,
 )
 from minwidth import toy as toys
-from minwidth.corpus import Passage
+from minwidth.text import Passage
 from minwidth.training import Schedule
+from minwidth.wheels import Document
 from tests import small_world, test_distill
 from tests.test_faults import in_child
 
@@ -78,7 +79,7 @@ def survives(tmp_path, monkeypatch):
     """Kill ``work`` at a call of ``owner.name``, repeat it, and compare with one that was not killed."""
 
     def store(name: str) -> Path:
-        for module in (runs, residual, models, teacher):
+        for module in (runs, stream, models, teacher):
             monkeypatch.setattr(module, "RUNS", tmp_path / name)
         monkeypatch.setattr(runs, "RESULTS", tmp_path / name / "results")
         return tmp_path / name
@@ -120,7 +121,7 @@ def test_the_toy_sweep(survives):
 
 
 def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
-    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    monkeypatch.setattr(text, "token_blocks", small_world.token_blocks)
     small_world.save_teacher(tmp_path / "teacher")
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
@@ -168,24 +169,24 @@ def test_probes(survives, students, monkeypatch):
 
 def test_the_teachers_states(tmp_path, monkeypatch, students):
     """Shards that were finished are kept, the others computed."""
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "SHARD_BYTES", test_distill.LENGTH * test_distill.WIDTH * 4 * 16)
+    monkeypatch.setattr(stream, "RUNS", tmp_path)
+    monkeypatch.setattr(stream, "SHARD_BYTES", test_distill.LENGTH * test_distill.WIDTH * 4 * 16)
     model, blocks = test_distill.make_teacher(), test_distill.blocks(None, "train", test_distill.LENGTH, 100)[:40]
 
     def compute():
-        residual.offline_teacher(model, blocks, "text")
+        stream.offline_teacher(model, blocks, "text")
 
     with monkeypatch.context() as patch:
-        patch.setattr(residual, "_states", deadly(residual._states, 2))
+        patch.setattr(stream, "_states", deadly(stream._states, 2))
         assert in_child(compute) == "SIGKILL"
     (sums,) = tmp_path.glob("states/*.json")
-    assert list(json.loads(sums.read_text())) == ["0"]
+    assert list(paths.load_json(sums)) == ["0"]
     with monkeypatch.context() as patch:
-        patch.setattr(residual, "_states", deadly(residual._states, 3))
+        patch.setattr(stream, "_states", deadly(stream._states, 3))
         assert in_child(compute) == "done", "two of three shards were missing"
-    assert sorted(json.loads(sums.read_text())) == ["0", "16", "32"]
+    assert sorted(paths.load_json(sums)) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
-    np.testing.assert_allclose(residual.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -206,14 +207,13 @@ def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
     """The Makefile's own target in small: killed in the middle of a step, then continued to the same weights."""
-    texts = [Passage(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
+    texts = [Document(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
     for name, value in dict(
         VOCABULARY=300, CONTEXT=16, SCHEDULE=Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
     ).items():
         monkeypatch.setattr(teacher, name, value)
-    monkeypatch.setattr(corpus, "documents", lambda: texts)
-    monkeypatch.setattr(corpus, "passages", lambda documents: documents)
-    monkeypatch.setattr(corpus, "RUNS", tmp_path / "tokens")
+    monkeypatch.setattr(text, "documents", lambda: texts)
+    monkeypatch.setattr(text, "RUNS", tmp_path / "tokens")
     found = {}
     for name in ("killed", "whole"):
         monkeypatch.setattr(teacher, "RUNS", tmp_path / name)

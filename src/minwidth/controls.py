@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minwidth import distill, errors, models, ranks, residual, runs, sae, scales, training
+from minwidth import distill, errors, models, ranks, runs, sae, scales, stream, training
 from minwidth.distill import Job
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Stream(NamedTuple):
 
     train: Float[Tensor, "tokens d"]
     held_out: Float[Tensor, "tokens d"]
-    calibration: residual.Calibration
+    calibration: stream.Calibration
     reference: sae.Reference
 
 
@@ -250,8 +250,8 @@ def _stream(p: scales.Distill, s: scales.Sae) -> Stream:
     at_once = sae.ACTIVATION_BYTES // (4 * teacher.d)
     wanted = (("train", min(s.tokens, at_once)), ("held_out", min(s.held_out_tokens, at_once)))
     blocks = [sae.read_text(s, teacher, *part) for part in wanted]
-    calibration = residual.calibrate(teacher, blocks[0], [s.layer])
-    parts = (residual.activations(teacher, part, [s.layer], calibration).layers[s.layer] for part in blocks)
+    calibration = stream.calibrate(teacher, blocks[0], [s.layer])
+    parts = (stream.activations(teacher, part, [s.layer], calibration).layers[s.layer] for part in blocks)
     return Stream(*parts, calibration, sae.Reference(teacher, text.ids, text.states))
 
 

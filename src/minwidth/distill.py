@@ -29,7 +29,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import calibration, errors, kl, models, ranks, residual, runs, scales, training
+from minwidth import calibration, errors, kl, models, ranks, runs, scales, stream, text, training
 from minwidth.paths import existing
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     if reason := why_beside(teacher, blocks, name):
         _say(reason)
         return Text(blocks, None)
-    return Text(blocks, residual.offline_teacher(teacher, blocks, name))
+    return Text(blocks, stream.offline_teacher(teacher, blocks, name))
 
 
 def too_large(tokens: int, d: int) -> str:
@@ -100,7 +100,7 @@ def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"]
     """
     if reason := too_large(blocks.size, teacher.d):
         return reason
-    target = residual.states_file(teacher, blocks, name)
+    target = stream.states_file(teacher, blocks, name)
     there = target.stat().st_size if target.exists() else 0
     free = shutil.disk_usage(existing(target.parent)).free
     if 4 * blocks.size * teacher.d - there > free:
@@ -142,7 +142,7 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
 
 
 def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
-    return residual.token_blocks(teacher, split, p.length, p.percent, p.text, count)[:count]
+    return text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, count)[:count]
 
 
 def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:

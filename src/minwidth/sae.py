@@ -31,7 +31,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import capacity, kl, models, ranks, residual, runs, scales
+from minwidth import capacity, kl, models, ranks, runs, scales, stream, text
 from minwidth.errors import Diverged, ParameterError, in_one_sentence
 from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
@@ -701,7 +701,7 @@ class Reference(NamedTuple):
 
     teacher: models.Teacher
     blocks: Int[np.ndarray, "blocks length"]
-    states: np.ndarray  # of residual.offline_teacher
+    states: np.ndarray  # of stream.offline_teacher
 
 
 @torch.no_grad()
@@ -709,7 +709,7 @@ def divergence(reference: Reference, model: torch.nn.Module) -> float:
     """Mean KL(teacher || model) over all positions of the blocks, in nats per token at T = ``TEMPERATURE``."""
     teacher, total = reference.teacher, 0.0
     device = teacher.model.device
-    a_batch = max(1, residual.FORWARD_TOKENS // reference.blocks.shape[1])
+    a_batch = max(1, stream.FORWARD_TOKENS // reference.blocks.shape[1])
     for start in range(0, len(reference.blocks), a_batch):
         ids = torch.from_numpy(reference.blocks[start : start + a_batch].astype(np.int64)).to(device)
         states = torch.from_numpy(reference.states[start : start + a_batch].copy()).to(device)
@@ -726,18 +726,18 @@ def divergence(reference: Reference, model: torch.nn.Module) -> float:
 
 
 def spliced_divergence(
-    reference: Reference, layer: int, calibration: residual.Calibration, reconstruct: Callable[[Tensor], Tensor]
+    reference: Reference, layer: int, calibration: stream.Calibration, reconstruct: Callable[[Tensor], Tensor]
 ) -> float:
     """KL in nats when the model continues from ``reconstruct(x)`` at a layer; tokens left out stay as they are."""
 
-    def replace(stream: Tensor) -> Tensor:
-        keep = residual.kept_tokens({layer: stream}, calibration)
+    def replace(x: Tensor) -> Tensor:
+        keep = stream.kept_tokens({layer: x}, calibration)
         scale = calibration.scale[layer]
-        stream = stream.clone()
-        stream[keep] = reconstruct(stream[keep] * scale) / scale
-        return stream
+        x = x.clone()
+        x[keep] = reconstruct(x[keep] * scale) / scale
+        return x
 
-    with residual.spliced(reference.teacher.model, layer, replace) as model:
+    with stream.spliced(reference.teacher.model, layer, replace) as model:
         return divergence(reference, model)
 
 
@@ -751,7 +751,7 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
     """
     model = reference.teacher.model
     try:
-        basis = models.stream_basis(model, residual.batches(text, "cpu"))
+        basis = models.stream_basis(model, stream.batches(text, "cpu"))
     except ValueError as error:
         log.warning("%s", error)
         return [math.nan] * len(widths)
@@ -796,12 +796,12 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
-    calibration = residual.calibrate(teacher, text, layers)
+    calibration = stream.calibrate(teacher, text, layers)
     trained = _train(teacher, text, layers, calibration, _settings(p, teacher.d), work, f"{p.scale}-sae")
 
     moments, every_sums, first, left_out = _read_held_out(teacher, unseen, layers, calibration, trained)
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
-    states = residual.offline_teacher(teacher, blocks, f"{p.scale}-sae")
+    states = stream.offline_teacher(teacher, blocks, f"{p.scale}-sae")
     reference = Reference(teacher, blocks, states)
     cut = cut_divergences(reference, text[: len(blocks)], p.widths)
     means = {layer: found.mean.float().to(device) for layer, found in moments.items()}
@@ -857,7 +857,7 @@ def describe(model: models.Teacher, p: scales.Sae, every: Sequence[Settings], wo
     """
     (layer,) = {s.layer for s in every}
     text, unseen = read_text(p, model, "train", p.tokens), read_text(p, model, "held_out", p.held_out_tokens)
-    calibration = residual.calibrate(model, text, [layer])
+    calibration = stream.calibrate(model, text, [layer])
     trained = _train(model, text, [layer], calibration, every, work)
     moments, every_sums, _, _ = _read_held_out(model, unseen, [layer], calibration, trained)
     rows = []
@@ -873,9 +873,9 @@ def _read_held_out(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
     layers: Sequence[int],
-    calibration: residual.Calibration,
+    calibration: stream.Calibration,
     trained: Sequence[Run],
-) -> tuple[dict[int, Moments], list[Sums], residual.Activations, dict[str, int]]:
+) -> tuple[dict[int, Moments], list[Sums], stream.Activations, dict[str, int]]:
     """What is measured on held-out documents, of which so much is held at once as of the training text.
 
     Returns:
@@ -886,13 +886,11 @@ def _read_held_out(
     every: list[list[Sums]] = [[] for _ in trained]
     left_out: Counter[str] = Counter()
     a_part = _blocks_at_once(teacher, blocks, layers)
-    for part in residual.activations_in_parts(
-        teacher, blocks, layers, calibration, a_part, "reading held-out documents"
-    ):
+    for part in stream.activations_in_parts(teacher, blocks, layers, calibration, a_part, "reading held-out documents"):
         first = first or part
         left_out.update(part.left_out)
-        for layer, stream in part.layers.items():
-            moments[layer].add(stream)
+        for layer, x in part.layers.items():
+            moments[layer].add(x)
         found = _side_by_side(
             lambda run, part=part: sums(run.sae, part.layers[run.settings.layer], part.document), trained, teacher
         )
@@ -911,11 +909,11 @@ def _blocks_at_once(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks len
     return max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * blocks.shape[1]))
 
 
-def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
+def load(record: runs.Record) -> tuple[Sae, stream.Calibration]:
     """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
     arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
     rule = record["calibration"]
-    calibration = residual.Calibration({record["layer"]: rule["limit"]}, {record["layer"]: rule["scale"]})
+    calibration = stream.Calibration({record["layer"]: rule["limit"]}, {record["layer"]: rule["scale"]})
     return Sae(*(torch.from_numpy(array) for array in arrays), record["topk"]), calibration
 
 
@@ -938,7 +936,7 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
 def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
     """As many token blocks of the split as hold ``tokens``."""
     wanted = math.ceil(tokens / p.length)
-    blocks = residual.token_blocks(teacher, split, p.length, p.percent, p.text, wanted)
+    blocks = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, wanted)
     if len(blocks) < wanted:
         raise ParameterError(
             f"The {split} split has {blocks.size} tokens and {tokens} are wanted; raise percent = {p.percent} "
@@ -963,7 +961,7 @@ def _train(
     teacher: models.Teacher,
     text: Int[np.ndarray, "blocks length"],
     layers: Sequence[int],
-    calibration: residual.Calibration,
+    calibration: stream.Calibration,
     every: Sequence[Settings],
     work: Path,
     name: str | None = None,
@@ -986,7 +984,7 @@ def _train(
         for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
             if all(job.step >= min(until, job.settings.steps) for job in jobs):
                 continue
-            read = residual.activations(
+            read = stream.activations(
                 teacher, text[start : start + a_shard], layers, calibration, name=name if kept else None
             )
             part = {layer: x.to(teacher.model.device) for layer, x in read.layers.items()}
@@ -1081,7 +1079,7 @@ def _floors(
 def strongest_tokens(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
-    held_out: residual.Activations,
+    held_out: stream.Activations,
     sae: Sae,
     layer: int,
     order: Sequence[int],

@@ -22,7 +22,7 @@ def save(sae: Sae, folder: Path, scale: float = 1.0, **about: Any) -> None:
     """Write ``sae`` so that ``sae_lens.SAE.load_from_disk`` reads it and takes the model's own stream.
 
     Args:
-        scale: factor on the stream that ``sae`` was trained on (``residual.Calibration.scale`` of its layer).
+        scale: factor on the stream that ``sae`` was trained on (``stream.Calibration.scale`` of its layer).
         about: kept as metadata, as ``model_name`` and ``hook_name``.
     """
     latents, d = sae.decoder.shape
