@@ -203,6 +203,7 @@ def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0
         source = lambda: texts.passages(texts.documents())  # noqa: E731
     else:
         what, origin = f"probe/text/{texts.title(text)}-n{per_class}-s{seed}", {"text": text, "documents": documents}
+        origin |= texts.pin(text)
         source = lambda: _pile_passages(text, documents)  # noqa: E731
     parameters = {"per_class": per_class, "seed": seed} | origin
     return runs.find_or_compute(

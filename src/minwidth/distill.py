@@ -137,7 +137,7 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
         return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
-    parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
+    parameters |= {"text": p.text, "length": p.length, "percent": p.percent} | text.pin(p.text)
     return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
@@ -183,7 +183,7 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
         left_out.add("objective")  # the ladder's own goes without saying
     if p.parts == 1:
         left_out.add("parts")
-    chosen = p.model_dump(exclude=left_out)
+    chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
         "text_blocks": 2 * p.steps * p.batch,

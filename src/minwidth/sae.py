@@ -782,7 +782,8 @@ def measure(p: scales.Sae) -> runs.Record:
         ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``widths``, ``left_out``, ``calibration``.
     """
     place = "-".join(re.findall(r"\w+(?:\.\w+)*", p.teacher, re.ASCII)[-2:])
-    parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
+    parameters = p.model_dump() | text.pin(p.text)
+    parameters |= {"revision": models.teacher_revision(p.teacher, p.revision or None)}
     if not p.revive:
         del parameters["revive"]  # the paper's training, by the key it always had
     what = f"sae/{p.scale}/{place}-l{p.layer}"

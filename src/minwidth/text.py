@@ -76,6 +76,11 @@ def revision(source: str) -> str:
     return hashlib.sha256(json.dumps(status).encode()).hexdigest()[:8] if status else source.partition("@")[2]
 
 
+def pin(source: str) -> dict[str, str]:
+    """What a record says of a text beside its name: a folder's revision, as another text may come to stand there."""
+    return {"text_revision": revision(source)} if source != "wheels" and files(source)[1] else {}
+
+
 def title(source: str) -> str:
     """What a text is called in the names of files and records."""
     return re.sub(r"[^A-Za-z0-9_.=-]+", "_", Path(source).name.partition("@")[0])
