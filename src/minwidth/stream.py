@@ -100,7 +100,7 @@ def _on_disk(
             if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start), "")
         }
         wanted = sorted({start for _, start in stale})
-        total = len(wanted) * a_shard * blocks.shape[1]
+        total = blocks.shape[1] * sum(min(a_shard, len(blocks) - start) for start in wanted)
         bar = tqdm(total=total, desc=f"teacher on {names[0]}", unit=" tokens", leave=False)
         for start in wanted:
             found = _states(teacher, blocks[start : start + a_shard], compute, bar)
