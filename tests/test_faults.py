@@ -23,16 +23,19 @@ import torch
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
-from minwidth import corpus, errors, notebooks, paths, residual, runs, scales, training
-from tests.test_corpus import Words
+from minwidth import errors, notebooks, paths, runs, scales, stream, text, training
+from minwidth.wheels import Document
+from tests import pile_world
 
 WHAT = "toy/tiny/sweep"
 
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    for module in (runs, corpus, residual):
+    for module in (runs, text, stream):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    made = [Document(f"d{n}", text.OWN, f"w{n} " * 2000) for n in range(1, 400)]
+    monkeypatch.setattr(text, "documents", lambda: made)
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     return tmp_path
 
@@ -83,14 +86,13 @@ def write_checkpoint():
 
 
 def write_tokens():
-    source = [corpus.Passage(f"d{n}", "x", "1 " * 500) for n in range(500)]
-    corpus.token_blocks("toy", Words(), source, 5, "train")
+    text.token_blocks(pile_world.tokenizer(), "train", 5)
 
 
 def write_states():
     target = runs.RUNS / "states" / "x.bin"
     with paths.alone(target):
-        residual._File(target, "float32", (1000, 1000, 1))
+        stream._sums(target, 4_000_000)
 
 
 EVERY_WRITE = [write_record, write_table, write_checkpoint, write_tokens, write_states]
@@ -151,42 +153,43 @@ def test_what_is_found_needs_no_right_to_write(store):
 # --------------------------------------------------------------------------------------------------- kill -9, damage
 
 
-@pytest.mark.parametrize("moment", ["tokenizing", "writing", "sealing", "renaming"])
+@pytest.mark.parametrize("moment", ["tokenizing", "writing", "recording"])
 def test_kill_while_text_is_tokenized_leaves_no_blocks_and_the_next_run_writes_them(store, monkeypatch, moment):
     def dies(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    owner, name = {
-        "tokenizing": (Words, "__call__"),
-        "writing": (Path, "write_bytes"),
-        "sealing": (Path, "write_text"),
-        "renaming": (Path, "rename"),
-    }[moment]
+    owner, name = {"tokenizing": (text, "_tokenize"), "writing": (os, "fsync"), "recording": (Path, "replace")}[moment]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dies)
         assert in_child(write_tokens) == "SIGKILL"
-    assert not [path for path in store.glob("runs/tokens/*") if path.is_dir() and not path.name.startswith(".")]
+    assert not list(store.glob("runs/tokens/*/shards.json"))
+    monkeypatch.setattr(text, "RUNS", store / "whole")
     write_tokens()
-    assert len(list(store.glob("runs/tokens/toy-*-5/*"))) == 3
+    (whole,) = store.glob("whole/tokens/wheels-*")
+    monkeypatch.setattr(text, "RUNS", store / "runs")
+    write_tokens()
+    (folder,) = (path for path in store.glob("runs/tokens/wheels-*") if path.is_dir())
+    left = {name: content for name, content in files(folder).items() if not name.startswith(".")}
+    assert left == files(whole) and len(left) == 4
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap", "seal"])
 def test_damaged_token_blocks_are_named_and_written_again(store, caplog, damage):
     write_tokens()
-    (folder,) = store.glob("runs/tokens/toy-*")
+    (folder,) = store.glob("runs/tokens/wheels-*")
     before = files(folder)
-    train, other = folder / "train.npy", folder / "held_out.npy"
+    train, other = folder / "train.bin", folder / "held_out.bin"
     content = bytearray(train.read_bytes())
     content[-1] ^= 1
     if damage == "seal":
-        (folder / paths.SEAL).write_text("[]")
+        (folder / "shards.json").write_text("[]")
     elif damage == "remove":
         train.unlink()
     else:
         train.write_bytes({"flip": content, "truncate": content[:-9], "swap": other.read_bytes()}[damage])
     write_tokens()
     assert files(folder) == before
-    assert caplog.text.count("is damaged") == 1 and str(folder) in caplog.text
+    assert "is damaged" in caplog.text and str(folder) in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "swap"])

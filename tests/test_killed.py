@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from minwidth.corpus import Passage
 
 from minwidth import (
     autoencoder,
@@ -34,7 +35,6 @@ from minwidth import (
     training,
 )
 from minwidth import toy as toys
-from minwidth.corpus import Passage
 from minwidth.training import Schedule
 from tests import small_world, test_distill
 from tests.test_faults import in_child
@@ -173,7 +173,7 @@ def test_the_teachers_states(tmp_path, monkeypatch, students):
     model, blocks = test_distill.make_teacher(), test_distill.blocks(None, "train", test_distill.LENGTH, 100)[:40]
 
     def compute():
-        residual.offline_teacher(model, blocks, "text")
+        stream.offline_teacher(model, blocks, "text")
 
     with monkeypatch.context() as patch:
         patch.setattr(residual, "_states", deadly(residual._states, 2))
@@ -185,7 +185,7 @@ def test_the_teachers_states(tmp_path, monkeypatch, students):
         assert in_child(compute) == "done", "two of three shards were missing"
     assert sorted(json.loads(sums.read_text())) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
-    np.testing.assert_allclose(residual.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_bounds_move_away_from_the_ideal_and_the_papers_own_do_not():
     assert moved["a"]["measure"]["loosely"] == pytest.approx(0.6) and moved["c"]["measure"]["at_most"] == 3.0
 
 
-# --------------------------------------------------------------------------------------------------- derived by rounding
+# ------------------------------------------------------------------------------------------------ derived by rounding
 
 
 def test_half_units():

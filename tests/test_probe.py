@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from minwidth import concepts, distill, figures, probe, runs, scales
-from minwidth.corpus import Passage
 from minwidth.runs import Record
+from minwidth.text import Passage
 
 # ------------------------------------------------------------------------------------- passages of the six concepts
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from minwidth import distill, ranks, residual, runs, sae, training
+from minwidth import distill, ranks, runs, sae, stream, text, training
 from minwidth.errors import ParameterError
 from minwidth.paths import ROOT
 from tests import small_world, test_distill, two_processes
@@ -57,8 +57,8 @@ def test_two_processes_give_a_student_the_numbers_of_one(launched, tmp_path, her
 
 def test_two_processes_give_autoencoders_the_numbers_of_one(launched, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    monkeypatch.setattr(stream, "RUNS", tmp_path)
+    monkeypatch.setattr(text, "token_blocks", small_world.token_blocks)
     p = two_processes.autoencoder_parameters(launched)
     alone = sae.measure(p)
     monkeypatch.setattr(runs, "RUNS", launched / "runs")

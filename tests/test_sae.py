@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, residual, runs, sae, sae_kernel, scales, training
+from minwidth import autoencoder, models, runs, sae, sae_kernel, scales, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 
@@ -277,7 +277,7 @@ def test_a_measurement_is_found_and_its_autoencoder_loads(world, monkeypatch):
     assert again.key == record.key
     model, calibration = sae.load(again)
     teacher = models.load_teacher(world.teacher)
-    held_out = residual.activations(teacher, residual.token_blocks(teacher, "held_out"), [2], calibration)
+    held_out = stream.activations(teacher, text.token_blocks(teacher.tokenizer, "held_out"), [2], calibration)
     found = sae.statistics(sae.sums(model, held_out.layers[2], held_out.document))
     assert found.alive == record["alive"] and found.alpha == pytest.approx(record["alpha"])
 
@@ -329,7 +329,7 @@ def test_a_long_pass_over_the_text_is_kept_on_disk(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(autoencoder, "ON_DISK", 0)
     from_disk = sae._measure(world, runs.RUNS / "from_disk")
-    assert len(list(residual.RUNS.glob("states/tiny-sae-layer*.bin"))) == 2
+    assert len(list(stream.RUNS.glob("states/tiny-sae-layer*.bin"))) == 2
     pd.testing.assert_frame_equal(from_disk["layers"], expected["layers"], rtol=1e-3)
 
 

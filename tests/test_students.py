@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import errors, ladders, models, residual, runs, scales, students, training
+from minwidth import errors, ladders, models, runs, scales, students, text, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
@@ -40,7 +40,7 @@ def make_teacher() -> models.Teacher:
     return models.Teacher(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0"), "tiny", "0")
 
 
-def blocks(teacher, split, length, percent, *_) -> np.ndarray:
+def blocks(tokenizer, split, length, percent, *_) -> np.ndarray:
     """Random text in place of the corpus."""
     return np.random.default_rng(split == "train").integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
 
@@ -48,12 +48,12 @@ def blocks(teacher, split, length, percent, *_) -> np.ndarray:
 def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     """A teacher of width 32 and random text in place of the scale's; nothing is written outside ``folder``."""
     put(runs, "RUNS", folder)
-    put(residual, "RUNS", folder)
+    put(stream, "RUNS", folder)
     put(runs, "RESULTS", folder / "results")
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
     put(models, "teacher_revision", lambda name: "0")
     put(models, "load_teacher", lambda name, device=None: make_teacher())
-    put(residual, "token_blocks", blocks)
+    put(text, "token_blocks", blocks)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_the_loss_is_the_divergence_of_full_logits(teacher):
     p, job = settings(), students.Job("random", 16, 0, 30)
     record = students.student(p, job, teacher)
     student = students.trained(p, job, teacher)
-    ids = torch.from_numpy(residual.token_blocks(teacher, "held_out", LENGTH, 10)[:6].astype(np.int64))
+    ids = torch.from_numpy(blocks(None, "held_out", LENGTH, 10)[:6].astype(np.int64))
     with torch.no_grad():
         log_p, log_q = (torch.log_softmax(m(ids).logits.double() / 2, -1) for m in (teacher.model, student))
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import models, ranks, residual, sae_kernel
+from minwidth import models, ranks, sae_kernel, stream
 from minwidth.errors import Diverged
 from minwidth.paths import replace_folder
 from minwidth.sae_kernel import Gradients
@@ -210,7 +210,7 @@ def train(
     model: models.Teacher,
     text: Int[np.ndarray, "blocks length"],
     layers: Sequence[int],
-    calibration: residual.Calibration,
+    calibration: stream.Calibration,
     every: Sequence[Settings],
     work: Path,
     name: str | None = None,
@@ -231,7 +231,7 @@ def train(
         for start, first, until in _visits(len(text), a_shard, text.shape[1], max(every, key=lambda s: s.steps)):
             if all(job.step >= min(until, job.settings.steps) for job in jobs):
                 continue
-            read = residual.activations(model, text[start : start + a_shard], layers, calibration, name=kept)
+            read = stream.activations(model, text[start : start + a_shard], layers, calibration, name=kept)
             part = {layer: x.to(device) for layer, x in read.layers.items()}
 
             def advance(job: Run, part=part, first=first, until=until) -> None:
@@ -289,7 +289,7 @@ def save_saelens(sae: Sae, folder: Path, scale: float = 1.0, **about: Any) -> No
     stream.
 
     Args:
-        scale: factor on the stream that ``sae`` was trained on (``residual.Calibration.scale`` of its layer).
+        scale: factor on the stream that ``sae`` was trained on (``stream.Calibration.scale`` of its layer).
         about: kept as metadata, as ``model_name`` and ``hook_name``.
     """
     latents, d = sae.decoder.shape

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import errors, kl, models, residual, runs, scales
+from minwidth import errors, kl, models, runs, scales, stream, text
 
 log = logging.getLogger(__name__)
 
@@ -298,8 +298,8 @@ def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int)
     """The teacher's states in contexts drawn from blocks spread evenly over the documents of each split."""
     found = {"unembedding": models.unembedding(teacher.model).detach()}
     for split, blocks, wanted in zip(("train", "held_out"), p["blocks"], (contexts, p["held_out"]), strict=True):
-        every = residual.token_blocks(teacher, split, p["length"], p["percent"], p["text"], blocks)
-        documents = residual.document_numbers(every, teacher.tokenizer.eos_token_id)
+        every = text.token_blocks(teacher.tokenizer, split, p["length"], p["percent"], p["text"], blocks)
+        documents = text.document_numbers(every, teacher.tokenizer)
         rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
         places = np.random.default_rng(p["seed"]).permutation(len(rows) * p["length"])[:wanted]
         if len(places) < wanted:
@@ -307,7 +307,7 @@ def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int)
                 f"{wanted} contexts were asked for, and the {len(rows)} blocks of {split} text have {len(places)}: ask "
                 "for at most that many."
             )
-        states = residual.offline_teacher(teacher, every[rows], f"{label}-{split}-bottleneck")
+        states = stream.offline_teacher(teacher, every[rows], f"{label}-{split}-bottleneck")
         found[split] = torch.from_numpy(states.reshape(-1, teacher.d)[places])
         found[f"{split}_documents"] = torch.from_numpy(documents[rows].ravel()[places])
     return found

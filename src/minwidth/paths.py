@@ -1,6 +1,7 @@
 """Where things lie, from the repository root, and how a file or folder is written: whole or not at all, by one process.
 
-A folder that is sealed holds the SHA-256 of its files, so that damage is seen when it is read.
+A folder that is sealed holds the SHA-256 of its files, and ``save_json`` puts one before what it writes, so that damage
+is seen when it is read.
 """
 
 import errno
@@ -14,7 +15,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from minwidth.errors import StorageError
@@ -97,6 +100,48 @@ def replace_file(target: Path, content: bytes) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def save_json(target: Path, content: Any) -> None:
+    """Write JSON behind a first line with its SHA-256, whole or not at all."""
+    body = json.dumps(content)
+    replace_file(target, f"{json.dumps({'sha256': hashlib.sha256(body.encode()).hexdigest()})}\n{body}\n".encode())
+
+
+def load_json(target: Path) -> Any:
+    """What ``save_json`` wrote; None where there is nothing, or what is damaged, which is logged."""
+    try:
+        first, _, body = target.read_text().partition("\n")
+        if json.loads(first)["sha256"] != hashlib.sha256(body.rstrip("\n").encode()).hexdigest():
+            raise ValueError("it does not match its checksum")
+        return json.loads(body)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s); what it is about will be made again.", target, error)
+        return None
+
+
+def write_part(target: Path, start: int, content: bytes | np.ndarray) -> str:
+    """Write ``content`` into a file from byte ``start`` on, whatever is there, down to the disk; its SHA-256."""
+    with writing(target):
+        target.touch()
+        with target.open("r+b") as file:
+            file.seek(start)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_part(target: Path, start: int, end: int) -> str | None:
+    """SHA-256 of the bytes from ``start`` to ``end``; None where they cannot be read."""
+    try:
+        with target.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(end - start)).hexdigest()
+    except OSError:
+        return None
 
 
 @contextmanager

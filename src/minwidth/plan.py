@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedConfig
 
-from minwidth import autoencoder, distill, kl, models, residual, sae, sae_kernel, scales, training
+from minwidth import autoencoder, distill, kl, models, sae, sae_kernel, scales, stream, training
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
@@ -376,7 +376,7 @@ def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConf
 def _autoencoders(p: scales.Sae) -> Iterator[Part]:
     config = models.load_config(p.teacher, p.revision or None)
     d, deepest = config.hidden_size, max(p.layer, *p.layers)
-    read, every = residual.FORWARD_TOKENS, sae.settings(p, d)
+    read, every = stream.FORWARD_TOKENS, sae.settings(p, d)
     forward = count_layers(_with_layers(config, max(1, deepest)), functools.partial(teacher_pass, read, p.length))
     yield Part(f"Teacher to layer {deepest}", p.tokens / read, forward, disk=2 * p.tokens, tf32=True)
     step = count(lambda: autoencoder_step(p, d))

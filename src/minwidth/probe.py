@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from minwidth import capacity, concepts, distill, errors, models, ranks, residual, runs, sae, scales
+from minwidth import capacity, concepts, distill, errors, models, ranks, runs, sae, scales, stream
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def pooled(
         for place, i in enumerate(rows):
             batch[place, 1 : 1 + len(ids[i])] = torch.tensor(ids[i])
             inside[place, 1 : 1 + len(ids[i])] = 1 / len(ids[i])
-        found = residual.streams(model, batch.to(device), layers)  # causal: padding at the end changes nothing
+        found = stream.streams(model, batch.to(device), layers)  # causal: padding at the end changes nothing
         for number, layer in enumerate(layers):
             mean = torch.einsum("bl,bld->bd", inside.to(device), found[layer].float())
             features[number, rows] = mean.cpu().numpy()
@@ -516,7 +516,7 @@ def staircase(p: scales.Probe, d: scales.Distill) -> runs.Record:
         texts = {}
         for split, count in tokens.items():
             blocks = sae.read_text(s, loaded, split, count)
-            kept = residual.activations(loaded, blocks, [s.layer], rule)
+            kept = stream.activations(loaded, blocks, [s.layer], rule)
             z = autoencoder.encode(kept.layers[s.layer])
             texts[split] = blocks, kept.place, z > 0
             if split == "train":
@@ -592,7 +592,7 @@ def read_out(
 @torch.no_grad()
 def _stream(model: nn.Module, blocks: np.ndarray, place: torch.Tensor, layer: int) -> torch.Tensor:
     parts = [
-        residual.streams(model, torch.from_numpy(part.astype(np.int64)).to(model.device), [layer])[layer].flatten(0, 1)
+        stream.streams(model, torch.from_numpy(part.astype(np.int64)).to(model.device), [layer])[layer].flatten(0, 1)
         for part in np.array_split(blocks, -(-blocks.size // FORWARD_TOKENS))
     ]
     return torch.cat(parts)[place].float().cpu()

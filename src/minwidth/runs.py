@@ -23,8 +23,8 @@ import pandas as pd
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
-from minwidth.corpus import locked_digest
 from minwidth.paths import RESULTS, ROOT, RUNS, alone, replace_file, replace_folder
+from minwidth.wheels import locked_digest
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import autoencoder, capacity, kl, models, ranks, residual, runs, scales
+from minwidth import autoencoder, capacity, kl, models, ranks, runs, scales, stream, text
 from minwidth.autoencoder import Run, Sae, Settings
 from minwidth.errors import ParameterError, in_one_sentence
 
@@ -171,14 +171,14 @@ class Reference(NamedTuple):
 
     teacher: models.Teacher
     blocks: Int[np.ndarray, "blocks length"]
-    states: Float[np.ndarray, "blocks length d"]  # of residual.offline_teacher
+    states: Float[np.ndarray, "blocks length d"]  # of stream.offline_teacher
 
 
 @torch.no_grad()
 def divergence(reference: Reference, model: nn.Module) -> float:
     """Mean KL(teacher || model) over all positions of the blocks, in nats per token at T = ``TEMPERATURE``."""
     matrices, start, total = (models.unembedding(model), models.unembedding(reference.teacher.model)), 0, 0.0
-    for ids in residual.batches(reference.blocks, reference.teacher.model.device):
+    for ids in stream.batches(reference.blocks, reference.teacher.model.device):
         states = torch.from_numpy(reference.states[start : start + len(ids)].copy()).to(ids.device)
         hidden, start = models.final_hidden(model, ids), start + len(ids)
         total += float(kl.divergence_per_token(hidden, matrices[0], states, matrices[1], TEMPERATURE).sum())
@@ -186,17 +186,17 @@ def divergence(reference: Reference, model: nn.Module) -> float:
 
 
 def spliced_divergence(
-    reference: Reference, layer: int, calibration: residual.Calibration, reconstruct: Callable[[Tensor], Tensor]
+    reference: Reference, layer: int, calibration: stream.Calibration, reconstruct: Callable[[Tensor], Tensor]
 ) -> float:
     """KL in nats when the model continues from ``reconstruct(x)`` at a layer; tokens left out stay as they are."""
 
-    def replace(stream: Tensor) -> Tensor:
-        keep, scale = residual.kept_tokens({layer: stream}, calibration), calibration.scale[layer]
-        stream = stream.clone()
-        stream[keep] = reconstruct(stream[keep] * scale) / scale
-        return stream
+    def replace(x: Tensor) -> Tensor:
+        keep, scale = stream.kept_tokens({layer: x}, calibration), calibration.scale[layer]
+        x = x.clone()
+        x[keep] = reconstruct(x[keep] * scale) / scale
+        return x
 
-    with residual.spliced(reference.teacher.model, layer, replace) as model:
+    with stream.spliced(reference.teacher.model, layer, replace) as model:
         return divergence(reference, model)
 
 
@@ -207,7 +207,7 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
     """
     model = reference.teacher.model
     try:
-        basis = models.stream_basis(model, residual.batches(text, "cpu"))
+        basis = models.stream_basis(model, stream.batches(text, "cpu"))
     except ValueError as error:
         log.warning("%s", error)
         return [math.nan] * len(widths)
@@ -246,12 +246,12 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
-    calibration = residual.calibrate(teacher, text, layers)
+    calibration = stream.calibrate(teacher, text, layers)
     trained = autoencoder.train(teacher, text, layers, calibration, settings(p, teacher.d), work, f"{p.scale}-sae")
     moments, every_sums, left_out = _held_out(teacher, unseen, layers, calibration, trained)
 
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
-    reference = Reference(teacher, blocks, residual.offline_teacher(teacher, blocks, f"{p.scale}-sae"))
+    reference = Reference(teacher, blocks, stream.offline_teacher(teacher, blocks, f"{p.scale}-sae"))
     cut = cut_divergences(reference, text[: len(blocks)], p.widths)
     spectra, ablated = {}, {}
     for layer in layers:
@@ -315,7 +315,7 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
 def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> np.ndarray:
     """As many token blocks of the split as hold ``tokens``."""
     wanted = math.ceil(tokens / p.length)
-    blocks = residual.token_blocks(teacher, split, p.length, p.percent, p.text, wanted)
+    blocks = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, wanted)
     if len(blocks) < wanted:
         raise ParameterError(
             f"The {split} split has {blocks.size} tokens and {tokens} are wanted; raise percent = {p.percent} "
@@ -341,7 +341,7 @@ def _held_out(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
     layers: Sequence[int],
-    calibration: residual.Calibration,
+    calibration: stream.Calibration,
     trained: Sequence[Run],
 ) -> tuple[dict[int, Moments], list[Sums], dict[str, int]]:
     """Moments of each layer's stream, sums of each autoencoder, and how many tokens were left out.
@@ -350,12 +350,10 @@ def _held_out(
     """
     moments, every, left_out = {layer: Moments(teacher.d) for layer in layers}, [], Counter()
     a_part = autoencoder.blocks_at_once(teacher, blocks, layers)
-    for part in residual.activations_in_parts(
-        teacher, blocks, layers, calibration, a_part, "reading held-out documents"
-    ):
+    for part in stream.activations_in_parts(teacher, blocks, layers, calibration, a_part, "reading held-out documents"):
         left_out.update(part.left_out)
-        for layer, stream in part.layers.items():
-            moments[layer].add(stream)
+        for layer, x in part.layers.items():
+            moments[layer].add(x)
 
         def of_run(run: Run, part=part) -> Sums:
             return sums(run.sae, part.layers[run.settings.layer], part.document)
@@ -381,11 +379,11 @@ def _floors(
         yield row | {"total": float(found.tail.sum()), "kl_cut": cut[n]}
 
 
-def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
+def load(record: runs.Record) -> tuple[Sae, stream.Calibration]:
     """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
     arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
     rule, layer = record["calibration"], record["layer"]
-    calibration = residual.Calibration({layer: rule["limit"]}, {layer: rule["scale"]})
+    calibration = stream.Calibration({layer: rule["limit"]}, {layer: rule["scale"]})
     return Sae(*map(torch.from_numpy, arrays), record["topk"]).requires_grad_(False), calibration
 
 

@@ -9,12 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minwidth.errors import ParameterError
+from minwidth.text import files as text_files
 
 
 class Shape(NamedTuple):
@@ -461,18 +461,18 @@ def check_teacher(name: str, revision: str | None = None) -> None:
 
 
 def check_text(name: str) -> None:
-    """Whether ``name`` can be a corpus: the wheels, a folder in the Pile's format, or a hub data set.
+    """Whether ``name`` can be a text (``text.documents``): the wheels, a folder with files of one kind, a hub data set.
 
     Raises:
         ValueError: it is none of these; says what is.
     """
-    if name == "wheels" or (os.path.isdir(name) and any(Path(name).glob("*.jsonl.zst"))):
+    if name == "wheels" or (os.path.isdir(name) and text_files(name)[1]):
         return
-    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@(\w+))?", name, re.ASCII)
+    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?::[\w.-]+)?(?:@(\w+))?", name, re.ASCII)
     if not hub:
         raise ValueError(
-            f"there is no text {_shown(name)}: give 'wheels', a folder with *.jsonl.zst files, or a hub data set as "
-            "'owner/name@commit'"
+            f"there is no text {_shown(name)}: give 'wheels', a folder with .txt, .jsonl, .jsonl.zst, .jsonl.gz or "
+            ".parquet files, or a hub data set as 'owner/name@commit'"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", hub[2] or ""):
         raise ValueError(

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minwidth import errors, kl, models, ranks, residual, runs, scales, training
+from minwidth import errors, kl, models, ranks, runs, scales, stream, text, training
 from minwidth.paths import existing
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     if reason := why_beside(teacher, blocks, name):
         _say(reason)
         return Text(blocks, None)
-    return Text(blocks, residual.offline_teacher(teacher, blocks, name))
+    return Text(blocks, stream.offline_teacher(teacher, blocks, name))
 
 
 def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
@@ -93,7 +93,7 @@ def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"]
     They stay within ``STATES_BYTES`` and within what the disk has free. Either way students learn from the same states,
     up to rounding.
     """
-    size, target = 4 * blocks.size * teacher.d, residual.states_file(teacher, blocks, name)
+    size, target = 4 * blocks.size * teacher.d, stream.states_file(teacher, blocks, name)
     fill = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.4g} GiB"
     if size > STATES_BYTES:
         return f"{fill}, more than the {STATES_BYTES / 2**30:g} GiB set apart for them, so it runs beside each student."
@@ -123,12 +123,12 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
         return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
-    parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
+    parameters |= {"text": p.text, "length": p.length, "percent": p.percent} | text.pin(p.text)
     return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
 def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
-    return residual.token_blocks(teacher, split, p.length, p.percent, p.text, count)[:count]
+    return text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, count)[:count]
 
 
 def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
@@ -168,12 +168,11 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
     left_out = {"scale", "width", "widths", "random_widths", "ladders", "doubled", "seeds", "steps", "floor_tolerance"}
-    left_out |= {"contexts", "held_out_contexts"}  # of the bottleneck's bracket
     if p.objective == "forward":
         left_out.add("objective")  # the ladder's own goes without saying
     if p.parts == 1:
         left_out.add("parts")
-    chosen = p.model_dump(exclude=left_out)
+    chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
         "text_blocks": 2 * p.steps * p.batch,

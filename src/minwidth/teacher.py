@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import corpus, errors, training
+from minwidth import errors, training, wheels
+from minwidth import text as texts
 from minwidth.models import digest_of
 from minwidth.paths import DATA, RUNS, replace_folder
 
@@ -104,16 +105,16 @@ def _look_up(keys: np.ndarray, asked: np.ndarray, values: np.ndarray) -> np.ndar
 
 def blocks(tokenizer: PreTrainedTokenizerFast, split: str) -> np.ndarray:
     """The teacher's token blocks ``[blocks, 128]`` of one split of all the text."""
-    return corpus.token_blocks("tiny", tokenizer, corpus.passages(corpus.documents()), CONTEXT, split)
+    return texts.token_blocks(tokenizer, split, CONTEXT)
 
 
 def train() -> None:
     """Train tokenizer and teacher, resuming if interrupted, and replace ``data/teacher/``."""
     work = RUNS / "teacher"
     if not (work / "tokenizer").exists():
-        texts = (p.text for p in corpus.passages(corpus.documents()) if not corpus.held_out(p.document))
+        seen = (p.text for p in texts.passages(texts.documents()) if not texts.held_out(p.document))
         with replace_folder(work / "tokenizer") as folder:
-            tokenizer_from(texts).save_pretrained(folder)
+            tokenizer_from(seen).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     text, unseen = (torch.from_numpy(blocks(tokenizer, split).astype(np.int64)) for split in ("train", "held_out"))
     sample = unseen[np.random.default_rng(SEED).permutation(len(unseen))[:512]]
@@ -145,7 +146,7 @@ def publish(model, tokenizer, history: list[dict], text: np.ndarray, unseen: np.
         "held_out_tokens": unseen.size,
         "schedule": SCHEDULE._asdict(),
         "seed": SEED,
-        "corpus": corpus.locked_digest(),
+        "corpus": wheels.locked_digest(),
         "history": history,
     }
     with replace_folder(FOLDER) as folder:

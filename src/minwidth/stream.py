@@ -1,4 +1,4 @@
-"""What a teacher computes inside: its text as tokens, the exact offline teacher, the residual stream at a layer.
+"""What a teacher computes inside: its exact offline states, its own loss, the residual stream at a layer.
 
 Offline teacher: the final normed hidden states, d_T numbers a token, on disk once. With the unembedding they give the
 teacher's logits exactly, for every width and seed, at 1/85 of the room that SmolLM2's logits would need.
@@ -10,21 +10,25 @@ mean norm of sqrt(d), so that an L1 coefficient means the same at every layer an
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import corpus, models, pile
-from minwidth.paths import RUNS, alone, replace_file, writing
+from minwidth import models
+from minwidth.paths import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
+from minwidth.text import document_ends, document_numbers, opening
+
+log = logging.getLogger(__name__)
 
 MASSIVE = 10.0  # a token is left out if its norm exceeds this many medians at any layer asked for
 CALIBRATION_TOKENS = 16_384  # of training text, for the median and mean norm of each layer
@@ -32,64 +36,27 @@ FORWARD_TOKENS = 4096  # tokens of one forward pass
 SHARD_BYTES = 2**25  # of the offline teacher: what is checksummed, and lost to an interruption
 
 
-# ------------------------------------------------------------------------------------------------------------- text
-
-
-def token_blocks(
-    teacher: models.Teacher, split: str, length: int, percent: float = 100, text: str = "wheels", wanted: int = 0
-) -> np.ndarray:
-    """Token blocks ``[blocks, length]`` of a stated share of the documents, cut by the teacher's tokenizer, cached.
-
-    Args:
-        split: ``train`` or ``held_out``.
-        percent: share of the documents, drawn by a hash of their id.
-        text: ``wheels``, all of which is read, or The Pile (``pile.documents``).
-        wanted: of The Pile, how many blocks are read.
-    """
-    tokenizer = teacher.tokenizer
-    if text != "wheels":
-        return pile.token_blocks(text, tokenizer, length, split, wanted, percent)
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:8]
-    source = corpus.passages(corpus.sample(corpus.documents(), percent))
-    return corpus.token_blocks(f"wheels-{percent:g}pct-{digest}", tokenizer, source, length, split)
-
-
-def document_numbers(blocks: Int[np.ndarray, "blocks length"], end: int) -> Int[np.ndarray, "blocks length"]:
-    """Number of the document each token belongs to; the end-of-text token closes its document."""
-    ends = np.asarray(blocks).ravel() == end
-    return (np.cumsum(ends) - ends).reshape(blocks.shape)
-
-
 # --------------------------------------------------------------------------------------------------- offline teacher
 
 
 def offline_teacher(
-    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str, dtype: str = "float32"
-) -> np.memmap:
-    """Final normed hidden states ``[blocks, length, d]`` of the teacher on ``blocks``, computed once, then found.
+    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str
+) -> Float[np.memmap, "blocks length d"]:
+    """Final normed hidden states of the teacher on ``blocks``, computed once, then found; float32.
 
-    ``states @ models.unembedding(teacher.model).T`` are the teacher's logits: exactly in float32, the default; float16
-    halves the room and rounds to 11 bits. The file is memory-mapped and read-only. Each shard has its SHA-256 beside
-    it: only missing or damaged shards are computed, so an interrupted run continues and a damaged file heals. A second
-    process that asks for the same states waits.
+    ``states @ models.unembedding(teacher.model).T`` are the teacher's logits. The file is memory-mapped and read-only.
+    Each shard has its SHA-256 beside it: only missing or damaged shards are computed, so an interrupted run continues
+    and a damaged file heals. A second process that asks for the same states waits.
 
     Args:
-        name: readable part of the file's name under ``runs/states``; the rest hashes teacher, blocks and dtype.
-
-    Raises:
-        ValueError: another dtype than float32 or float16.
-        OverflowError: a state does not fit into float16.
+        name: readable part of the file's name under ``runs/states``; the rest hashes teacher and blocks.
     """
-    return _on_disk(teacher, blocks, [name], dtype, lambda ids: [models.final_hidden(teacher.model, ids)])[0]
+    return _on_disk(teacher, blocks, [name], lambda ids: [models.final_hidden(teacher.model, ids)])[0]
 
 
 def offline_streams(
-    teacher: models.Teacher,
-    blocks: Int[np.ndarray, "blocks length"],
-    layers: Sequence[int],
-    name: str,
-    dtype: str = "float32",
-) -> dict[int, np.memmap]:
+    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], layers: Sequence[int], name: str
+) -> dict[int, Float[np.memmap, "blocks length d"]]:
     """The residual stream after each of ``layers`` on ``blocks``, as it is, on disk like the offline teacher's states.
 
     One truncated pass computes what is missing of all of them; a file a layer, so that another set of layers finds it.
@@ -100,17 +67,15 @@ def offline_streams(
         return [found[layer] for layer in layers]
 
     names = [f"{name}-layer{layer}" for layer in layers]
-    return dict(zip(layers, _on_disk(teacher, blocks, names, dtype, compute), strict=True))
+    return dict(zip(layers, _on_disk(teacher, blocks, names, compute), strict=True))
 
 
-def states_file(
-    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str, dtype: str = "float32"
-) -> Path:
-    """Where states go: ``name`` tells what they are, eight digits the teacher, the blocks and the dtype."""
+def states_file(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> Path:
+    """Where states go: ``name`` tells what they are, eight digits the teacher and the blocks."""
     content = hashlib.sha256()
     for start in range(0, len(blocks), FORWARD_TOKENS):  # as 64-bit integers, which would not all fit into memory
         content.update(np.ascontiguousarray(blocks[start : start + FORWARD_TOKENS], dtype=np.int64))
-    content.update(json.dumps([teacher.name, teacher.revision, (*blocks.shape, teacher.d), dtype]).encode())
+    content.update(json.dumps([teacher.name, teacher.revision, (*blocks.shape, teacher.d), "float32"]).encode())
     return RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{content.hexdigest()[:8]}.bin"
 
 
@@ -118,60 +83,46 @@ def _on_disk(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
     names: Sequence[str],
-    dtype: str,
     compute: Callable[[Int[Tensor, "batch length"]], list[Float[Tensor, "batch length d"]]],
 ) -> list[np.memmap]:
     """What ``compute`` gives of ``blocks``, a file a name."""
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype = {dtype!r} is not how states are stored; give 'float32' (exact) or 'float16'.")
-    shape = (*blocks.shape, teacher.d)
-    targets = [states_file(teacher, blocks, name, dtype) for name in names]
-    a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * teacher.d * np.dtype(dtype).itemsize))
-    starts = range(0, len(blocks), a_shard)
+    a_block = 4 * blocks.shape[1] * teacher.d
+    a_shard = max(1, SHARD_BYTES // a_block)
+    targets = [states_file(teacher, blocks, name) for name in names]
     with ExitStack() as locks:
         for target in sorted(targets):
             locks.enter_context(alone(target))
-        files = [_File(target, dtype, shape) for target in targets]
-        stale = [[start for start in starts if not file.holds(slice(start, start + a_shard))] for file in files]
-        wanted = sorted(set().union(*stale))
-        bar = tqdm(
-            total=len(wanted) * a_shard * blocks.shape[1], desc=f"teacher on {names[0]}", unit=" tokens", leave=False
-        )
+        every = {target: _sums(target, len(blocks) * a_block) for target in targets}
+        stale = {
+            (target, start)
+            for target, sums in every.items()
+            for start in range(0, len(blocks), a_shard)
+            if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start), "")
+        }
+        wanted = sorted({start for _, start in stale})
+        total = blocks.shape[1] * sum(min(a_shard, len(blocks) - start) for start in wanted)
+        bar = tqdm(total=total, desc=f"teacher on {names[0]}", unit=" tokens", leave=False)
         for start in wanted:
-            part = slice(start, start + a_shard)
-            for file, missing, states in zip(
-                files, stale, _states(teacher, blocks[part], dtype, compute, bar), strict=True
-            ):
-                if start in missing:
-                    file.write(part, states)
+            found = _states(teacher, blocks[start : start + a_shard], compute, bar)
+            for (target, sums), states in zip(every.items(), found, strict=True):
+                if (target, start) in stale:
+                    sums[str(start)] = write_part(target, start * a_block, states)
+                    save_json(target.with_suffix(".json"), sums)
         bar.close()
-    return [np.memmap(target, dtype, "r", shape=shape) for target in targets]
+    return [np.memmap(target, "float32", "r", shape=(*blocks.shape, teacher.d)) for target in targets]
 
 
-class _File:
-    """A memory-mapped array with the checksums of its shards beside it."""
-
-    def __init__(self, target: Path, dtype: str, shape: tuple[int, ...]):
-        self.sums_file = target.with_suffix(".json")
-        if not target.exists() or target.stat().st_size != np.prod(shape) * np.dtype(dtype).itemsize:
-            self.sums_file.unlink(missing_ok=True)
-            _allocate(target, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        self.array = np.memmap(target, dtype, "r+", shape=shape)
-        self.sums = json.loads(self.sums_file.read_text()) if self.sums_file.exists() else {}
-
-    def holds(self, part: slice) -> bool:
-        wanted = self.sums.get(str(part.start))
-        return wanted is not None and wanted == _sha256(self.array[part])
-
-    def write(self, part: slice, states: np.ndarray) -> None:
-        self.array[part] = states
-        self.array.flush()
-        self.sums[str(part.start)] = _sha256(self.array[part])
-        replace_file(self.sums_file, json.dumps(self.sums).encode())
+def _sums(target: Path, size: int) -> dict[str, str]:
+    """SHA-256 of the shards, by their first block, that were written into a file of so many bytes."""
+    if target.exists() and target.stat().st_size == size:
+        return load_json(target.with_suffix(".json")) or {}
+    target.with_suffix(".json").unlink(missing_ok=True)
+    _reserve(target, size)
+    return {}
 
 
-def _allocate(target: Path, size: int) -> None:
-    """Reserve ``size`` bytes of disk: writing to a map of bytes that are not there ends the process without a word."""
+def _reserve(target: Path, size: int) -> None:
+    """Reserve ``size`` bytes of disk, so that a lack of room is met before a long pass and not within it."""
     with writing(target), target.open("wb") as file:
         try:
             if size and hasattr(os, "posix_fallocate"):
@@ -183,27 +134,63 @@ def _allocate(target: Path, size: int) -> None:
             raise
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
 @torch.no_grad()
-def _states(teacher: models.Teacher, blocks: np.ndarray, dtype: str, compute: Callable, bar: tqdm) -> list[np.ndarray]:
+def _states(teacher: models.Teacher, blocks: np.ndarray, compute: Callable, bar: tqdm) -> list[np.ndarray]:
     parts = []
     for ids in batches(blocks, teacher.model.device):
         parts.append([states.float().cpu().numpy() for states in compute(ids)])
         bar.update(ids.numel())
-    every = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    largest = max(float(np.abs(states).max()) for states in every)
-    if dtype == "float16" and largest > np.finfo(np.float16).max:
-        raise OverflowError(f"A state of {largest:g} does not fit into float16; store float32.")
-    return [states.astype(dtype, copy=False) for states in every]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tensor, "batch length"]]:
     a_batch = max(1, FORWARD_TOKENS // blocks.shape[1])
     for start in range(0, len(blocks), a_batch):
         yield torch.from_numpy(np.asarray(blocks[start : start + a_batch], dtype=np.int64)).to(device)
+
+
+# --------------------------------------------------------------------------------------------------------- own loss
+
+
+class OwnLoss(NamedTuple):
+    """Held-out next-token losses in nats per token, of the teacher and of word frequencies in the training text."""
+
+    teacher: float
+    unigram: float
+
+    @property
+    def fails(self) -> bool:
+        """Whether the teacher does worse than word frequencies, which no model does on text as it expects it."""
+        return not self.teacher < self.unigram
+
+
+@torch.no_grad()
+def own_loss(
+    teacher: models.Teacher, train: Int[np.ndarray, "blocks length"], held_out: Int[np.ndarray, "blocks length"]
+) -> OwnLoss:
+    """The teacher's own loss on ``held_out`` beside that of a unigram model counted on ``train``; both of all tokens
+    but a block's first.
+
+    The unigram mixes in the uniform distribution by the number of distinct tokens (Witten-Bell, as
+    ``teacher.ngram_losses``). A teacher that does worse is named in the log: what is measured with it means nothing.
+    """
+    start, vocabulary = max(1, len(opening(teacher.tokenizer))), teacher.model.get_output_embeddings().weight.shape[0]
+    losses = []
+    for block in tqdm(held_out, desc="the teacher's own loss", unit=" blocks", leave=False):
+        ids = torch.from_numpy(np.asarray(block, dtype=np.int64)).to(teacher.model.device)
+        logits = teacher.model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1]
+        losses.append(nn.functional.cross_entropy(logits.float(), ids[start:], reduction="none").double().cpu())
+    counts = np.bincount(np.asarray(train)[:, start:].ravel(), minlength=vocabulary)
+    probability = (counts + (counts > 0).sum() / vocabulary) / (counts.sum() + (counts > 0).sum())
+    unigram = -np.log(probability[np.asarray(held_out)[:, start:]]).mean()
+    loss = OwnLoss(float(torch.cat(losses).mean()), float(unigram))
+    if loss.fails:
+        log.warning(
+            "THE TEACHER %s DOES WORSE THAN WORD FREQUENCIES ON THIS TEXT (%.2f against %.2f nats per token): is it "
+            "the wrong text or tokenizer, or does the model expect a BOS token that its tokenizer does not put?",
+            teacher.name, *loss,
+        )  # fmt: skip
+    return loss
 
 
 # --------------------------------------------------------------------------------------------------- residual stream
@@ -235,55 +222,44 @@ def streams(
     Raises:
         ValueError: a layer the model does not have.
     """
-    blocks = blocks_of(model)
+    blocks, found = blocks_of(model), {}
     for layer in layers:
         if not 0 <= layer <= len(blocks):
             raise ValueError(f"layer = {layer} does not exist; the model has 0 (its embedding) to {len(blocks)}.")
-    found: dict[int, Tensor] = {}
-    hooks = []
-    try:
+
+    def keep(layer: int, stream: Tensor) -> None:
+        found[layer] = stream
+        if layer == max(layers):
+            raise _Stop
+
+    with ExitStack() as hooks:
         for layer in set(layers):
-            hooks.append(_watch(blocks, layer, lambda stream, layer=layer: _keep(found, layer, stream, max(layers))))
-        model.base_model(input_ids=ids, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+            hooks.enter_context(spliced(model, layer, lambda stream, layer=layer: keep(layer, stream)))
+        with suppress(_Stop):
+            model.base_model(input_ids=ids, use_cache=False)
     return found
 
 
-def _keep(found: dict[int, Tensor], layer: int, stream: Tensor, deepest: int) -> None:
-    found[layer] = stream
-    if layer == deepest:
-        raise _Stop
-
-
-def _watch(blocks: nn.ModuleList, layer: int, see):
-    """Call ``see(stream)`` with the stream at a layer; what it returns, if anything, takes the stream's place."""
+@contextmanager
+def spliced(model: nn.Module, layer: int, replace: Callable[[Tensor], Tensor | None]) -> Iterator[nn.Module]:
+    """While the block lasts, the model continues from ``replace(stream)`` at ``layer``; None changes nothing."""
 
     def before(_, args, kwargs):
         if args:
-            new = see(args[0])
+            new = replace(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = see(kwargs["hidden_states"])
+        new = replace(kwargs["hidden_states"])
         return None if new is None else (args, kwargs | {"hidden_states": new})
 
     def after(_, __, output):
-        if isinstance(output, tuple):
-            new = see(output[0])
-            return None if new is None else (new, *output[1:])
-        return see(output)
+        new = replace(output[0] if isinstance(output, tuple) else output)
+        return (new, *output[1:]) if isinstance(output, tuple) and new is not None else new
 
+    blocks = blocks_of(model)
     if layer == 0:
-        return blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-    return blocks[layer - 1].register_forward_hook(after)
-
-
-@contextmanager
-def spliced(model: nn.Module, layer: int, replace):
-    """While the block lasts, the model continues from ``replace(stream)`` at ``layer``."""
-    hook = _watch(blocks_of(model), layer, replace)
+        hook = blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        hook = blocks[layer - 1].register_forward_hook(after)
     try:
         yield model
     finally:
@@ -333,11 +309,9 @@ def activations(
         name: if given, the streams are kept on disk under it (``offline_streams``) and read from there.
     """
     on_disk = offline_streams(teacher, blocks, layers, name) if name else None
-    document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer.eos_token_id)).flatten()
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    keeps = []
+    keeps, start = [], 0
     bar = tqdm(total=blocks.size, desc=progress, unit=" tokens", leave=False)
-    start = 0
     for ids in batches(blocks, teacher.model.device):
         if on_disk is None:
             found = streams(teacher.model, ids, layers)
@@ -351,10 +325,10 @@ def activations(
         bar.update(ids.numel())
     bar.close()
     keep = torch.cat(keeps)
-    massive = keep[:, 1:].numel() - int(keep.sum())
     place = torch.nonzero(keep.flatten()).flatten()
-    left_out = {"position 0": len(keep), "massive": massive}
+    left_out = {"position 0": len(keep), "massive": keep[:, 1:].numel() - int(keep.sum())}
     joined = {layer: torch.cat(parts.pop(layer)) for layer in list(parts)}  # one layer at a time is there twice
+    document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer)).flatten()
     return Activations(joined, document[place], place, left_out)
 
 
@@ -372,11 +346,13 @@ def activations_in_parts(
         ids = blocks[start : start + a_part]
         part = activations(teacher, ids, layers, calibration, progress)
         yield part._replace(document=part.document + documents, place=part.place + start * blocks.shape[1])
-        documents += int((ids == teacher.tokenizer.eos_token_id).sum())
+        documents += int(document_ends(ids, teacher.tokenizer).sum())
 
 
-def kept_tokens(found: dict[int, Float[Tensor, "batch length d"]], calibration: Calibration) -> Tensor:
-    """Which tokens ``[batch, length]`` the rule keeps: not at position 0, not massive at any of the layers."""
+def kept_tokens(
+    found: dict[int, Float[Tensor, "batch length d"]], calibration: Calibration
+) -> Bool[Tensor, "batch length"]:
+    """Which tokens the rule keeps: not at position 0, not massive at any of the layers."""
     massive = [stream.float().norm(dim=-1) > calibration.limit[layer] for layer, stream in found.items()]
     keep = ~torch.stack(massive).any(0)
     keep[:, 0] = False

@@ -1,0 +1,212 @@
+"""The offline teacher gives the teacher's logits back and heals; streams are the model's own hidden states."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
+
+from minwidth import models, paths, stream
+from tests import pile_world
+
+SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=32)
+SIZES |= dict(bos_token_id=0, eos_token_id=0)
+CONFIGS = {
+    "neox": GPTNeoXConfig(**SIZES, intermediate_size=32),
+    "llama": LlamaConfig(**SIZES, intermediate_size=32, num_key_value_heads=1),
+    "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=32),
+    "opt": OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16),
+}
+
+
+def make_teacher(family: str) -> models.Teacher:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
+    return models.Teacher(model, pile_world.tokenizer(50), f"random-{family}", "0")
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher("neox")
+
+
+@pytest.fixture
+def blocks():
+    return np.random.default_rng(0).integers(0, 50, (40, 12)).astype(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "RUNS", tmp_path)
+    monkeypatch.setattr(stream, "SHARD_BYTES", 12 * 16 * 4 * 16)  # 16 blocks, so that there are three shards
+    return tmp_path
+
+
+def count_forward_tokens(teacher):
+    seen = []
+    teacher.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return seen
+
+
+def test_the_offline_teacher_gives_the_logits_back(teacher, blocks):
+    states = stream.offline_teacher(teacher, blocks, "text")
+    logits = torch.from_numpy(states.copy()) @ models.unembedding(teacher.model).T
+    expected = teacher.model(torch.from_numpy(blocks.astype(np.int64))).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    assert states.dtype == np.float32 and not states.flags.writeable
+
+
+def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder):
+    expected = stream.offline_teacher(teacher, blocks, "text").copy()
+    seen = count_forward_tokens(teacher)
+    stream.offline_teacher(teacher, blocks, "text")
+    assert seen == []
+    (file,) = runs_folder.glob("states/*.bin")
+    damaged = np.memmap(file, np.float32, "r+", shape=expected.shape)
+    damaged[20, 3, 5] += 1
+    damaged.flush()
+    np.testing.assert_array_equal(stream.offline_teacher(teacher, blocks, "text"), expected)
+    assert sum(seen) == 16 * 12  # the damaged shard alone
+    file.with_suffix(".json").write_text("{}")
+    np.testing.assert_array_equal(stream.offline_teacher(teacher, blocks, "text"), expected)
+    assert sum(seen) == 16 * 12 + blocks.size
+
+
+def test_other_blocks_or_teachers_are_other_states(teacher, blocks, runs_folder):
+    stream.offline_teacher(teacher, blocks, "text")
+    stream.offline_teacher(teacher, blocks[::-1], "text")
+    stream.offline_teacher(teacher._replace(revision="1"), blocks, "text")
+    assert len(list(runs_folder.glob("states/*.bin"))) == 3
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_streams_are_the_hidden_states_of_transformers(family, blocks):
+    teacher = make_teacher(family)
+    ids = torch.from_numpy(blocks[:4].astype(np.int64))
+    hidden = teacher.model(ids, output_hidden_states=True).hidden_states
+    found = stream.streams(teacher.model, ids, [0, 1, 2])
+    for layer in (0, 1, 2):  # the last of transformers' hidden states is past the final norm
+        torch.testing.assert_close(found[layer], hidden[layer])
+
+
+def test_the_forward_pass_stops_at_the_deepest_layer(teacher, blocks):
+    reached = []
+    for number, block in enumerate(stream.blocks_of(teacher.model), 1):
+        block.register_forward_hook(lambda *_, number=number: reached.append(number))
+    ids = torch.from_numpy(blocks[:2].astype(np.int64))
+    stream.streams(teacher.model, ids, [0, 2])
+    assert reached == [1, 2]
+    with pytest.raises(ValueError, match="layer = 4 does not exist"):
+        stream.streams(teacher.model, ids, [4])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_splicing_in_the_stream_itself_changes_nothing(family, layer, blocks):
+    teacher = make_teacher(family)
+    ids = torch.from_numpy(blocks[:4].astype(np.int64))
+    expected = teacher.model(ids).logits
+    with stream.spliced(teacher.model, layer, lambda x: x.clone()) as model:
+        torch.testing.assert_close(model(ids).logits, expected)
+    with stream.spliced(teacher.model, layer, lambda x: x.flip(0)) as model:
+        assert not torch.allclose(model(ids).logits, expected)
+    torch.testing.assert_close(teacher.model(ids).logits, expected)  # the hook is gone
+
+
+def test_massive_tokens_and_the_first_are_left_out_and_counted(teacher, blocks):
+    calibration = stream.calibrate(teacher, blocks, [1, 2])
+    plain = stream.activations(teacher, blocks, [1, 2], calibration)
+    assert plain.left_out == {"position 0": 40, "massive": 0}
+    assert plain.layers[1].shape == (40 * 11, 16)
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[7] *= 1e4  # token 7 now has a massive activation
+    massive = stream.activations(teacher, blocks, [1, 2], calibration)
+    assert massive.left_out == {"position 0": 40, "massive": int((blocks[:, 1:] == 7).sum())}
+    assert 7 not in blocks.ravel()[massive.place]
+
+
+def test_activations_match_a_pass_over_each_block(teacher, blocks):
+    calibration = stream.calibrate(teacher, blocks, [2])
+    got = stream.activations(teacher, blocks, [2], calibration)
+    ids = torch.from_numpy(blocks.astype(np.int64))
+    expected = teacher.model(ids, output_hidden_states=True).hidden_states[2].flatten(0, 1)
+    torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
+    assert float(got.layers[2].norm(dim=1).mean()) == pytest.approx(4, rel=1e-5)  # sqrt(d)
+
+
+@pytest.mark.parametrize("a_part", [7, 40, 100])
+def test_activations_in_parts_are_those_of_the_whole(teacher, blocks, a_part):
+    calibration = stream.calibrate(teacher, blocks, [1, 2])
+    whole = stream.activations(teacher, blocks, [1, 2], calibration)
+    parts = list(stream.activations_in_parts(teacher, blocks, [1, 2], calibration, a_part, "reading"))
+    assert len(parts) == -(-len(blocks) // a_part)
+    for name in ("document", "place"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    torch.testing.assert_close(torch.cat([part.layers[2] for part in parts]), whole.layers[2])
+    assert sum(part.left_out["position 0"] for part in parts) == whole.left_out["position 0"]
+
+
+def test_streams_on_disk_are_the_models_own_and_computed_once(teacher, blocks):
+    seen = count_forward_tokens(teacher)
+    stored = stream.offline_streams(teacher, blocks, [1, 2], "text")
+    again = stream.offline_streams(teacher, blocks, [2], "text")[2]
+    assert sum(seen) == blocks.size  # both layers from one pass; the second call found its own
+    expected = stream.streams(teacher.model, torch.from_numpy(blocks.astype(np.int64)), [1, 2])
+    for layer in (1, 2):
+        np.testing.assert_allclose(stored[layer], expected[layer].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(again, stored[2])
+
+
+def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, runs_folder, monkeypatch):
+    real, calls = stream._states, []
+
+    def dies_in_the_third_shard(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    calibration = stream.calibrate(teacher, blocks, [1, 2])
+    direct = stream.activations(teacher, blocks, [1, 2], calibration)
+    monkeypatch.setattr(stream, "_states", dies_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        stream.activations(teacher, blocks, [1, 2], calibration, name="text")
+    assert [list(paths.load_json(sums)) for sums in runs_folder.glob("states/*.json")] == [["0", "16"]] * 2
+    seen = count_forward_tokens(teacher)
+    found = stream.activations(teacher, blocks, [1, 2], calibration, name="text")
+    assert sum(seen) == 8 * 12  # the last shard alone
+    assert found.left_out == direct.left_out and torch.equal(found.place, direct.place)
+    for layer in (1, 2):
+        torch.testing.assert_close(found.layers[layer], direct.layers[layer])
+
+
+# --------------------------------------------------------------------------------------------------------- own loss
+
+
+def test_the_unigram_loss_is_that_worked_by_hand_and_the_teachers_that_of_its_logits(teacher, caplog):
+    train, held_out = (
+        np.array([[9, 3, 3], [9, 3, 4]]),
+        np.array([[1, 3, 4], [2, 5, 3]]),
+    )  # each block's first is not counted
+    found = stream.own_loss(teacher, train, held_out)
+    # three times token 3, once 4, two kinds of 50: (3 + 2/50) / 6, (1 + 2/50) / 6, (2/50) / 6
+    expected = -(2 * np.log(3.04 / 6) + np.log(1.04 / 6) + np.log(0.04 / 6)) / 4
+    assert found.unigram == pytest.approx(expected, rel=1e-9)
+    ids = torch.from_numpy(held_out)
+    logits = teacher.model(ids).logits[:, :-1].flatten(0, 1)
+    assert found.teacher == pytest.approx(float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())), 1e-5)
+    assert found.fails and "DOES WORSE THAN WORD FREQUENCIES" in caplog.text
+
+
+def test_a_trained_teacher_does_better_than_word_frequencies_unless_the_text_is_not_its_own(caplog):
+    teacher = models.load_teacher("tiny")
+    ids = teacher.tokenizer((paths.ROOT / "LICENSE").read_text() + (paths.ROOT / "README.md").read_text())["input_ids"]
+    blocks = np.array(ids[: len(ids) // 128 * 128]).reshape(-1, 128)
+    train, held_out = blocks[::2], blocks[1::2]
+    good = stream.own_loss(teacher, train, held_out)
+    assert good.teacher < good.unigram and not good.fails and not caplog.text
+    mixed = (blocks * 7 + 11) % 2048  # the ids of another tokenizer
+    bad = stream.own_loss(teacher, mixed[::2], mixed[1::2])
+    assert bad.teacher > bad.unigram == pytest.approx(good.unigram) and bad.fails and "THE TEACHER tiny" in caplog.text

