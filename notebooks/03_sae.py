@@ -76,12 +76,12 @@ from minwidth import (
     ledger,
     measured,
     models,
-    runs,
+    store,
     sae,
     sae_kernel,
     scales,
 )
-from minwidth.paths import DATA
+from minwidth.store import DATA
 from minwidth.training import batch_rows
 
 p = scales.validate("03_sae", globals())  # p: the parameters of this notebook, and nothing else
@@ -239,9 +239,9 @@ if p.plan:
 
     end_with_plan(p)
 if p.processes > 1:
-    from minwidth import ranks
+    from minwidth import training
 
-    ranks.launch(p.processes, sae.measure, p)
+    training.launch(p.processes, sae.measure, p)
 record = sae.measure(p)
 
 # %%
@@ -499,7 +499,7 @@ with figures.style():
         axis.set_ylabel("$d^* / d_T$")
     for axis in axes[-1]:
         axis.set_xlabel("L1 coefficient λ")
-figures.save(figure, "sae_choices", place("tiny"), runs.Record("sae/tiny/sensitivity", {}, {}, {}))
+figures.save(figure, "sae_choices", place("tiny"), store.Record("sae/tiny/sensitivity", {}, {}, {}))
 
 # %% [markdown]
 # How much does each choice matter? The factor between the largest and the smallest $d^*$ over the values tried, at the
@@ -747,8 +747,8 @@ print(
 )
 
 # %%
-runs.save_results(p.place, "sae_layers", layers_table, record)
-runs.save_results(p.place, "sae_floors", floors, record)
+store.save_results(p.place, "sae_layers", layers_table, record)
+store.save_results(p.place, "sae_floors", floors, record)
 print(f"saved: sae_layers and sae_floors in data/results/{p.place}")
 
 # %% [markdown]

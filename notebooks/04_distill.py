@@ -79,13 +79,13 @@ from minwidth import (
     ledger,
     measured,
     models,
-    runs,
+    store,
     scales,
     students,
 )
 from minwidth.ladders import ladder as train_ladder
 from minwidth.ladders import longest, over_seeds
-from minwidth.paths import DATA
+from minwidth.store import DATA
 
 p = scales.validate("04_distill", globals())
 claim, number, table = (
@@ -282,7 +282,7 @@ figures.save(picture, "fig06_distillation", p.place, record)
 # paper's own split of its students' losses, $C\,L^* + B$, both of which are fitted.
 
 # %%
-long = runs.load_results(p.scale, "distill_long")
+long = store.load_results(p.scale, "distill_long")
 every = pd.concat([long, last])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
 
@@ -338,7 +338,7 @@ with figures.style():
     axes[2].set(title="the paper's C L* + B", xlabel="width d", ylim=(0, 1.5))
     axes[2].legend(loc="upper right", fontsize=7)
     picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-figures.save(picture, "distill_split", p.place, runs.origin(p.scale, "distill_long"))
+figures.save(picture, "distill_split", p.place, store.origin(p.scale, "distill_long"))
 
 # %%
 shares = parts["width_alone"].assign(
@@ -365,7 +365,7 @@ claim(
 # one of our arithmetic. (Students that were trained on another objective are judged by the same divergence.)
 
 # %%
-everyone = pd.concat([every, runs.load_results(p.scale, "distill_controls").rename(columns={"kl": "floor"})])
+everyone = pd.concat([every, store.load_results(p.scale, "distill_controls").rename(columns={"kl": "floor"})])
 low = bracket.set_index("width").low
 assert (everyone.floor > everyone.width.map(low) - 1e-5).all()
 head = last[last.ladder == "head"].set_index("width").floor
@@ -425,7 +425,7 @@ picture, axes = figures.lines(
     xlabel="width d",
     ylabel="KL at T = 2 (nats/token)",
 )
-figures.save(picture, "distill_doubling", p.place, runs.origin(p.scale, "distill_long"))
+figures.save(picture, "distill_doubling", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
 # *Ours, tiny; 140 to 1,120 steps of 1,024 tokens; means and ranges of three seeds.* FINDINGS-FALLS
@@ -498,7 +498,7 @@ paper3[["width", "params_millions", "raw_kl", "kl_per_token", "normalized"]]
 
 # %%
 shown = curves[(curves.ladder == "random") & (curves.step > 0)]
-narrowest = runs.load_results(p.scale, "distill_long_curves").query("ladder == 'random' and step > 0")
+narrowest = store.load_results(p.scale, "distill_long_curves").query("ladder == 'random' and step > 0")
 narrowest = narrowest[narrowest.width == narrowest.width.min()]
 narrowest = narrowest.assign(share=narrowest.step / narrowest.steps)
 with figures.style():
@@ -556,7 +556,7 @@ def fits(losses, predicted):
     return pd.DataFrame(rows, columns=["predictor", "through zero", "left out", "affine", "left out "])
 
 
-floors, layers = runs.load_results(p.scale, "sae_floors"), runs.load_results(p.scale, "sae_layers")
+floors, layers = store.load_results(p.scale, "sae_floors"), store.load_results(p.scale, "sae_layers")
 layer = layers[layers["default"].astype(bool)].layer.iloc[0]
 floors = floors[floors.layer == layer]
 tail = floors.drop_duplicates("width").set_index("width").pca_tail
@@ -588,7 +588,7 @@ with figures.style():
     picture, (axes,) = figures.panels(2, height=3.4, sharey=True)
     for axis, (name, frame) in zip(axes, fitted.items(), strict=True):
         drawn(frame, students.LADDERS[name], axis)
-figures.save(picture, "distill_predictors", p.place, runs.origin(p.scale, "distill_long"))
+figures.save(picture, "distill_predictors", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
 # *Filled: a line through zero; open: affine. Longer ladders, means of three seeds, six widths.* FINDINGS-PREDICTORS
@@ -712,7 +712,7 @@ with figures.style():
     )
     left.legend(fontsize=7)
     right.legend(fontsize=7)
-figures.save(picture, "fig07_decomposition", p.place, runs.origin(p.scale, "distill_long"))
+figures.save(picture, "fig07_decomposition", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
 # *Filled: ours, random ladder, 1,120 steps, three seeds; open: the paper's.* The affine fit is good on both, and would
@@ -748,7 +748,7 @@ picture, axes = figures.lines(
     xlabel="training steps of 1,024 tokens",
     ylabel="KL at T = 2 (nats/token)",
 )
-figures.save(picture, "distill_budget", p.place, runs.origin(p.scale, "distill_long"))
+figures.save(picture, "distill_budget", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
 # *Means and ranges of three seeds.* FINDINGS-B
@@ -786,7 +786,7 @@ claim(
 # and nothing here is a floor but the bracket.
 
 # %%
-smol, smol_bracket = runs.load_results("smollm2", "distill_long"), runs.load_results("smollm2", "bottleneck")
+smol, smol_bracket = store.load_results("smollm2", "distill_long"), store.load_results("smollm2", "bottleneck")
 smol_last = longest(smol).query("floor > @students.SAME").replace({"ladder": students.LADDERS})
 picture, (axis,) = figures.lines(
     smol_last,
@@ -814,7 +814,7 @@ with figures.style():
     axis.plot(untrained.width, untrained.untrained, ":", color="0.4", label="teacher cut, untrained")
     axis.set_ylim(0, None)
     axis.legend(loc="upper right")
-figures.save(picture, "distill_long", "smollm2", runs.origin("smollm2", "distill_long"))
+figures.save(picture, "distill_long", "smollm2", store.origin("smollm2", "distill_long"))
 
 # %%
 smol_table = smol_last[smol_last.ladder == students.LADDERS["width_alone"]][
@@ -842,7 +842,7 @@ ledger.claim(
 )
 
 # %%
-smol_floors = runs.load_results("smollm2", "sae_sensitivity_floors").query("layer == 15 and steps == 2000")
+smol_floors = store.load_results("smollm2", "sae_sensitivity_floors").query("layer == 15 and steps == 2000")
 cut = smol_last[smol_last.ladder == students.LADDERS["width_alone"]].set_index("width").floor
 cut = pd.concat([cut, pd.Series({576: 0.0})])
 smol_predicted = predictors(
@@ -895,7 +895,7 @@ ledger.claim(
 # test: section 3 bounds them all.
 
 # %%
-control = runs.load_results(p.scale, "distill_controls")
+control = store.load_results(p.scale, "distill_controls")
 control = control[control.ladder == "random"]
 own = control[control.objective.isin(["forward", "forward KL, T = 2"])].groupby("width").kl.mean()
 relative = (
@@ -934,7 +934,7 @@ with figures.style():
     axis.set_yticks(range(len(order)), order)
     axis.set(xlabel="held-out forward KL at T = 2, relative to students trained on just that")
     axis.legend(title="width", loc="lower right")
-figures.save(picture, "distill_objectives", p.place, runs.origin(p.scale, "distill_controls"))
+figures.save(picture, "distill_objectives", p.place, store.origin(p.scale, "distill_controls"))
 
 # %% [markdown]
 # *Tiny, random students, 140 steps; means and ranges of three seeds.*
@@ -946,7 +946,7 @@ figures.save(picture, "distill_objectives", p.place, runs.origin(p.scale, "disti
 # over $d_S\,g(\alpha)$:
 
 # %%
-inner = runs.load_results(p.scale, "distill_features")
+inner = store.load_results(p.scale, "distill_features")
 g_teacher = inner[inner.ladder == "teacher"].g.iloc[0]
 inner = inner[(inner.ladder == "random") & (inner.width < p.shape.width)].assign(
     ratio=lambda t: t.alive / (t.width * g_teacher)
@@ -977,8 +977,8 @@ again[["width", "alpha", "alive", "own", "teachers"]].round(3)
 # With its own $\alpha$ a student holds FINDINGS-ALPHA
 
 # %%
-runs.save_results(p.place, "distill_ladder", ladder, record)
-runs.save_results(p.place, "distill_curves", curves, record)
+store.save_results(p.place, "distill_ladder", ladder, record)
+store.save_results(p.place, "distill_curves", curves, record)
 
 # %% [markdown]
 # ## What holds, and what does not

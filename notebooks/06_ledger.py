@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from minwidth import calibration, capacity, figures, ledger, runs, scales
+from minwidth import calibration, capacity, figures, ledger, store, scales
 from minwidth.exercises import check
 
 p = scales.validate("06_ledger", globals())
@@ -310,7 +310,7 @@ with figures.style():
     axis.set(xlabel="claims", xlim=(0, None))
     axis.grid(axis="y")
     picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-record = runs.Record("ledger of data/paper and data/results", p.model_dump(), {}, {})
+record = store.Record("ledger of data/paper and data/results", p.model_dump(), {}, {})
 figures.save(picture, "ledger_verdicts", p.scale, record)
 
 # %% tags=["nbval-ignore-output"]

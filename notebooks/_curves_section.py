@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from minwidth import curves, figures
-from minwidth.paths import RESULTS
+from minwidth.store import RESULTS
 
 public = {kind: curves.public(kind) for kind in ("finished", "path")}
 places = pd.concat([curves.cases(table).assign(kind=kind) for kind, table in public.items()], ignore_index=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minwidth import book, ledger
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
 
 

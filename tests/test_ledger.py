@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minwidth import ledger, measured
 from minwidth.ledger import VERDICTS, grade, judge
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, runs, sae, sae_kernel, scales, stream, text, training
+from minwidth import autoencoder, models, store, sae, sae_kernel, scales, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 
@@ -285,7 +285,7 @@ def test_a_measurement_is_found_and_its_autoencoder_loads(world, monkeypatch):
 def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(autoencoder, "ACTIVATION_BYTES", 4 * 32 * 2 * 16 * 200)  # three shards
-    in_shards = sae._measure(world, runs.RUNS / "uninterrupted")
+    in_shards = sae._measure(world, store.RUNS / "uninterrupted")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     real, calls = sae_kernel.Adam.step, []
@@ -298,9 +298,9 @@ def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
 
     monkeypatch.setattr(sae_kernel.Adam, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae._measure(world, runs.RUNS / "killed")
+        sae._measure(world, store.RUNS / "killed")
     monkeypatch.setattr(sae_kernel.Adam, "step", real)
-    resumed = sae._measure(world, runs.RUNS / "killed")
+    resumed = sae._measure(world, store.RUNS / "killed")
     for table in ("layers", "floors", "curves"):
         assert resumed[table].equals(in_shards[table])
     assert resumed["d_star"] == pytest.approx(expected["d_star"], rel=0.2)  # one shard or three: another order of data
@@ -317,7 +317,7 @@ def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path
     child.join()
     assert child.exitcode == -signal.SIGKILL  # it had not ended by itself
     resumed = sae.measure(world)
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    monkeypatch.setattr(store, "RUNS", tmp_path / "elsewhere")
     whole = sae.measure(world)
     for table in ("layers", "floors", "curves"):
         pd.testing.assert_frame_equal(resumed[table], whole[table], check_exact=True)
@@ -328,7 +328,7 @@ def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path
 def test_a_long_pass_over_the_text_is_kept_on_disk(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(autoencoder, "ON_DISK", 0)
-    from_disk = sae._measure(world, runs.RUNS / "from_disk")
+    from_disk = sae._measure(world, store.RUNS / "from_disk")
     assert len(list(stream.RUNS.glob("states/tiny-sae-layer*.bin"))) == 2
     pd.testing.assert_frame_equal(from_disk["layers"], expected["layers"], rtol=1e-3)
 
@@ -353,9 +353,9 @@ def test_one_choice_is_changed_at_a_time_and_what_was_measured_is_found(world, t
     grid = dict(layer=[2], expansion=[4], tokens=[10_000], steps=[60, 30], seed=[0, 1])
     base = small_world.SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base, lams=[3.0]) | grid)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
     sae.main(["--scale", "tiny", "--sensitivity"])
-    table, floors = (runs.load_results("tiny", f"sae_sensitivity{what}") for what in ("", "_floors"))
+    table, floors = (store.load_results("tiny", f"sae_sensitivity{what}") for what in ("", "_floors"))
     found = list(zip(table.layer, table.lam, table.steps, table.seed, table["default"], strict=True))
     assert found == [(2, 0.3, 60, 0, False), (2, 1.0, 60, 0, True), (2, 3.0, 60, 0, False)] + [
         (2, lam, steps, seed, False) for steps, seed in ((30, 0), (60, 1)) for lam in (1.0, 3.0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import scales
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS, SCALES, SHAPES, ParameterError
 
 

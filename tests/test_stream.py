@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
-from minwidth import models, paths, stream
+from minwidth import models, store, stream
 from tests import pile_world
 
 SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=32)
@@ -173,7 +173,7 @@ def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, runs_fol
     monkeypatch.setattr(stream, "_states", dies_in_the_third_shard)
     with pytest.raises(KeyboardInterrupt):
         stream.activations(teacher, blocks, [1, 2], calibration, name="text")
-    assert [list(paths.load_json(sums)) for sums in runs_folder.glob("states/*.json")] == [["0", "16"]] * 2
+    assert [list(store.load_json(sums)) for sums in runs_folder.glob("states/*.json")] == [["0", "16"]] * 2
     seen = count_forward_tokens(teacher)
     found = stream.activations(teacher, blocks, [1, 2], calibration, name="text")
     assert sum(seen) == 8 * 12  # the last shard alone
@@ -202,7 +202,7 @@ def test_the_unigram_loss_is_that_worked_by_hand_and_the_teachers_that_of_its_lo
 
 def test_a_trained_teacher_does_better_than_word_frequencies_unless_the_text_is_not_its_own(caplog):
     teacher = models.load_teacher("tiny")
-    ids = teacher.tokenizer((paths.ROOT / "LICENSE").read_text() + (paths.ROOT / "README.md").read_text())["input_ids"]
+    ids = teacher.tokenizer((store.ROOT / "LICENSE").read_text() + (store.ROOT / "README.md").read_text())["input_ids"]
     blocks = np.array(ids[: len(ids) // 128 * 128]).reshape(-1, 128)
     train, held_out = blocks[::2], blocks[1::2]
     good = stream.own_loss(teacher, train, held_out)

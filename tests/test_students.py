@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import errors, ladders, models, runs, scales, students, text, training
+from minwidth import errors, ladders, models, store, scales, students, text, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
@@ -47,9 +47,9 @@ def blocks(tokenizer, split, length, percent, *_) -> np.ndarray:
 
 def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     """A teacher of width 32 and random text in place of the scale's; nothing is written outside ``folder``."""
-    put(runs, "RUNS", folder)
+    put(store, "RUNS", folder)
     put(stream, "RUNS", folder)
-    put(runs, "RESULTS", folder / "results")
+    put(store, "RESULTS", folder / "results")
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
     put(models, "teacher_revision", lambda name: "0")
     put(models, "load_teacher", lambda name, device=None: make_teacher())
@@ -147,7 +147,7 @@ def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
         hidden = models.final_hidden(student, ids)
         log_p = torch.log_softmax(states.double() @ models.unembedding(teacher.model).T.double() / 2, -1)
         log_q = torch.log_softmax(hidden.double() @ models.unembedding(student).T.double() / 2, -1)
-    weights = runs.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*students.key(p, job)))
+    weights = store.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*students.key(p, job)))
     if name == "reverse":
         expected = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
     elif name == "hidden":
@@ -205,13 +205,13 @@ def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_pat
         process.join()
         assert process.exitcode == -signal.SIGKILL
         started.unlink()
-    assert runs.find(what, parameters) is None, "it was killed, not finished"
-    resumed, weights = students.student(p, job, teacher), runs.find(f"{what}-weights", parameters)
-    assert not runs.work_folder(what, parameters).exists()
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    assert store.find(what, parameters) is None, "it was killed, not finished"
+    resumed, weights = students.student(p, job, teacher), store.find(f"{what}-weights", parameters)
+    assert not store.work_folder(what, parameters).exists()
+    monkeypatch.setattr(store, "RUNS", tmp_path / "elsewhere")
     plain = students.student(p, job, teacher)
     pd.testing.assert_frame_equal(resumed["history"], plain["history"], check_exact=True)
-    for name, value in runs.find(f"{what}-weights", parameters).values.items():
+    for name, value in store.find(f"{what}-weights", parameters).values.items():
         np.testing.assert_array_equal(weights[name], value)
 
 
@@ -225,7 +225,7 @@ def test_lost_weights_are_named(teacher):
     p, job = settings(), students.Job("random", 16, 0, 30)
     students.student(p, job, teacher)
     what, parameters = students.key(p, job)
-    (runs.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
+    (store.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
     with pytest.raises(LookupError, match="random-w16-s0-n30"):
         students.trained(p, job, teacher)
 
@@ -316,10 +316,10 @@ def test_jobs_of_one_width_and_of_the_whole_ladder():
 
 def test_keys_depend_on_what_matters_alone():
     job = students.Job("random", 16, 0, 30)
-    keys = {runs.key_of(*students.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
+    keys = {store.key_of(*students.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
     assert len(keys) == 1
     for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
-        assert runs.key_of(*students.key(settings(**change), job)) not in keys
+        assert store.key_of(*students.key(settings(**change), job)) not in keys
 
 
 def test_the_ladder_s_own_objective_is_not_part_of_the_key():
@@ -340,7 +340,7 @@ def test_command_line(caplog):
     options = ["--scale", "tiny", "--ladder", "random", "--width", "16", "--seed", "3"]
     changes = [f"--set={name}={value}" for name, value in SETTINGS.items() if name not in ("ladders", "seeds")]
     ladders.main(options + changes)
-    assert runs.find(*students.key(settings(seeds=[3]), students.Job("random", 16, 3, 60)))
+    assert store.find(*students.key(settings(seeds=[3]), students.Job("random", 16, 3, 60)))
     with pytest.raises(SystemExit) as error:
         ladders.main(["--scale", "tiny", "--width", "33"])
     assert error.value.code == 2
@@ -368,13 +368,13 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(monkeypatch):
     monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1]))
     p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     ladders.longer(p)
-    table = runs.load_results("tiny", "distill_long")
+    table = store.load_results("tiny", "distill_long")
     longest = table[table.steps == 40].set_index(["ladder", "width", "seed"])
     assert set(longest.index) == {(n, w, s) for n in ("random", "width_alone") for w in (16, 32) for s in (0, 1)}
     assert longest.fall_per_doubling.notna().all()
     assert set(table[(table.ladder == "random") & (table.width == 32)].steps) == {5, 10, 20, 40}
     monkeypatch.setattr(training, "train", None)
-    assert ladders.longer(p).key == runs.origin("tiny", "distill_long").key
+    assert ladders.longer(p).key == store.origin("tiny", "distill_long").key
 
 
 def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):

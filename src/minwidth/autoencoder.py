@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import models, ranks, sae_kernel, stream
+from minwidth import models, training, sae_kernel, stream
 from minwidth.errors import Diverged
-from minwidth.paths import replace_folder
+from minwidth.store import replace_folder
 from minwidth.sae_kernel import Gradients
 from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
@@ -93,15 +93,15 @@ def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float) -> Gradi
 
 
 def _mean(found: Gradients) -> Gradients:
-    """Of a batch that several processes share (``ranks``): the gradients of the whole from those of the shares."""
-    if ranks.count() == 1:
+    """Of a batch that several processes share : the gradients of the whole from those of the shares."""
+    if training.state().num_processes == 1:
         return found
     fired, counts = found.counts > 0, found.counts.double()
     encoder, decoder, d_pre, d_bias = found.parameters
     parameters = (encoder.where(fired[:, None], 0), decoder.where(fired[:, None], 0), d_pre, d_bias.where(fired, 0))
     said = torch.stack([torch.as_tensor(value, device=fired.device).double() for value in (found.error, found.l0)])
-    ranks.mean_([*parameters, said, counts])
-    return Gradients(parameters, (ranks.count() * counts).round().int(), *(said.tolist() if said.is_cpu else said))
+    training.mean_([*parameters, said, counts])
+    return Gradients(parameters, (training.state().num_processes * counts).round().int(), *(said.tolist() if said.is_cpu else said))
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -162,14 +162,14 @@ class Run:
         """
         s, device = self.settings, self.sae.decoder.device
         if device.type == "cpu" and self.buffers is None:
-            self.buffers = sae_kernel.Buffers(s.batch // ranks.count(), s.latents, x.shape[1])
+            self.buffers = sae_kernel.Buffers(s.batch // training.state().num_processes, s.latents, x.shape[1])
         window = max(1, s.steps // WINDOWS)
         while self.step < until:
             steps = min(until, (self.step // window + 1) * window) - self.step
             error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
             for _ in range(steps):
                 rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
-                found = _mean(self.gradients(x[ranks.share(rows)].to(device)))
+                found = _mean(self.gradients(x[training.share(rows)].to(device)))
                 self.adam.step(self.sae, found, s.rate(self.step))
                 self.step += 1
                 error, l0, fired = error + found.error, l0 + found.l0, fired | (found.counts > 0)
@@ -182,7 +182,7 @@ class Run:
             point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
             self.curve.append(point)
             seen(steps)
-            if self.checkpoint and ranks.is_first() and (time.monotonic() > self.due or self.step == s.steps):
+            if self.checkpoint and training.state().is_main_process and (time.monotonic() > self.due or self.step == s.steps):
                 self.due = checkpointed(self._save)
 
     def gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:
@@ -227,7 +227,7 @@ def train(
     bar.update(sum(job.step for job in jobs))
     a_shard = blocks_at_once(model, text, layers)
     kept = name if text.size * model.d * len(layers) * 4 > ON_DISK and a_shard >= len(text) else None
-    with ranks.tf32(device):
+    with training.tf32(device):
         for start, first, until in _visits(len(text), a_shard, text.shape[1], max(every, key=lambda s: s.steps)):
             if all(job.step >= min(until, job.settings.steps) for job in jobs):
                 continue
@@ -253,7 +253,7 @@ def side_by_side(work: Callable, items: Sequence, model: models.Teacher) -> list
     Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are. What
     several processes do together they do in one order.
     """
-    if model.model.device.type != "cpu" or ranks.count() > 1:
+    if model.model.device.type != "cpu" or training.state().num_processes > 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import errors, kl, models, runs, scales, stream, text
+from minwidth import errors, kl, models, store, scales, stream, text
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def ladder(
     starts: int | None = None,
     seed: int = 0,
     tolerance: float = 1e-3,
-) -> runs.Record:
+) -> store.Record:
     """Both ends of the floor at each width, for a teacher on the study's text.
 
     One record for each width and number of contexts, found or computed, the largest numbers first. The value ``table``
@@ -278,7 +278,7 @@ def ladder(
     torch.set_num_threads(1 if d_teacher <= scales.ONE_THREAD else before)
     try:
         for count, width in tqdm(todo, desc=f"floors of {label}", unit=" floors", leave=False):
-            record = runs.find_or_compute(
+            record = store.find_or_compute(
                 f"bottleneck/{label}/w{width}-n{count}",
                 p | {"width": width, "contexts": count},
                 lambda count=count, width=width: _row(data(), p, width, count),
@@ -291,7 +291,7 @@ def ladder(
         growth = pd.DataFrame(found).sort_values(["width", "contexts"], ignore_index=True)
         return {"growth": growth, "table": growth.groupby("width").tail(1).reset_index(drop=True)}
 
-    return runs.find_or_compute(f"bottleneck/{label}/ladder", p | {"widths": widths, "contexts": contexts}, assemble)
+    return store.find_or_compute(f"bottleneck/{label}/ladder", p | {"widths": widths, "contexts": contexts}, assemble)
 
 
 def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int) -> dict[str, Tensor]:
@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
     record = ladder(scale, **given)
     if scale in scales.SCALES:
         for name, table in (("bottleneck", "table"), ("bottleneck_growth", "growth")):
-            runs.save_results(scale, name, record[table], record)
+            store.save_results(scale, name, record[table], record)
     columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "contexts", "words", "mass"]
     log.info("%s", record["table"][columns].to_string(index=False, float_format="%.4f"))
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from minwidth import runs, wheels
+from minwidth import store, wheels
 from minwidth import text as texts
 from minwidth.text import Passage
 
@@ -191,7 +191,7 @@ def collection(text: str) -> Collection:
     return WHEELS if text == "wheels" else PILE
 
 
-def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0) -> runs.Record:
+def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0) -> store.Record:
     """Record whose ``passages`` hold all six concepts, read once, then found.
 
     Args:
@@ -206,7 +206,7 @@ def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0
         origin |= texts.pin(text)
         source = lambda: _pile_passages(text, documents)  # noqa: E731
     parameters = {"per_class": per_class, "seed": seed} | origin
-    return runs.find_or_compute(
+    return store.find_or_compute(
         what, parameters, lambda: {"passages": build(source(), per_class, seed, collection(text))}
     )
 

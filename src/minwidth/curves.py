@@ -24,7 +24,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from minwidth.paths import DATA
+from minwidth.store import DATA
 
 Array = NDArray[np.float64]
 METHODS = ("last value", "geometric", "power law", "shared exponent")

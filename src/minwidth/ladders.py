@@ -18,7 +18,7 @@ from torch.multiprocessing import get_context, spawn
 from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
-from minwidth import errors, models, ranks, runs, scales
+from minwidth import errors, models, training, store, scales
 from minwidth.students import (
     LADDERS,
     Job,
@@ -60,7 +60,7 @@ def jobs(p: scales.Distill) -> list[Job]:
     ]
 
 
-def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
+def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[store.Record]:
     """The records of several runs at one scale, trained where none is found.
 
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
@@ -69,7 +69,7 @@ def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
         RuntimeError: a process failed; its last line says why.
     """
     todo = list(todo)
-    missing = [(p, job) for p, job in todo if runs.find(*key(p, job)) is None]
+    missing = [(p, job) for p, job in todo if store.find(*key(p, job)) is None]
     if missing:
         _compute(missing)
     return [student(p, job) for p, job in todo]
@@ -78,14 +78,14 @@ def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
 def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     p, _ = missing[0]
     with threads(p):
-        teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+        teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
         for split in ("train", "held_out"):
             read(teacher, p, split)  # once, before several processes would ask for it
         if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(missing))
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    if p.shape.width > scales.ONE_THREAD or cores == 1 or ranks.device().type != "cpu" or ranks.count() > 1:
+    if p.shape.width > scales.ONE_THREAD or cores == 1 or training.state().device.type != "cpu" or training.state().num_processes > 1:
         for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return
@@ -98,7 +98,7 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     try:
         with tqdm(**options) as bar:
             while not working.join(timeout=1):
-                bar.update(sum(runs.folder_of(*key(p, job)).exists() for p, job in missing) - bar.n)
+                bar.update(sum(store.folder_of(*key(p, job)).exists() for p, job in missing) - bar.n)
     except ProcessException as error:
         raise errors.LostError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from None
 
@@ -106,7 +106,7 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
 def _work(_: int, missing: list[tuple[scales.Distill, Job]], taken) -> None:
     """In a process of its own: train what no other has taken. It ends when its parent ends, also by kill -9."""
     p, _ = missing[0]
-    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     while True:
         with taken.get_lock():
             number, taken.value = taken.value, taken.value + 1
@@ -115,7 +115,7 @@ def _work(_: int, missing: list[tuple[scales.Distill, Job]], taken) -> None:
         student(*missing[number], teacher)
 
 
-def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
+def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> store.Record:
     """All students that the parameters ask for, and ``extra`` runs of them at other numbers of steps.
 
     Returns:
@@ -126,10 +126,10 @@ def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
     records = dict(zip(todo, train((p, job) for job in todo), strict=True))
     parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
     label = "ladder" if p.width is None else f"w{p.width}"
-    return runs.find_or_compute(f"distill/{p.scale}/{label}", {"runs": parts}, lambda: _assemble(p, records))
+    return store.find_or_compute(f"distill/{p.scale}/{label}", {"runs": parts}, lambda: _assemble(p, records))
 
 
-def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, Any]:
+def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, Any]:
     curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
     rows = []
     for job, record in records.items():
@@ -171,25 +171,25 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------ hours: more steps, other losses
 
 
-def longer(p: scales.Distill) -> runs.Record:
+def longer(p: scales.Distill) -> store.Record:
     """The ladders at more steps and seeds, the ends of the random one at fewer steps too: table ``distill_long``."""
     p = p.longer()
     widths = p.widths_of("random")
     ends = {widths[0], widths[-1]} if "random" in p.ladders and widths[-1] == p.shape.width else set()
     budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in (4, 2) for seed in p.seeds]
     record = ladder(p, budgets)
-    runs.save_results(p.scale, "distill_long", record["ladder"], record)
-    runs.save_results(p.scale, "distill_long_curves", record["curves"], record)
+    store.save_results(p.scale, "distill_long", record["ladder"], record)
+    store.save_results(p.scale, "distill_long_curves", record["curves"], record)
     return record
 
 
-def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> runs.Record:
+def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
     """Random students of three widths under each of ``OBJECTIVES``, all judged by the held-out loss of the first.
 
     Table ``distill_controls``: ``kl`` is the ladder's own loss, nats per token, with 95 % over held-out blocks in
     ``low`` and ``high``; ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
     """
-    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     widths = sorted({p.widths[0], p.widths[len(p.widths) // 2], p.widths[-1]}, reverse=True)
     todo = [
         (name, p.model_copy(update=change), Job("random", width, seed, p.steps))
@@ -214,8 +214,8 @@ def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> runs.Reco
         return {"controls": pd.DataFrame(rows).sort_values(["width", "objective", "seed"], ignore_index=True)}
 
     with threads(p):
-        record = runs.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
-    runs.save_results(p.scale, "distill_controls", record["controls"], record)
+        record = store.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
+    store.save_results(p.scale, "distill_controls", record["controls"], record)
     return record
 
 

@@ -22,7 +22,7 @@ import yaml
 from IPython.display import HTML
 
 from minwidth import capacity, measured
-from minwidth.paths import DATA, OUT, RESULTS, replace_file
+from minwidth.store import DATA, OUT, RESULTS, replace_file
 from minwidth.scales import SCALES
 
 PAPER = DATA / "paper"

@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import autoencoder, capacity, kl, models, ranks, runs, scales, stream, text
+from minwidth import autoencoder, capacity, kl, models, training, store, scales, stream, text
 from minwidth.autoencoder import Run, Sae, Settings
 from minwidth.errors import ParameterError, in_one_sentence
 
@@ -217,7 +217,7 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
 # --------------------------------------------------------------------------------------------------- the measurement
 
 
-def measure(p: scales.Sae) -> runs.Record:
+def measure(p: scales.Sae) -> store.Record:
     """Train autoencoders on a teacher's residual stream and predict floors at every width; found if done before.
 
     One autoencoder with the default lambda at each layer, and one for each lambda at the predicting layer. Nothing
@@ -237,12 +237,12 @@ def measure(p: scales.Sae) -> runs.Record:
     place = "-".join(re.findall(r"\w+(?:\.\w+)*", p.teacher, re.ASCII)[-2:])
     parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
     what = f"sae/{p.scale}/{place}-l{p.layer}"
-    compute = functools.partial(_measure, p, runs.work_folder(what, parameters))
-    return ranks.find_or_compute(what, parameters, compute)
+    compute = functools.partial(_measure, p, store.work_folder(what, parameters))
+    return training.find_or_compute(what, parameters, compute)
 
 
 def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
-    teacher = models.load_teacher(p.teacher, p.revision or None, ranks.device())
+    teacher = models.load_teacher(p.teacher, p.revision or None, training.state().device)
     p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
@@ -379,7 +379,7 @@ def _floors(
         yield row | {"total": float(found.tail.sum()), "kl_cut": cut[n]}
 
 
-def load(record: runs.Record) -> tuple[Sae, stream.Calibration]:
+def load(record: store.Record) -> tuple[Sae, stream.Calibration]:
     """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
     arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
     rule, layer = record["calibration"], record["layer"]
@@ -390,7 +390,7 @@ def load(record: runs.Record) -> tuple[Sae, stream.Calibration]:
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def sensitivity(scale: str) -> runs.Record:
+def sensitivity(scale: str) -> store.Record:
     """``measure`` as ``scales.SENSITIVITY`` starts, then with one choice of it changed at a time, for several lambdas.
 
     Each is a record of its own, so an interrupted run goes on where it stopped.
@@ -421,7 +421,7 @@ def sensitivity(scale: str) -> runs.Record:
     tables["layers"]["default"] &= ~tables["layers"]["default"].duplicated()  # of the first measurement
     what, parameters = f"sae/{scale}/sensitivity", {"records": [record.key for record in records]}
     seconds = sum(record.provenance["seconds"] for record in records)
-    return runs.find(what, parameters) or runs.store(what, parameters, tables, seconds)
+    return store.find(what, parameters) or store.keep(what, parameters, tables, seconds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -434,8 +434,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.sensitivity:
             record = sensitivity(options.scale)
-            runs.save_results(options.scale, "sae_sensitivity", record["layers"], record)
-            runs.save_results(options.scale, "sae_sensitivity_floors", record["floors"], record)
+            store.save_results(options.scale, "sae_sensitivity", record["layers"], record)
+            store.save_results(options.scale, "sae_sensitivity_floors", record["floors"], record)
             return
         record = measure(scales.parameters("03_sae", options.scale, **scales.settings(options.set)))
     except ParameterError as error:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minwidth import models
-from minwidth.paths import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
+from minwidth.store import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
 from minwidth.text import document_ends, document_numbers, opening
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minwidth import errors, kl, models, ranks, runs, scales, stream, text, training
-from minwidth.paths import existing
+from minwidth import errors, kl, models, training, store, scales, stream, text, training
+from minwidth.store import existing
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _say(sentence: str) -> None:
     log.warning("%s", sentence)
 
 
-def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
+def moments(teacher: models.Teacher, p: scales.Distill) -> store.Record:
     """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
     tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
@@ -124,7 +124,7 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent} | text.pin(p.text)
-    return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
+    return store.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
 def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
 # ------------------------------------------------------------------------------------------------------- one student
 
 
-def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
+def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> store.Record:
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
     Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
@@ -157,12 +157,12 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
         ValueError: the student cannot be made at this width.
     """
     what, parameters = key(p, job)
-    if record := runs.find(what, parameters):
+    if record := store.find(what, parameters):
         return record
     with threads(p):
-        teacher = teacher or models.load_teacher(p.shape.teacher, device=ranks.device())
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
         compute = functools.partial(_train, p, job, teacher, what, parameters)
-        return ranks.find_or_compute(what, parameters, compute)
+        return training.find_or_compute(what, parameters, compute)
 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
@@ -232,11 +232,11 @@ def objective(
 
 def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
     device = teacher.model.device
-    ids = ranks.sent(text.ids[rows].astype(np.int64), device)
+    ids = training.sent(text.ids[rows].astype(np.int64), device)
     if text.states is None:
         with torch.no_grad():
             return ids, models.final_hidden(teacher.model, ids)
-    return ids, ranks.sent(text.states[rows], device)
+    return ids, training.sent(text.states[rows], device)
 
 
 @torch.no_grad()
@@ -287,7 +287,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
             rows=len(text.ids),
             schedule=schedule(p, job),
             seed=job.seed,
-            checkpoint=runs.work_folder(what, parameters) / "checkpoint",
+            checkpoint=store.work_folder(what, parameters) / "checkpoint",
             progress=f"{job.ladder} {job.width}, {job.steps} steps",
         )
     else:
@@ -295,9 +295,9 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     history = pd.DataFrame(history)
     final = losses(p, teacher, model, held_out)
     spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
-    if ranks.is_first():
+    if training.state().is_main_process:
         weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
-        runs.store(f"{what}-weights", parameters, weights, seconds=0)
+        store.keep(f"{what}-weights", parameters, weights, seconds=0)
     return {
         "history": history,
         "untrained": start,
@@ -333,11 +333,11 @@ def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
     """The student of a finished run, in eval mode and without gradients; trained first if it was not yet."""
     student(p, job, teacher)
     what, parameters = key(p, job)
-    weights = runs.find(f"{what}-weights", parameters)
+    weights = store.find(f"{what}-weights", parameters)
     if weights is None:
         raise errors.LostError(
-            f"The weights of {runs.key_of(what, parameters)} are gone or damaged: "
-            f"remove {runs.folder_of(what, parameters)} to train that student again."
+            f"The weights of {store.key_of(what, parameters)} are gone or damaged: "
+            f"remove {store.folder_of(what, parameters)} to train that student again."
         )
     model = untrained(teacher, p, job.ladder, job.width, job.seed)
     with torch.no_grad():

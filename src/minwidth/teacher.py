@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 from minwidth import errors, training, wheels
 from minwidth import text as texts
 from minwidth.models import digest_of
-from minwidth.paths import DATA, RUNS, replace_folder
+from minwidth.store import DATA, RUNS, replace_folder
 
 FOLDER = DATA / "teacher"
 VOCABULARY = 2048

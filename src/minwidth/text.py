@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from minwidth import wheels
 from minwidth.errors import ParameterError, SourceError
-from minwidth.paths import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
+from minwidth.store import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
 from minwidth.wheels import Document
 
 log = logging.getLogger(__name__)

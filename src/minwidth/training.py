@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from minwidth import ranks
+from minwidth import training
 from minwidth.errors import Diverged, ParameterError
-from minwidth.paths import replace_file
+from minwidth.store import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def train(
 ) -> list[dict]:
     """Train ``model`` in place and return its history: one ``{step, train, held_out}`` an evaluation, losses in nats.
 
-    On several devices (``ranks``) each process computes its share of every batch; the first writes the checkpoints.
+    On several devices  each process computes its share of every batch; the first writes the checkpoints.
 
     Args:
         loss: (model, row numbers) -> scalar to minimise, a mean over rows; draws nothing at random.
@@ -108,14 +108,14 @@ def train(
     step, history, running = 0, [], []
     if checkpoint and (state := load_state(checkpoint)):
         step, history, running = _continue(model, optimizer, *state)
-    computed, look = ranks.together(_Loss(model, loss)), 1 if ranks.device().type == "cpu" else LOOK
+    computed, look = ranks.together(_Loss(model, loss)), 1 if training.state().device.type == "cpu" else LOOK
     due, recent = checkpointed(), []
-    shown = {} if ranks.is_first() else {"disable": True}
+    shown = {} if training.state().is_main_process else {"disable": True}
     bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False, **shown)
     while step < schedule.steps:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        mine = ranks.share(batch_rows(rows, schedule.batch, step, seed))
+        mine = training.share(batch_rows(rows, schedule.batch, step, seed))
         recent.append(update(model, optimizer, computed, mine, schedule))
         step += 1
         bar.update()
@@ -130,7 +130,7 @@ def train(
             model.train()
             running = []
             bar.set_postfix(held_out=f"{history[-1]['held_out']:.3f}")
-        if checkpoint and ranks.is_first() and (time.monotonic() > due or step == schedule.steps):
+        if checkpoint and training.state().is_main_process and (time.monotonic() > due or step == schedule.steps):
             due = checkpointed(partial(_save, checkpoint, model, optimizer, step, history, running))
     bar.close()
     return history
@@ -150,7 +150,7 @@ class _Loss(torch.nn.Module):
 def _looked_at(recent: list[torch.Tensor], step: int, schedule: Schedule) -> list[float]:
     """The losses of the last steps up to ``step``, means over the processes."""
     losses = torch.stack(recent)
-    ranks.mean_([losses])
+    training.mean_([losses])
     found = losses.tolist()
     for n, value in enumerate(found):
         if not math.isfinite(value):

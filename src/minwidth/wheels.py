@@ -18,7 +18,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from minwidth.errors import SourceError
-from minwidth.paths import CORPORA_LOCK, WHEELS, alone, sha256, writing
+from minwidth.store import CORPORA_LOCK, WHEELS, alone, sha256, writing
 
 NO_WHEEL = f"No wheel of {{}} with the hash locked in {CORPORA_LOCK.name} is in {{}}."
 

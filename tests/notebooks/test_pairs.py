@@ -12,7 +12,7 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.cli import jupytext
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
 
 FOLDER = ROOT / "notebooks"

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from minwidth import notebooks
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
 
 

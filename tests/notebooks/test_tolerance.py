@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from minwidth.measured import BRACKETED, MARGIN, read, text
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from tests.notebooks.tolerance import DECIMAL, RELATIVE, Output
 
 WITHIN, BEYOND = 1 + RELATIVE / 2, 1 + 2 * RELATIVE
