@@ -52,8 +52,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from minwidth import capacity, exercises, figures, packing, runs
-from minwidth.paths import DATA
+from minwidth import capacity, exercises, figures, packing, store
+from minwidth.store import DATA
 
 # %% [markdown]
 # ## 1. Superposition from scratch
@@ -202,7 +202,7 @@ Markdown(
 
 # %% tags=["nbval-ignore-output"]
 trial = {"features": 100, "active": 5, "widths": list(range(6, 31, 2)), "trials": 20, "seed": 0}
-recovery = runs.find_or_compute(
+recovery = store.find_or_compute(
     f"theory/{setting.scale}/recovery", trial, lambda: {"rates": packing.recovery_rates(**trial)}
 )
 

@@ -54,7 +54,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from minwidth import capacity, exercises, figures, floors, runs, toy
+from minwidth import capacity, exercises, figures, floors, store, toy
 
 ns, alphas, steps = setting.features, setting.sparsities, setting.steps
 widths = list(range(1, max(setting.teacher_widths) + 1))
@@ -133,7 +133,7 @@ Markdown(
 # Adam with a learning rate that falls from $10^{-2}$ to $10^{-5}$.
 
 # %% tags=["nbval-ignore-output"]
-swept = runs.find_or_compute(
+swept = store.find_or_compute(
     f"toy/{setting.scale}/features", parameters, lambda: toy.train_all(ns, alphas, widths, seeds, steps)._asdict()
 )
 measured, curves = swept["floors"], swept["curves"]
@@ -148,14 +148,14 @@ measured[measured.seed == seeds[0]].drop(columns=["loss_against_x", "loss_agains
 # %% tags=["nbval-ignore-output"]
 some_widths, some_seeds = [w for w in (2, 5, 10) if w in widths] or widths, seeds[:3]
 longer = parameters | {"widths": some_widths, "seeds": some_seeds, "steps": 3 * steps}
-long = runs.find_or_compute(
+long = store.find_or_compute(
     f"toy/{setting.scale}/longer", longer,
     lambda: toy.train_all(ns, alphas, some_widths, some_seeds, 3 * steps)._asdict(),
 )  # fmt: skip
 
 # %%
 pace = floors.convergence(measured, curves, toy.checkpoints(steps), long["floors"])
-runs.save_results(setting.place, "toy_convergence", pace, swept)
+store.save_results(setting.place, "toy_convergence", pace, swept)
 moved = (pace.floor_longer / pace.floor - 1).abs().dropna()
 by_cell = measured[measured.width < measured.n].groupby(floors.CELL).floor
 spread = (by_cell.std() / by_cell.mean()).median()
@@ -188,14 +188,14 @@ Markdown(
 
 # %% tags=["nbval-ignore-output"]
 equal_widths = list(range(1, 11))
-equal = runs.find_or_compute(
+equal = store.find_or_compute(
     f"toy/{setting.scale}/equal",
     parameters | {"features": [20], "widths": equal_widths, "seeds": seeds[:8], "importance": "equal"},
     lambda: toy.train_all(20, alphas, equal_widths, seeds[:8], steps, importance=np.ones)._asdict(),
 )  # used in section 5
 cells = floors.cells_of(measured, equal["floors"])
 points = floors.points_of(cells, setting.teacher_widths)
-runs.save_results(setting.place, "toy_points", points, swept)
+store.save_results(setting.place, "toy_points", points, swept)
 figures.save(figures.fig02_floors(cells), "fig02_toy_floors", setting.place, swept)
 
 # %%
@@ -220,7 +220,7 @@ figures.save(figures.fig03_predicted(points), "fig03_predicted", setting.place, 
 
 # %%
 scores = floors.score(points, measured)
-runs.save_results(setting.place, "toy_predictors", scores, swept)
+store.save_results(setting.place, "toy_predictors", scores, swept)
 counts = scores.points.unique()
 table = scores[(scores.target == "mean") & scores.predictor.isin(["eq2", "naive"])].copy()
 table["paper"] = [
@@ -252,7 +252,7 @@ Markdown(
 
 # %%
 read = floors.readings(points)
-runs.save_results(setting.place, "toy_accuracy", read, swept)
+store.save_results(setting.place, "toy_accuracy", read, swept)
 wide = read.pivot_table(index=["which", "target", "reading"], columns="alpha", values="value", sort=False)
 wide.style.format("{:.1f}")
 
@@ -462,7 +462,7 @@ Markdown(
 # %% tags=["nbval-ignore-output"]
 if setting.teacher_seeds:
     few_seeds = seeds[0] + np.arange(setting.teacher_seeds)
-    taught = runs.find_or_compute(
+    taught = store.find_or_compute(
         f"toy/{setting.scale}/teacher",
         parameters | {"target": "teacher", "teacher_widths": setting.teacher_widths, "seeds": few_seeds.tolist()},
         lambda: toy.train_all(
@@ -470,7 +470,7 @@ if setting.teacher_seeds:
         )._asdict(),
     )
     students = floors.teacher_points(taught["floors"], cells)
-    runs.save_results(setting.place, "toy_teacher_target", students, taught)
+    store.save_results(setting.place, "toy_teacher_target", students, taught)
 
 # %%
 middle = ns[len(ns) // 2]

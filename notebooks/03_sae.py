@@ -79,17 +79,17 @@ if p.plan:
 
     end_with_plan(p)
 if p.processes > 1:
-    from minwidth import ranks, sae
+    from minwidth import sae, training
 
-    ranks.launch(p.processes, sae.measure, p)
+    training.launch(p.processes, sae.measure, p)
 
 # %%
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from minwidth import capacity, exercises, figures, runs, sae, sensitivity
-from minwidth.paths import DATA
+from minwidth import capacity, exercises, figures, sae, sensitivity, store
+from minwidth.store import DATA
 
 own = p.teacher == p.shape.teacher  # else this is a measurement of another model
 table1 = pd.read_csv(DATA / "paper" / "table1_sae.csv")
@@ -282,7 +282,7 @@ Markdown(
 
 # %%
 choices, choice_floors = (
-    runs.load_results(p.scale, name) if own else None for name in ("sae_sensitivity", "sae_sensitivity_floors")
+    store.load_results(p.scale, name) if own else None for name in ("sae_sensitivity", "sae_sensitivity_floors")
 )
 if choices is None:
     picture = alone = Markdown("*Not measured here; `make sensitivity SCALE=...` does it for a scale's own teacher.*")
@@ -290,7 +290,7 @@ else:
     choices = sensitivity.with_floors(choices, choice_floors)
     sweeps = {choice: (name, sensitivity.along(choices, choice)) for choice, name in sensitivity.CHOICES.items()}
     sweeps = {choice: (name, rows) for choice, (name, rows) in sweeps.items() if rows[choice].nunique() > 1}
-    origin = runs.origin(p.scale, "sae_sensitivity")
+    origin = store.origin(p.scale, "sae_sensitivity")
     picture = figures.save(figures.sae_choices(choices, sweeps), "sae_choices", p.place, origin)
 picture
 
@@ -495,8 +495,8 @@ predictions = ours[[name for name in names if name in ours]].rename(columns=name
 predictions.style.format(precision=3, na_rep="cannot be cut").hide(axis="index")
 
 # %%
-runs.save_results(p.place, "sae_layers", measured, record)
-runs.save_results(p.place, "sae_floors", floors, record)
+store.save_results(p.place, "sae_layers", measured, record)
+store.save_results(p.place, "sae_floors", floors, record)
 
 # %% [markdown]
 # ## What holds, and what does not

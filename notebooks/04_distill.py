@@ -77,17 +77,17 @@ if p.plan:
 
     end_with_plan(p)
 if p.processes > 1:
-    from minwidth import distill, ranks
+    from minwidth import distill, training
 
-    ranks.launch(p.processes, distill.ladder, p)
+    training.launch(p.processes, distill.ladder, p)
 
 # %%
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from minwidth import calibration, controls, distill, exercises, figures, models, runs
-from minwidth.paths import DATA
+from minwidth import calibration, controls, distill, exercises, figures, models, store
+from minwidth.store import DATA
 
 whole = p.width is None  # else the parts about a ladder have nothing to show
 alone = Markdown("*This part is about a whole ladder; run the notebook without `width` to see it.*")
@@ -333,11 +333,11 @@ picture if whole else alone
 
 # %%
 if whole:
-    runs.save_results(p.place, "distill_ladder", table, record)
-    runs.save_results(p.place, "distill_curves", curves, record)
-    runs.save_results(p.place, "distill_fits", fits, record)
+    store.save_results(p.place, "distill_ladder", table, record)
+    store.save_results(p.place, "distill_curves", curves, record)
+    store.save_results(p.place, "distill_fits", fits, record)
 else:
-    runs.save_results(p.place, f"distill_w{p.width}", table, record)
+    store.save_results(p.place, f"distill_w{p.width}", table, record)
 
 # %% [markdown]
 # ## 9. More steps, three seeds
@@ -348,7 +348,7 @@ else:
 # bars at the points span the seeds. Grey lines are references, which section 11 explains.
 
 # %%
-long, references = (runs.load_results(p.scale, f"distill_{name}") for name in ("long", "references"))
+long, references = (store.load_results(p.scale, f"distill_{name}") for name in ("long", "references"))
 
 
 def lacking(part):
@@ -358,7 +358,7 @@ def lacking(part):
 if long is not None:
     summary = distill.over_seeds(long, p.floor_tolerance)
     drawn = controls.with_cut(references, long)
-    origin = runs.origin(p.scale, "distill_long")
+    origin = store.origin(p.scale, "distill_long")
     picture = figures.save(figures.distill_long(summary, drawn), "distill_long", p.place, origin)
 picture if long is not None else lacking("long")
 
@@ -369,7 +369,7 @@ Markdown(controls.about_long(summary)) if long is not None else None
 # The fits of sections 6 and 7 on these floors, means over seeds; `loo` is the $R^2$ of points left out:
 
 # %%
-long_fits = runs.load_results(p.scale, "distill_long_fits")
+long_fits = store.load_results(p.scale, "distill_long_fits")
 if long_fits is not None:
     affine = long_fits[(long_fits.fit == "affine") & (long_fits.chosen | (long_fits.predictor != "eq2"))]
     table_long = HTML(affine[["ladder", "predictor", "r2", "loo"]].to_html(index=False, float_format="{:.2f}".format))
@@ -403,7 +403,7 @@ Markdown(controls.about_budget(long, p.floor_tolerance)) if budgeted else None
 # floor" says only that this doubling moved a student little: one that has hardly begun to learn passes the test too.
 
 # %%
-pretrained = runs.load_results("smollm2", "distill_long")
+pretrained = store.load_results("smollm2", "distill_long")
 if pretrained is not None:
     smol = scales.parameters("04_distill", "smollm2")
     ends = distill.longest(pretrained)
@@ -416,13 +416,13 @@ ends if pretrained is not None else Markdown("*Not measured: `python -m minwidth
 # %%
 if pretrained is not None:
     settled = distill.over_seeds(pretrained, smol.floor_tolerance)
-    origin = runs.origin("smollm2", "distill_long")
+    origin = store.origin("smollm2", "distill_long")
     picture = figures.distill_long(settled, controls.with_cut(None, pretrained))
     picture = figures.save(picture, "distill_long", "smollm2", origin)
 picture if pretrained is not None else None
 
 # %%
-smol_fits = runs.load_results("smollm2", "distill_long_fits")
+smol_fits = store.load_results("smollm2", "distill_long_fits")
 Markdown(
     controls.about_long(settled) + "\n\n" + distill.compared(smol_fits)
 ) if pretrained is not None and smol_fits is not None else None
@@ -437,9 +437,9 @@ Markdown(
 # three seeds; at these few steps none is at its floor, so the comparison is one at equal budgets.
 
 # %%
-control = runs.load_results(p.scale, "distill_controls")
+control = store.load_results(p.scale, "distill_controls")
 if control is not None:
-    origin = runs.origin(p.scale, "distill_controls")
+    origin = store.origin(p.scale, "distill_controls")
     picture = figures.distill_objectives(control, controls.OBJECTIVE_NAMES)
     picture = figures.save(picture, "distill_objectives", p.place, origin)
 picture if control is not None else lacking("objectives")
@@ -491,7 +491,7 @@ Markdown(controls.about_references(references, summary)) if both else None
 # more a convention: the `same` for all widths, or `relative` to the size of the stream (times $\sqrt{d_S/d_T}$).
 
 # %%
-inner = runs.load_results(p.scale, "distill_features")
+inner = store.load_results(p.scale, "distill_features")
 if inner is not None:
     found = inner.assign(per_width=inner.d_star / inner.width)
     columns = ["ladder", "width", "rule", "alive", "l0", "alpha", "fvu", "d_star", "per_width"]

@@ -58,8 +58,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from minwidth import concepts as six
-from minwidth import exercises, figures, probe, runs
-from minwidth.paths import DATA
+from minwidth import exercises, figures, probe, store
+from minwidth.store import DATA
 
 # %% [markdown]
 # ## 1. Six questions to a hidden state
@@ -128,8 +128,8 @@ record = probe.survey(setting, ladders)
 
 # %%
 accuracy = record["accuracy"]
-runs.save_results(setting.place, "probe_accuracy", accuracy, record)
-runs.save_results(setting.place, "probe_layers", record["layers"], record)
+store.save_results(setting.place, "probe_accuracy", accuracy, record)
+store.save_results(setting.place, "probe_layers", record["layers"], record)
 
 students = accuracy[(accuracy["model"] == "student") & (accuracy["control"] == "none")]
 missing = record.parameters["missing"]
@@ -290,9 +290,9 @@ margins.style.format("{:.0f}", subset=["student", "selectivity", "its accuracy"]
 # students before a step of distillation.
 
 # %%
-every = runs.load_results(setting.scale, "probe_students")
+every = store.load_results(setting.scale, "probe_students")
 if every is not None:
-    origin = runs.origin(setting.scale, "probe_students")
+    origin = store.origin(setting.scale, "probe_students")
     picture = figures.save(figures.probe_students(every), "probe_students", setting.place, origin)
 unmeasured = Markdown(f"*Not measured at this scale: `make probes SCALE={setting.scale}` does it.*")
 picture if every is not None else unmeasured
@@ -307,9 +307,9 @@ Markdown(probe.about_students(every)) if every is not None else None
 # from it and distilled back, and two of the paper's kind. Of the cut ones the question is what distillation adds.
 
 # %%
-pretrained = runs.load_results("smollm2", "probe_students")
+pretrained = store.load_results("smollm2", "probe_students")
 if pretrained is not None:
-    origin = runs.origin("smollm2", "probe_students")
+    origin = store.origin("smollm2", "probe_students")
     picture = figures.save(figures.probe_students(pretrained), "probe_students", "smollm2", origin)
 not_pretrained = Markdown("*Not measured: `make probes SCALE=smollm2` does it.*")
 picture if pretrained is not None else not_pretrained
@@ -365,11 +365,11 @@ by_words = words[words["control"] == "bag_of_words"].set_index("concept")["accur
 figures.save(figures.probe_layers(layers, by_words), "probe_layers", setting.place, record)
 
 # %%
-smol_layers = runs.load_results("smollm2", "probe_students_layers")
+smol_layers = store.load_results("smollm2", "probe_students_layers")
 layers_known = smol_layers is not None and pretrained is not None
 if layers_known:
     smol_words = pretrained[pretrained["control"] == "bag_of_words"].set_index("concept")["accuracy"]
-    origin = runs.origin("smollm2", "probe_students_layers")
+    origin = store.origin("smollm2", "probe_students_layers")
     picture = figures.save(figures.probe_layers(smol_layers, smol_words), "probe_layers", "smollm2", origin)
 picture if layers_known else not_pretrained
 
@@ -405,8 +405,8 @@ figures.save(figures.probe_staircase(shown), "probe_staircase", setting.place, s
 
 # %%
 sizes = probe.step_sizes(stairs)
-runs.save_results(setting.place, "probe_staircase", binned, stairs)
-runs.save_results(setting.place, "probe_steps", sizes, stairs)
+store.save_results(setting.place, "probe_staircase", binned, stairs)
+store.save_results(setting.place, "probe_steps", sizes, stairs)
 of_ladder = sizes[sizes["ladder"] == ladder].set_index(["state", "width"])
 Markdown(
     "Below: what a student reads of the features as a share of what the teacher's own state gives, just before and "
@@ -427,9 +427,9 @@ Markdown(finding)
 # The same at every width of this ladder, from the committed table:
 
 # %%
-every_stair = runs.load_results(setting.scale, "probe_students_staircase")
+every_stair = store.load_results(setting.scale, "probe_students_staircase")
 if every_stair is not None:
-    origin = runs.origin(setting.scale, "probe_students_staircase")
+    origin = store.origin(setting.scale, "probe_students_staircase")
     drawn = every_stair[every_stair["ladder"].isin([ladder, "none"])]
     picture = figures.save(figures.probe_staircase(drawn), "probe_students_staircase", setting.place, origin)
 picture if every_stair is not None else unmeasured
@@ -438,15 +438,15 @@ picture if every_stair is not None else unmeasured
 # And SmolLM2's, with its students cut to a width and distilled back; "untrained" are those just cut:
 
 # %%
-smol_stair = runs.load_results("smollm2", "probe_students_staircase")
+smol_stair = store.load_results("smollm2", "probe_students_staircase")
 if smol_stair is not None:
-    origin = runs.origin("smollm2", "probe_students_staircase")
+    origin = store.origin("smollm2", "probe_students_staircase")
     drawn = smol_stair[smol_stair["ladder"].isin(["width_alone", "none"])]
     picture = figures.save(figures.probe_staircase(drawn), "probe_students_staircase", "smollm2", origin)
 picture if smol_stair is not None else not_pretrained
 
 # %%
-smol_steps = runs.load_results("smollm2", "probe_students_steps")
+smol_steps = store.load_results("smollm2", "probe_students_steps")
 if smol_steps is not None:
     smol_steps = smol_steps[smol_steps["ladder"] == "width_alone"]
 Markdown(probe.about_steps(smol_steps)) if smol_steps is not None else None

@@ -45,7 +45,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from minwidth import capacity, figures, ledger, runs
+from minwidth import capacity, figures, ledger, store
 from minwidth.exercises import check
 
 # %% [markdown]
@@ -97,7 +97,7 @@ ledger.judge("paper", recomputed="no", measured=[], own_setting=False)
 frame = ledger.ledger(paper)
 counts = ledger.counts(frame)
 figure = figures.ledger_verdicts(counts, ledger.COLORS, ledger.measured_scales(frame))
-record = runs.Record("ledger of data/paper and data/results", p.model_dump(), {}, {})
+record = store.Record("ledger of data/paper and data/results", p.model_dump(), {}, {})
 figures.save(figure, "ledger_verdicts", p.scale, record)
 
 # %%

@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from minwidth import distill, models, residual, runs, sae, scales
+from minwidth import distill, models, residual, sae, scales, store
 from tests import pile_world
 
 WIDTH = 512
@@ -51,7 +51,7 @@ def student(text: str, ladder: str) -> dict:
     )  # fmt: skip
     job = distill.Job(ladder, WIDTH, seed=0, steps=2)
     record, (what, parameters) = distill.student(p, job), distill.key(p, job)
-    weights = runs.find(f"{what}-weights", parameters).values
+    weights = store.find(f"{what}-weights", parameters).values
     found = {"history": record["history"].to_dict("list"), "params": record["params"], "uniform": record["uniform"]}
     return found | {"stored": sum(array.size for array in weights.values())}
 

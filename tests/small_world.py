@@ -11,7 +11,7 @@ from tokenizers import models as token_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import residual, runs, sae, scales, training
+from minwidth import residual, sae, scales, store, training
 
 SMALL = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
 
@@ -45,7 +45,7 @@ def parameters(folder: Path, **changes) -> scales.Sae:
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Parameters of a measurement whose records lie in a folder of their own."""
-    for module in (runs, residual):
+    for module in (store, residual):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(residual, "token_blocks", token_blocks)
     save_teacher(tmp_path / "teacher")
@@ -54,7 +54,7 @@ def world(tmp_path, monkeypatch):
 
 def measure_slowly(folder: Path) -> None:
     """Body of a process that is killed: the measurement of ``world``, with a checkpoint after every window."""
-    runs.RUNS = residual.RUNS = folder / "runs"
+    store.RUNS = residual.RUNS = folder / "runs"
     residual.token_blocks = token_blocks
     training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
     torch.set_num_threads(1)

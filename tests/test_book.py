@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from minwidth import book, ledger
-from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from minwidth import calibration, capacity
-from minwidth.paths import DATA
+from minwidth.store import DATA
 
 
 def table(name):

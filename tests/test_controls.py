@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from minwidth import controls, distill, figures, runs, scales
+from minwidth import controls, distill, figures, scales, store
 from minwidth.training import Schedule
 from tests.test_distill import LENGTH, WIDTH, make_teacher, settings, small_world  # noqa: F401
 
@@ -35,14 +35,14 @@ def computed_once(monkeypatch):
 def test_long_ladders_have_seeds_budgets_and_verdicts(computed_once):
     p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     controls.long(p)
-    table = runs.load_results("tiny", "distill_long")
+    table = store.load_results("tiny", "distill_long")
     longest = table[table.steps == 40].set_index(["ladder", "width", "seed"]).sort_index()
     assert set(longest.index) == {(n, w, s) for n in ("random", "width_alone") for w in (16, 32) for s in (0, 1)}
     assert set(longest.verdict) <= {"floor", "upper bound"} and longest.fall_per_doubling.notna().all()
     assert set(table[(table.ladder == "random") & (table.width == 32)].steps) == {5, 10, 20, 40}
-    assert runs.load_results("tiny", "distill_long_curves").step.max() == 40
+    assert store.load_results("tiny", "distill_long_curves").step.max() == 40
     computed_once()
-    assert controls.long(p).key == runs.origin("tiny", "distill_long").key
+    assert controls.long(p).key == store.origin("tiny", "distill_long").key
 
     summary = distill.over_seeds(table, 0.03).set_index(["ladder", "width"])
     row, seeds = summary.loc["random", 16], longest.loc["random", 16].floor
@@ -93,7 +93,7 @@ def test_every_objective_is_judged_by_the_ladder_s_own_loss(computed_once):
 
 def test_references_cost_nothing_at_full_width_and_relus_less_than_pca():
     controls.references(settings(widths=[4, 16, 32], ladders=["width_alone"]), autoencoders())
-    table = runs.load_results("tiny", "distill_references").set_index(["reference", "width"])
+    table = store.load_results("tiny", "distill_references").set_index(["reference", "width"])
     assert table.kl["pca", 32] == pytest.approx(0, abs=1e-6) and table.fvu["pca", 32] == pytest.approx(0, abs=1e-6)
     assert table.kl["pca", 4] > table.kl["pca", 16] > 1e-3
     assert table.fvu["relu", 4] < table.fvu["pca", 4]
@@ -112,7 +112,7 @@ def test_a_wide_decoder_starts_as_pca():
 def test_features_of_students_and_of_the_teacher():
     p = settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
     controls.features(p, autoencoders())
-    table = runs.load_results("tiny", "distill_features").set_index(["ladder", "width", "rule"])
+    table = store.load_results("tiny", "distill_features").set_index(["ladder", "width", "rule"])
     assert set(table.index) == {
         ("teacher", 32, "same"), ("random", 32, "same"),
         *((ladder, 16, rule) for ladder in ("random", "width_alone") for rule in ("same", "relative")),

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import distill, figures, models, residual, runs, scales, training
+from minwidth import distill, figures, models, residual, scales, store, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
@@ -46,9 +46,9 @@ def blocks(teacher, split, length, percent, *_) -> np.ndarray:
 
 def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     """A teacher of width 32 and random text in place of the scale's; nothing is written outside ``folder``."""
-    put(runs, "RUNS", folder)
+    put(store, "RUNS", folder)
     put(residual, "RUNS", folder)
-    put(runs, "RESULTS", folder / "results")
+    put(store, "RESULTS", folder / "results")
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
     put(models, "teacher_revision", lambda name: "0")
     put(distill, "_teacher", lambda scale: make_teacher())
@@ -152,7 +152,7 @@ def test_another_objective_is_learnt_and_judged_as_itself(teacher, name):
         hidden = models.final_hidden(student, ids)
         log_p = torch.log_softmax(states.double() @ models.unembedding(teacher.model).T.double() / 2, -1)
         log_q = torch.log_softmax(hidden.double() @ models.unembedding(student).T.double() / 2, -1)
-    weights = runs.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*distill.key(p, job)))
+    weights = store.find(*(lambda what, parameters: (f"{what}-weights", parameters))(*distill.key(p, job)))
     if name == "reverse":
         expected = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
     elif name == "hidden":
@@ -211,13 +211,13 @@ def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_pat
         process.join()
         assert process.exitcode == -signal.SIGKILL
         started.unlink()
-    assert runs.find(what, parameters) is None, "it was killed, not finished"
-    resumed, weights = distill.student(p, job, teacher), runs.find(f"{what}-weights", parameters)
-    assert not runs.work_folder(what, parameters).exists()
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    assert store.find(what, parameters) is None, "it was killed, not finished"
+    resumed, weights = distill.student(p, job, teacher), store.find(f"{what}-weights", parameters)
+    assert not store.work_folder(what, parameters).exists()
+    monkeypatch.setattr(store, "RUNS", tmp_path / "elsewhere")
     plain = distill.student(p, job, teacher)
     pd.testing.assert_frame_equal(resumed["history"], plain["history"], check_exact=True)
-    for name, value in runs.find(f"{what}-weights", parameters).values.items():
+    for name, value in store.find(f"{what}-weights", parameters).values.items():
         np.testing.assert_array_equal(weights[name], value)
 
 
@@ -231,7 +231,7 @@ def test_lost_weights_are_named(teacher):
     p, job = settings(), distill.Job("random", 16, 0, 30)
     distill.student(p, job, teacher)
     what, parameters = distill.key(p, job)
-    (runs.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
+    (store.folder_of(f"{what}-weights", parameters) / "record.json").unlink()
     with pytest.raises(LookupError, match="random-w16-s0-n30"):
         distill.trained(p, job, teacher)
 
@@ -312,10 +312,10 @@ def test_jobs_of_one_width_and_of_the_whole_ladder():
 
 def test_keys_depend_on_what_matters_alone():
     job = distill.Job("random", 16, 0, 30)
-    keys = {runs.key_of(*distill.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
+    keys = {store.key_of(*distill.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
     assert len(keys) == 1
     for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
-        assert runs.key_of(*distill.key(settings(**change), job)) not in keys
+        assert store.key_of(*distill.key(settings(**change), job)) not in keys
 
 
 def test_the_ladder_s_own_objective_is_not_part_of_the_key():
@@ -336,7 +336,7 @@ def test_command_line(caplog):
     options = ["--scale", "tiny", "--ladder", "random", "--width", "16", "--seed", "3"]
     changes = [f"--set={name}={value}" for name, value in SETTINGS.items() if name not in ("ladders", "seeds")]
     distill.main(options + changes)
-    assert runs.find(*distill.key(settings(seeds=[3]), distill.Job("random", 16, 3, 60)))
+    assert store.find(*distill.key(settings(seeds=[3]), distill.Job("random", 16, 3, 60)))
     with pytest.raises(SystemExit) as error:
         distill.main(["--scale", "tiny", "--width", "33"])
     assert error.value.code == 2
@@ -404,11 +404,11 @@ def test_predictors(teacher):
 
 
 def test_predictors_take_the_layer_that_03_chose(teacher):
-    origin = runs.store("sae/tiny/x", {}, {}, 0)
+    origin = store.keep("sae/tiny/x", {}, {}, 0)
     layers = pd.DataFrame({"layer": [1, 2, 2], "lam": [1.0, 1.0, 2.0], "default": [False, True, False]})
     floors = pd.DataFrame({"layer": [1, 2, 2], "lam": [1.0, 1.0, 2.0], "width": 16, "eq2": [0.1, 0.2, 0.3]})
-    runs.save_results("tiny", "sae_layers", layers, origin)
-    runs.save_results("tiny", "sae_floors", floors, origin)
+    store.save_results("tiny", "sae_layers", layers, origin)
+    store.save_results("tiny", "sae_floors", floors, origin)
     found = distill.predictors(settings(), [16, 32])
     eq2 = found[found.predictor == "eq2"].set_index("lam")
     assert eq2.value.to_dict() == {1.0: 0.2, 2.0: 0.3}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

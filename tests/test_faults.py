@@ -23,7 +23,7 @@ import torch
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
-from minwidth import corpus, errors, notebooks, paths, residual, runs, scales, training
+from minwidth import corpus, errors, notebooks, residual, scales, store, training
 from tests.test_corpus import Words
 
 WHAT = "toy/tiny/sweep"
@@ -31,9 +31,9 @@ WHAT = "toy/tiny/sweep"
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    for module in (runs, corpus, residual):
+    for module in (store, corpus, residual):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -68,18 +68,18 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def write_record():
-    runs.find_or_compute(WHAT, {}, lambda: {"x": np.zeros(10**6)})
+    store.find_or_compute(WHAT, {}, lambda: {"x": np.zeros(10**6)})
 
 
 def write_table():
-    record = runs.Record("toy", {}, {}, {})
-    runs.save_results("tiny", "sweep", pd.DataFrame({"x": np.arange(10**6)}), record)
+    record = store.Record("toy", {}, {}, {})
+    store.save_results("tiny", "sweep", pd.DataFrame({"x": np.arange(10**6)}), record)
 
 
 def write_checkpoint():
     import torch
 
-    training.save_state(runs.RUNS / "a.work" / "state", {"x": torch.zeros(10**6)}, {"step": 1})
+    training.save_state(store.RUNS / "a.work" / "state", {"x": torch.zeros(10**6)}, {"step": 1})
 
 
 def write_tokens():
@@ -88,8 +88,8 @@ def write_tokens():
 
 
 def write_states():
-    target = runs.RUNS / "states" / "x.bin"
-    with paths.alone(target):
+    target = store.RUNS / "states" / "x.bin"
+    with store.alone(target):
         residual._File(target, "float32", (1000, 1000, 1))
 
 
@@ -105,11 +105,11 @@ def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing_half_written(store
 
 
 def test_a_full_disk_leaves_what_was_there(store):
-    runs.find_or_compute(WHAT, {}, lambda: {"x": 1})
-    runs.save_results("tiny", "sweep", pd.DataFrame({"x": [1]}), runs.Record("toy", {}, {}, {}))
+    store.find_or_compute(WHAT, {}, lambda: {"x": 1})
+    store.save_results("tiny", "sweep", pd.DataFrame({"x": [1]}), store.Record("toy", {}, {}, {}))
     before = files(store)
     assert "StorageError" in in_child(write_table, RLIMIT_FSIZE=100_000)
-    assert "StorageError" in in_child(lambda: runs.store(WHAT, {}, {"x": np.zeros(10**6)}, 0), RLIMIT_FSIZE=100_000)
+    assert "StorageError" in in_child(lambda: store.keep(WHAT, {}, {"x": np.zeros(10**6)}, 0), RLIMIT_FSIZE=100_000)
     assert files(store) == before
 
 
@@ -179,7 +179,7 @@ def test_damaged_token_blocks_are_named_and_written_again(store, caplog, damage)
     content = bytearray(train.read_bytes())
     content[-1] ^= 1
     if damage == "seal":
-        (folder / paths.SEAL).write_text("[]")
+        (folder / store.SEAL).write_text("[]")
     elif damage == "remove":
         train.unlink()
     else:
@@ -217,26 +217,26 @@ def test_two_processes_that_want_the_same_record_compute_it_once(store):
         return {"x": 1}
 
     fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=runs.find_or_compute, args=(WHAT, {}, compute)) for _ in range(3)]
+    children = [fork.Process(target=store.find_or_compute, args=(WHAT, {}, compute)) for _ in range(3)]
     for child in children:
         child.start()
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert (store / "computed").read_text() == "x"
-    assert runs.find(WHAT, {})["x"] == 1
-    assert list((store / "runs" / "toy" / "tiny").iterdir()) == [runs.folder_of(WHAT, {})], "no lock is left"
+    assert store.find(WHAT, {})["x"] == 1
+    assert list((store / "runs" / "toy" / "tiny").iterdir()) == [store.folder_of(WHAT, {})], "no lock is left"
 
 
 def test_a_killed_process_lets_the_next_one_in(store):
-    assert in_child(lambda: runs.find_or_compute(WHAT, {}, lambda: os.kill(os.getpid(), signal.SIGKILL))) == "SIGKILL"
-    assert runs.find_or_compute(WHAT, {}, lambda: {"x": 1})["x"] == 1
+    assert in_child(lambda: store.find_or_compute(WHAT, {}, lambda: os.kill(os.getpid(), signal.SIGKILL))) == "SIGKILL"
+    assert store.find_or_compute(WHAT, {}, lambda: {"x": 1})["x"] == 1
 
 
 def test_processes_that_replace_one_folder_at_once_leave_it_whole(store):
     def write(number):
         for _ in range(20):
-            with paths.replace_folder(store / "folder") as temporary:
+            with store.replace_folder(store / "folder") as temporary:
                 for name in ("a", "b"):
                     (temporary / name).write_text(str(number))
 
@@ -351,7 +351,7 @@ def test_hostile_parameters_are_answered_with_one_sentence(notebook, given, says
     ],
 )
 def test_papermill_refuses_them_before_anything_runs_or_is_written(monkeypatch, tmp_path, notebook, options, says):
-    monkeypatch.chdir(paths.ROOT / "notebooks")
+    monkeypatch.chdir(store.ROOT / "notebooks")
     monkeypatch.setattr(notebooks, "RUNS", tmp_path / "runs")
     line = notebooks.with_output_path([f"{notebook}.ipynb", *options])
     result = CliRunner().invoke(command, line)
@@ -364,9 +364,9 @@ def test_papermill_refuses_them_before_anything_runs_or_is_written(monkeypatch, 
 
 def test_papermill_tells_what_the_cell_tells_and_none_of_its_own_lines(tmp_path):
     """A fault that is only met while the notebook runs."""
-    shutil.copytree(paths.ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copytree(store.ROOT / "notebooks", tmp_path / "notebooks")
     stub = (
-        (paths.ROOT / "notebooks" / "06_ledger.ipynb")
+        (store.ROOT / "notebooks" / "06_ledger.ipynb")
         .read_text()
         .replace("from minwidth import scales\\n", "from minwidth import errors\\n", 1)
     )
@@ -389,9 +389,9 @@ def test_papermill_tells_what_the_cell_tells_and_none_of_its_own_lines(tmp_path)
 
 def test_a_notebook_runs_from_any_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    shutil.copytree(paths.RESULTS, tmp_path / "out" / "data" / "results")
+    shutil.copytree(store.RESULTS, tmp_path / "out" / "data" / "results")
     places = {"MINWIDTH_RUNS": str(tmp_path / "runs"), "MINWIDTH_OUT": str(tmp_path / "out")}
-    line = [Path(sys.executable).with_name("papermill"), paths.ROOT / "notebooks" / "06_ledger.ipynb"]
+    line = [Path(sys.executable).with_name("papermill"), store.ROOT / "notebooks" / "06_ledger.ipynb"]
     subprocess.run(
         [*line, "--no-progress-bar", "--log-level", "ERROR"],
         cwd=tmp_path / "elsewhere", env=os.environ | places, check=True,
@@ -417,7 +417,7 @@ rule b:
 @pytest.mark.slow
 def test_make_paper_goes_on_where_it_was_killed(tmp_path):
     """The Makefile's own recipe, over two small jobs, with everything killed in the second."""
-    shutil.copy(paths.ROOT / "Makefile", tmp_path)
+    shutil.copy(store.ROOT / "Makefile", tmp_path)
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
@@ -446,9 +446,9 @@ def test_make_paper_goes_on_where_it_was_killed(tmp_path):
 
 
 def test_every_fault_of_the_table_has_its_test():
-    table = (paths.ROOT / "docs" / "faults.md").read_text()
+    table = (store.ROOT / "docs" / "faults.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", table)
     assert len(named) >= 25
     for file, name in named:
-        tree = ast.parse((paths.ROOT / file).read_text())
+        tree = ast.parse((store.ROOT / file).read_text())
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from minwidth import figures
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 
 LIMIT = 200_000  # bytes
 RECORD = SimpleNamespace(key="toy/tiny/sweep-1a2b3c4d")

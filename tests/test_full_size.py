@@ -13,7 +13,7 @@ import sys
 import pandas as pd
 import pytest
 
-from minwidth.paths import DATA, ROOT
+from minwidth.store import DATA, ROOT
 from tests import pile_world
 
 pytestmark = pytest.mark.slow

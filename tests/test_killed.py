@@ -23,13 +23,12 @@ from minwidth import (
     corpus,
     distill,
     models,
-    paths,
     probe,
     residual,
-    runs,
     sae,
     scales,
     sensitivity,
+    store,
     teacher,
     training,
 )
@@ -78,9 +77,9 @@ def survives(tmp_path, monkeypatch):
     """Kill ``work`` at a call of ``owner.name``, repeat it, and compare with one that was not killed."""
 
     def store(name: str) -> Path:
-        for module in (runs, residual, models, teacher):
+        for module in (store, residual, models, teacher):
             monkeypatch.setattr(module, "RUNS", tmp_path / name)
-        monkeypatch.setattr(runs, "RESULTS", tmp_path / name / "results")
+        monkeypatch.setattr(store, "RESULTS", tmp_path / name / "results")
         return tmp_path / name
 
     def check(work: Callable, owner, name: str, call: int, finished: int) -> None:
@@ -112,7 +111,7 @@ def students(tmp_path, monkeypatch):
 def test_the_toy_sweep(survives):
     def sweeps():
         for label, seeds in (("features", [0, 1]), ("longer", [2, 3])):
-            runs.find_or_compute(
+            store.find_or_compute(
                 f"toy/tiny/{label}", {"seeds": seeds}, lambda s=seeds: toys.train_all(4, 0.9, [1, 2], s, 50)._asdict()
             )
 
@@ -161,7 +160,7 @@ def test_probes(survives, students, monkeypatch):
 
     def survey():
         for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe._measured(p, students, subject, runs.Record("text", {}, {}, {}), lambda: inputs)
+            probe._measured(p, students, subject, store.Record("text", {}, {}, {}), lambda: inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 
@@ -200,7 +199,7 @@ def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
         assert in_child(models._smollm2) == "SIGKILL"
     assert not [path for path in tmp_path.glob("models/*") if path.is_dir() and path.name[0] != "."]
     assert sorted(path.name for path in models._smollm2().iterdir()) == [
-        "model.safetensors", paths.SEAL, "tokenizer.json",
+        "model.safetensors", store.SEAL, "tokenizer.json",
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minwidth import capacity, ledger
 from minwidth.ledger import VERDICTS, grade, judge
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 
 MEASURED = ("toy", "sae", "distill", "probe")
 
@@ -179,7 +179,7 @@ def test_without_results_the_measured_claims_say_what_is_missing(paper, empty):
 
 
 def test_no_results_folder_is_the_same_as_no_results(empty, tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger.runs, "RESULTS", tmp_path)
+    monkeypatch.setattr(ledger.store, "RESULTS", tmp_path)
     assert ledger.ledger().set_index("id").equals(empty)
 
 
@@ -393,7 +393,7 @@ def test_the_summary_replaces_the_readmes_block_and_nothing_else(empty, tmp_path
     readme = tmp_path / "README.md"
     readme.write_text(f"# Before\n\n{ledger.START}\nstale\n{ledger.END}\n\nAfter\n")
     monkeypatch.setattr(ledger, "OUT", tmp_path)
-    monkeypatch.setattr(ledger.runs, "RESULTS", tmp_path / "none")
+    monkeypatch.setattr(ledger.store, "RESULTS", tmp_path / "none")
     ledger.main()
     text = readme.read_text()
     assert text.startswith("# Before\n\n") and text.endswith("\n\nAfter\n") and "stale" not in text

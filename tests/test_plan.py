@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minwidth import distill, models, plan, scales
-from minwidth.paths import ROOT
 from minwidth.plan import Machine
+from minwidth.store import ROOT
 
 TINY = scales.parameters("04_distill", "tiny", batch=2, length=16)
 

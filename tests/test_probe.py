@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, distill, figures, probe, runs, scales
+from minwidth import concepts, distill, figures, probe, scales, store
 from minwidth.corpus import Passage
-from minwidth.runs import Record
+from minwidth.store import Record
 
 # ------------------------------------------------------------------------------------- passages of the six concepts
 
@@ -188,7 +188,7 @@ def pile(tmp_path_factory):
 def from_the_pile(pile, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(concepts, "PERCENT_OF_OTHERS", 100.0)
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
     return concepts.labelled(40, 0, str(pile), 10_000)["passages"]
 
 
@@ -227,7 +227,7 @@ def test_of_a_long_document_and_of_a_common_subset_only_a_part_is_read(pile, tmp
 
 def test_too_little_of_the_pile_is_an_error_that_names_the_concept(pile, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(store, "RUNS", tmp_path / "runs")
     with pytest.raises(ValueError, match=r"\w+ has \d+ passages of a class and 40 were asked for"):
         concepts.labelled(40, 0, str(pile), 30)
 
@@ -490,7 +490,7 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
     def find(what, parameters):
         return SimpleNamespace() if (parameters["ladder"], parameters["width"]) in there else None
 
-    monkeypatch.setattr(probe.runs, "find", find)
+    monkeypatch.setattr(probe.store, "find", find)
     p = scales.parameters("05_probe", "tiny", widths=[16, 128], train_students=False)
     d = scales.parameters("04_distill", "tiny")
     found, missing = probe.students(p, d)

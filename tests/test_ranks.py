@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from minwidth import distill, ranks, residual, runs, sae, training
+from minwidth import distill, residual, sae, store, training
 from minwidth.errors import ParameterError
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from tests import small_world, test_distill, two_processes
 
 LAUNCH = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]  # accelerate launch does this on GPUs
@@ -48,20 +48,20 @@ def launched(tmp_path_factory) -> Path:
 def test_two_processes_give_a_student_the_numbers_of_one(launched, tmp_path, here, monkeypatch):
     here(launched)
     p, job, teacher = two_processes.student_parameters(), two_processes.JOB, test_distill.make_teacher()
-    together = runs.find(*distill.key(p, job))
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    together = store.find(*distill.key(p, job))
+    monkeypatch.setattr(store, "RUNS", tmp_path)
     alone = distill.student(p, job, teacher)
     pd.testing.assert_frame_equal(together["history"], alone["history"], check_exact=False, rtol=0, atol=1e-4)
     assert len(list((launched / "distill" / "tiny").glob("*/record.json"))) == 2  # the student and its weights, once
 
 
 def test_two_processes_give_autoencoders_the_numbers_of_one(launched, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    monkeypatch.setattr(store, "RUNS", tmp_path)
     monkeypatch.setattr(residual, "RUNS", tmp_path)
     monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
     p = two_processes.autoencoder_parameters(launched)
     alone = sae.measure(p)
-    monkeypatch.setattr(runs, "RUNS", launched / "runs")
+    monkeypatch.setattr(store, "RUNS", launched / "runs")
     monkeypatch.setattr(sae, "_measure", lambda *_: pytest.fail("not found"))
     together = sae.measure(p)
     for name in ("error", "l0"):
@@ -83,7 +83,7 @@ def test_a_killed_process_is_told_and_the_others_go_on_from_the_checkpoint(launc
     found = []
     for folder in (tmp_path, launched):
         here(folder)
-        found.append(runs.find(*distill.key(two_processes.student_parameters(), two_processes.JOB)))
+        found.append(store.find(*distill.key(two_processes.student_parameters(), two_processes.JOB)))
     pd.testing.assert_frame_equal(found[0]["history"], found[1]["history"], check_exact=True)
 
 
@@ -92,10 +92,10 @@ def test_each_row_is_read_by_one_process(monkeypatch):
     shares = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(ranks.share(np.arange(12)))
+        shares.append(training.share(np.arange(12)))
     assert sorted(np.concatenate(shares)) == list(range(12)) and {len(share) for share in shares} == {4}
     with pytest.raises(ParameterError, match="A batch of 10 cannot be shared by 3 processes; give a multiple"):
-        ranks.share(np.arange(10))
+        training.share(np.arange(10))
 
 
 def test_a_batch_in_parts_has_the_same_gradients():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minwidth import runs
+from minwidth import store
 
 WHAT = "toy/tiny/sweep"
 TABLE = pd.DataFrame(
@@ -30,8 +30,8 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -46,7 +46,7 @@ class Computation:
 
 def test_values_come_back_with_their_types():
     for _ in range(2):  # computed, then found
-        record = runs.find_or_compute(WHAT, {"seed": 0}, lambda: VALUES)
+        record = store.find_or_compute(WHAT, {"seed": 0}, lambda: VALUES)
         assert {name: record[name] for name in ("mean", "widths", "nested")} == {
             name: VALUES[name] for name in ("mean", "widths", "nested")
         }
@@ -57,8 +57,8 @@ def test_values_come_back_with_their_types():
 
 def test_a_record_is_computed_once():
     compute = Computation()
-    first = runs.find_or_compute(WHAT, {"seed": 0, "steps": 10}, compute)
-    again = runs.find_or_compute(WHAT, {"steps": 10, "seed": 0}, compute)
+    first = store.find_or_compute(WHAT, {"seed": 0, "steps": 10}, compute)
+    again = store.find_or_compute(WHAT, {"steps": 10, "seed": 0}, compute)
     assert compute.calls == 1
     assert first.key == again.key
     assert first.provenance == again.provenance
@@ -67,20 +67,20 @@ def test_a_record_is_computed_once():
 @pytest.mark.parametrize("other", [{"seed": 1}, {"seed": 0, "steps": 10}, {"seed": 0.5}, {"seed": "0"}, {}])
 def test_other_parameters_are_another_record(other):
     compute = Computation()
-    runs.find_or_compute(WHAT, {"seed": 0}, compute)
-    runs.find_or_compute(WHAT, other, compute)
+    store.find_or_compute(WHAT, {"seed": 0}, compute)
+    store.find_or_compute(WHAT, other, compute)
     assert compute.calls == 2
 
 
 def test_keys_are_readable_and_stable():
-    assert runs.key_of("distill/tiny/w64-s0", {"width": 64}) == "distill/tiny/w64-s0-ddfab03c"
+    assert store.key_of("distill/tiny/w64-s0", {"width": 64}) == "distill/tiny/w64-s0-ddfab03c"
 
 
 @pytest.mark.parametrize("file", ["record.json", "arrays.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
 def test_a_damaged_record_is_named_and_computed_again(store, caplog, file, damage):
     compute = Computation()
-    key = runs.find_or_compute(WHAT, {"seed": 0}, compute).key
+    key = store.find_or_compute(WHAT, {"seed": 0}, compute).key
     path = store / key / file
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -88,46 +88,46 @@ def test_a_damaged_record_is_named_and_computed_again(store, caplog, file, damag
     kept = {"flip": content, "truncate": content[: len(content) // 2], "empty": b""}.get(damage)
     path.unlink() if kept is None else path.write_bytes(kept)
     with caplog.at_level(logging.WARNING):
-        assert runs.find(WHAT, {"seed": 0}) is None
-        record = runs.find_or_compute(WHAT, {"seed": 0}, compute)
+        assert store.find(WHAT, {"seed": 0}) is None
+        record = store.find_or_compute(WHAT, {"seed": 0}, compute)
     assert key in caplog.text
     assert compute.calls == 2
     assert record["mean"] == VALUES["mean"]
-    assert runs.find(WHAT, {"seed": 0}) is not None
+    assert store.find(WHAT, {"seed": 0}) is not None
 
 
 def test_a_record_of_other_content_is_damaged_too(store, caplog):
-    key = runs.find_or_compute(WHAT, {}, lambda: {"x": 1}).key
+    key = store.find_or_compute(WHAT, {}, lambda: {"x": 1}).key
     for body in ("[]", "null", "{}", '{"sha256": "0"}'):
         (store / key / "record.json").write_text(body + "\n{}\n")
-        assert runs.find(WHAT, {}) is None
+        assert store.find(WHAT, {}) is None
     assert caplog.text.count(key) == 4
 
 
 def test_a_record_copied_under_another_key_is_not_believed(store):
-    one = runs.find_or_compute(WHAT, {"seed": 0}, lambda: {"x": 1})
-    (store / one.key).rename(store / runs.key_of(WHAT, {"seed": 1}))
-    assert runs.find(WHAT, {"seed": 1}) is None
+    one = store.find_or_compute(WHAT, {"seed": 0}, lambda: {"x": 1})
+    (store / one.key).rename(store / store.key_of(WHAT, {"seed": 1}))
+    assert store.find(WHAT, {"seed": 1}) is None
 
 
 def test_a_computation_that_fails_leaves_no_record_but_its_checkpoints(store):
     def compute():
-        work = runs.work_folder(WHAT, {})
+        work = store.work_folder(WHAT, {})
         work.mkdir(parents=True)
         (work / "checkpoint").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.find_or_compute(WHAT, {}, compute)
-    assert runs.find(WHAT, {}) is None
-    assert (runs.work_folder(WHAT, {}) / "checkpoint").read_text() == "half"
-    runs.find_or_compute(WHAT, {}, lambda: {"x": 1})
-    assert list((store / "toy" / "tiny").iterdir()) == [runs.folder_of(WHAT, {})], "checkpoints go once it is written"
+        store.find_or_compute(WHAT, {}, compute)
+    assert store.find(WHAT, {}) is None
+    assert (store.work_folder(WHAT, {}) / "checkpoint").read_text() == "half"
+    store.find_or_compute(WHAT, {}, lambda: {"x": 1})
+    assert list((store / "toy" / "tiny").iterdir()) == [store.folder_of(WHAT, {})], "checkpoints go once it is written"
 
 
 def test_a_value_that_cannot_be_stored_leaves_nothing(store):
     with pytest.raises(TypeError):
-        runs.find_or_compute(WHAT, {}, lambda: {"x": object()})
+        store.find_or_compute(WHAT, {}, lambda: {"x": object()})
     assert not [path for path in store.rglob("*") if path.is_file()]
 
 
@@ -154,8 +154,8 @@ def test_a_killed_writer_leaves_a_record_whole_or_absent(store, monkeypatch, wri
         ended = child.exitcode
         child.kill()
     assert ended == -signal.SIGKILL
-    assert runs.find(WHAT, {}) is None
-    assert runs.find_or_compute(WHAT, {}, lambda: {"x": 2})["x"] == 2
+    assert store.find(WHAT, {}) is None
+    assert store.find_or_compute(WHAT, {}, lambda: {"x": 2})["x"] == 2
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_a_killed_writer_leaves_a_record_whole_or_absent(store, monkeypatch, wri
 )
 def test_names_that_are_no_place_in_the_store_are_refused(what):
     with pytest.raises(ValueError, match="room/scale/label"):
-        runs.key_of(what, {})
+        store.key_of(what, {})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, object(), {1, 2}, np.arange(2)])
 def test_parameters_that_are_not_json_are_refused(value):
     with pytest.raises(ValueError, match="finite JSON"):
-        runs.find_or_compute(WHAT, {"x": value}, Computation())
+        store.find_or_compute(WHAT, {"x": value}, Computation())
 
 
 json_values = st.recursive(
@@ -186,14 +186,14 @@ json_values = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(min_size=1), json_values, max_size=4))
 def test_any_json_values_come_back_equal(values):
-    runs.store(WHAT, {}, values, seconds=0)
-    assert runs.find(WHAT, {}).values == values
+    store.keep(WHAT, {}, values, seconds=0)
+    assert store.find(WHAT, {}).values == values
 
 
 def test_results_come_back_with_their_origin_beside_them(store):
-    record = runs.find_or_compute(WHAT, {"seed": 0}, lambda: {"table": TABLE})
-    runs.save_results("tiny", "sweep", record["table"], record)
-    pd.testing.assert_frame_equal(runs.load_results("tiny", "sweep"), TABLE)
+    record = store.find_or_compute(WHAT, {"seed": 0}, lambda: {"table": TABLE})
+    store.save_results("tiny", "sweep", record["table"], record)
+    pd.testing.assert_frame_equal(store.load_results("tiny", "sweep"), TABLE)
     origin = json.loads((store / "results" / "tiny" / "sweep.json").read_text())
     assert origin["record"] == record.key
     assert origin["rows"] == 2
@@ -201,11 +201,11 @@ def test_results_come_back_with_their_origin_beside_them(store):
 
 
 def test_results_not_measured_yet_are_none():
-    assert runs.load_results("tiny", "nothing") is None
+    assert store.load_results("tiny", "nothing") is None
 
 
 def test_provenance_names_versions_corpus_and_time():
-    provenance = runs.find_or_compute(WHAT, {}, lambda: {"x": 1}).provenance
+    provenance = store.find_or_compute(WHAT, {}, lambda: {"x": 1}).provenance
     assert provenance["versions"]["torch"]
-    assert provenance["corpus"] == runs.locked_digest()
+    assert provenance["corpus"] == store.locked_digest()
     assert provenance["seconds"] >= 0

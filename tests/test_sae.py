@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import models, residual, runs, sae, training
+from minwidth import models, residual, sae, store, training
 from tests import small_world
 
 world = small_world.world  # a fixture
@@ -345,7 +345,7 @@ def test_a_measurement_is_found_and_its_autoencoder_loads(world, monkeypatch):
 def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(sae, "ACTIVATION_BYTES", 4 * 32 * 2 * 16 * 200)  # three shards
-    in_shards = sae._measure(world, runs.RUNS / "uninterrupted")
+    in_shards = sae._measure(world, store.RUNS / "uninterrupted")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     real, calls = sae.Adam.step, []
@@ -358,9 +358,9 @@ def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
 
     monkeypatch.setattr(sae.Adam, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        sae._measure(world, runs.RUNS / "killed")
+        sae._measure(world, store.RUNS / "killed")
     monkeypatch.setattr(sae.Adam, "step", real)
-    resumed = sae._measure(world, runs.RUNS / "killed")
+    resumed = sae._measure(world, store.RUNS / "killed")
     for table in ("layers", "floors", "curves", "features"):
         assert resumed[table].equals(in_shards[table])
     assert resumed["d_star"] == pytest.approx(expected["d_star"], rel=0.2)  # one shard or three: another order of data
@@ -377,7 +377,7 @@ def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path
     child.join()
     assert child.exitcode == -signal.SIGKILL  # it had not ended by itself
     resumed = sae.measure(world)
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "elsewhere")
+    monkeypatch.setattr(store, "RUNS", tmp_path / "elsewhere")
     whole = sae.measure(world)
     for table in ("layers", "floors", "curves", "features"):
         pd.testing.assert_frame_equal(resumed[table], whole[table], check_exact=True)
@@ -388,7 +388,7 @@ def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path
 def test_a_long_pass_over_the_text_is_kept_on_disk(world, monkeypatch):
     expected = sae.measure(world)
     monkeypatch.setattr(sae, "ON_DISK", 0)
-    from_disk = sae._measure(world, runs.RUNS / "from_disk")
+    from_disk = sae._measure(world, store.RUNS / "from_disk")
     assert len(list(residual.RUNS.glob("states/tiny-sae-layer*.bin"))) == 2
     pd.testing.assert_frame_equal(from_disk["layers"], expected["layers"], rtol=1e-3)
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import scales
-from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS, SCALES, SHAPES, ParameterError
+from minwidth.store import ROOT
 
 
 def sentence(notebook, **namespace):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minwidth import figures, runs, scales, sensitivity
+from minwidth import figures, scales, sensitivity, store
 from tests import small_world
 
 world = small_world.world  # a fixture
@@ -93,15 +93,15 @@ def test_the_command_measures_what_is_asked_and_writes_it(world, tmp_path, monke
     grid = dict(layer=[2], expansion=[4], tokens=[10_000], steps=[60, 30], seed=[0, 1])
     base = small_world.SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base, lams=[3.0]) | grid)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
     sensitivity.main(["--scale", "tiny"])
-    table = runs.load_results("tiny", "sae_sensitivity")
+    table = store.load_results("tiny", "sae_sensitivity")
     found = set(zip(table.layer, table.lam, table.steps, table.seed, strict=True))
     assert found == {(2, 0.3, 60, 0), (2, 1.0, 60, 0), (2, 3.0, 60, 0)} | {
         (2, lam, steps, seed) for lam in (1.0, 3.0) for steps, seed in ((30, 0), (60, 1))
     }
     assert table["default"].sum() == 1
-    floors = runs.load_results("tiny", "sae_sensitivity_floors")
+    floors = store.load_results("tiny", "sae_sensitivity_floors")
     assert len(sensitivity.with_floors(table, floors)) == len(table)
     origin = json.loads((tmp_path / "results/tiny/sae_sensitivity.json").read_text())
     assert len(origin["parameters"]["records"]) == 3 and origin["provenance"]["seconds"] > 0

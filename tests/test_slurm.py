@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from minwidth import distill, runs, scales
-from minwidth.paths import ROOT
+from minwidth import distill, scales, store
+from minwidth.store import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 GIVEN = dict(widths=[16, 32], seeds=[0, 1], ladders=["random"], steps=40, evaluations=2, held_out_blocks=4)
@@ -152,6 +152,6 @@ def test_a_ladder_on_slurm_has_the_numbers_of_one_machine(slurm: dict[str, str],
     for job in distill.jobs(p):
         found = []
         for folder in (tmp_path / "cluster", expected):
-            monkeypatch.setattr(runs, "RUNS", folder)
-            found.append(runs.find(*distill.key(p, job)))
+            monkeypatch.setattr(store, "RUNS", folder)
+            found.append(store.find(*distill.key(p, job)))
         assert found[0] and found[0]["history"].equals(found[1]["history"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minwidth.paths import CORPORA_LOCK, ROOT
+from minwidth.store import CORPORA_LOCK, ROOT
 
 FOLDERS = ("src", "notebooks", "benchmarks", "tests", "docs")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from minwidth import distill, errors, ranks, runs, sae, scales, training
+from minwidth import distill, errors, sae, scales, store, training
 from tests import small_world, test_distill
 
 JOB = distill.Job("random", 16, 0, 60)
 
 
-def student(folder: Path) -> runs.Record:
+def student(folder: Path) -> store.Record:
     """Train a student in the small world of test_distill."""
     test_distill.build_small_world(folder)
     return distill.student(student_parameters(), JOB, test_distill.make_teacher())
@@ -28,9 +28,9 @@ def student_parameters() -> scales.Distill:
     return test_distill.settings(parts=2)
 
 
-def autoencoders(folder: Path) -> runs.Record:
+def autoencoders(folder: Path) -> store.Record:
     """Train autoencoders of the random teacher in ``folder``."""
-    runs.RUNS = small_world.residual.RUNS = folder / "runs"
+    store.RUNS = small_world.residual.RUNS = folder / "runs"
     small_world.residual.token_blocks = small_world.token_blocks
     return sae.measure(autoencoder_parameters(folder))
 
@@ -46,7 +46,7 @@ def dying(folder: Path) -> None:
 
     def counted(*arguments):
         steps.append(1)
-        if len(steps) == 30 and not ranks.is_first():
+        if len(steps) == 30 and not training.state().is_main_process:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(*arguments)
 
@@ -62,4 +62,4 @@ if __name__ == "__main__":
             autoencoders(folder)
             student(folder)
         else:
-            ranks.launch(2, {"notebook": student, "dying": dying}[how], folder)
+            training.launch(2, {"notebook": student, "dying": dying}[how], folder)

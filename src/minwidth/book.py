@@ -14,23 +14,23 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
-from minwidth import errors, figures, ledger, paths
+from minwidth import errors, figures, ledger, store
 from minwidth.scales import NOTEBOOKS, SCALES
 
-FIGURES = paths.ROOT / "figures"  # those that are committed, wherever others are written
+FIGURES = store.ROOT / "figures"  # those that are committed, wherever others are written
 DRAWN = {int(name[3:5]): function for name, function in vars(figures).items() if re.match(r"fig\d\d_", name)}
 
 
 def assemble(folder: Path) -> None:
     """Write everything that Sphinx reads to ``folder``, which is replaced."""
     frame = ledger.ledger()
-    with paths.replace_folder(folder) as temporary:
-        shutil.copytree(paths.ROOT / "docs", temporary, dirs_exist_ok=True)
+    with store.replace_folder(folder) as temporary:
+        shutil.copytree(store.ROOT / "docs", temporary, dirs_exist_ok=True)
         for page in temporary.glob("*.md"):  # in the book the notebooks lie beside, not above
             page.write_text(page.read_text().replace("](../notebooks/", "](notebooks/"))
         (temporary / "notebooks").mkdir()
         for name in NOTEBOOKS:
-            shutil.copy(paths.ROOT / "notebooks" / f"{name}.ipynb", temporary / "notebooks")
+            shutil.copy(store.ROOT / "notebooks" / f"{name}.ipynb", temporary / "notebooks")
         for scale in SCALES:
             for picture in sorted((FIGURES / scale).glob("*.png")):
                 (temporary / "figures" / scale).mkdir(parents=True, exist_ok=True)

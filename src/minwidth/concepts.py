@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from minwidth import corpus, pile, runs
+from minwidth import corpus, pile, store
 from minwidth.corpus import Passage
 
 QUESTION_WORDS = (6, 60)  # shortest and longest sentence
@@ -190,7 +190,7 @@ def collection(text: str) -> Collection:
     return WHEELS if text == "wheels" else PILE
 
 
-def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0) -> runs.Record:
+def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0) -> store.Record:
     """Record whose ``passages`` hold all six concepts, read once, then found.
 
     Args:
@@ -204,7 +204,7 @@ def labelled(per_class: int, seed: int, text: str = "wheels", documents: int = 0
         what, origin = f"probe/text/{pile.title(text)}-n{per_class}-s{seed}", {"text": text, "documents": documents}
         source = lambda: _pile_passages(text, documents)  # noqa: E731
     parameters = {"per_class": per_class, "seed": seed} | origin
-    return runs.find_or_compute(
+    return store.find_or_compute(
         what, parameters, lambda: {"passages": build(source(), per_class, seed, collection(text))}
     )
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minwidth import distill, errors, models, ranks, residual, runs, sae, scales, training
+from minwidth import distill, errors, models, residual, sae, scales, store, training
 from minwidth.distill import Job
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ DECODER = training.Schedule(  # of the wide ReLU decoder; a batch of tokens
 # ---------------------------------------------------------------------------------------------- longer, and more seeds
 
 
-def long(p: scales.Distill) -> runs.Record:
+def long(p: scales.Distill) -> store.Record:
     """The ladders of ``p.longer()``, the narrowest and widest random students at fewer steps too, and the fits.
 
     Tables: ``distill_long`` (a row a run, as ``distill.ladder``), ``distill_long_curves``, ``distill_long_fits``.
@@ -63,16 +63,16 @@ def long(p: scales.Distill) -> runs.Record:
     budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in BUDGETS for seed in p.seeds]
     record = distill.ladder(p, budgets)
     fits = distill.fits(record["ladder"], distill.predictors(p, p.widths))
-    runs.save_results(p.scale, "distill_long", record["ladder"], record)
-    runs.save_results(p.scale, "distill_long_curves", record["curves"], record)
-    runs.save_results(p.scale, "distill_long_fits", fits, record)
+    store.save_results(p.scale, "distill_long", record["ladder"], record)
+    store.save_results(p.scale, "distill_long_curves", record["curves"], record)
+    store.save_results(p.scale, "distill_long_fits", fits, record)
     return record
 
 
 # ---------------------------------------------------------------------------------------------------- other objectives
 
 
-def objectives(p: scales.Distill) -> runs.Record:
+def objectives(p: scales.Distill) -> store.Record:
     """Students of three widths under each of ``OBJECTIVES``, all judged by the held-out loss of the first.
 
     Random students at three seeds, those cut from the teacher at one (only the order of their data is random; from the
@@ -81,7 +81,7 @@ def objectives(p: scales.Distill) -> runs.Record:
     Table ``distill_controls``: ``kl`` is the ladder's own loss, nats per token, with 95 % over held-out blocks in
     ``low`` and ``high``; ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
     """
-    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     todo = [(name, p.model_copy(update=change), job) for name, change in OBJECTIVES.items() for job in _jobs(p, name)]
     todo.sort(key=lambda item: -item[2].width)  # the most expensive first
     records = distill.students((other, job) for _, other, job in todo)
@@ -104,8 +104,8 @@ def objectives(p: scales.Distill) -> runs.Record:
         return {"controls": pd.DataFrame(rows).sort_values(order, ignore_index=True)}
 
     with distill.threads(p):
-        record = runs.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
-    runs.save_results(p.scale, "distill_controls", record["controls"], record)
+        record = store.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
+    store.save_results(p.scale, "distill_controls", record["controls"], record)
     return record
 
 
@@ -120,7 +120,7 @@ def _jobs(p: scales.Distill, objective: str) -> list[Job]:
 # ----------------------------------------------------------------------------------------------- features of students
 
 
-def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
+def features(p: scales.Distill, s: scales.Sae) -> store.Record:
     """F, L0, alpha and d* of the first seed's students of ``p.longer()`` and of the teacher, each by its autoencoder.
 
     All have as many latents as the teacher's, so that none is short of them. The L1 coefficient is a convention again:
@@ -130,7 +130,7 @@ def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
     Table ``distill_features``: a row a model and convention, with intervals over documents.
     """
     p = p.longer()
-    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     jobs = [Job(ladder, w, p.seeds[0], 2 * p.steps) for ladder in p.ladders for w in p.widths_of(ladder)]
     jobs = [job for job in jobs if job.ladder == "random" or job.width < teacher.d]  # else it is the teacher
     records = distill.students((p, job) for job in jobs)
@@ -141,14 +141,14 @@ def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
         name = "teacher" if job is None else f"{job.ladder}-w{job.width}"
         parameters = shared | {"model": teacher.revision if job is None else keys[job]}
         what = f"distill/{p.scale}/features-{name}"
-        work = runs.work_folder(what, parameters)
+        work = store.work_folder(what, parameters)
 
         def compute(job=job, work=work):
             model = teacher.model if job is None else distill.trained(p, job, teacher)
             every = _lams(s, model.config.hidden_size)
             return {"features": sae.describe(teacher._replace(model=model), s, every, work)}
 
-        record = runs.find_or_compute(what, parameters, compute)
+        record = store.find_or_compute(what, parameters, compute)
         found[name] = record.key
         width = teacher.d if job is None else job.width
         rules = ["same", "relative"][: len(record["features"])]
@@ -156,8 +156,8 @@ def features(p: scales.Distill, s: scales.Sae) -> runs.Record:
         tables.append(record["features"].assign(**identity, d_teacher=teacher.d))
     every = pd.concat(tables, ignore_index=True)
     every = every[[*identity, *(name for name in every if name not in identity)]]
-    record = runs.find_or_compute(f"distill/{p.scale}/features", {"runs": found}, lambda: {"features": every})
-    runs.save_results(p.scale, "distill_features", every, record)
+    record = store.find_or_compute(f"distill/{p.scale}/features", {"runs": found}, lambda: {"features": every})
+    store.save_results(p.scale, "distill_features", every, record)
     return record
 
 
@@ -210,7 +210,7 @@ def principal(x: Float[Tensor, "tokens d"], width: int) -> tuple[Tensor, Tensor,
     return x.mean(0), vectors[:, kept].flip(1).to(x), variances.to(x)
 
 
-def references(p: scales.Distill, s: scales.Sae) -> runs.Record:
+def references(p: scales.Distill, s: scales.Sae) -> store.Record:
     """KL in nats of the teacher continued from a d-dimensional code of its stream at one layer, at the ladder's widths.
 
     ``pca``: rank d. ``relu``: a linear encoder and a decoder with ``expansion`` x d_T ReLUs, trained to reconstruct the
@@ -228,9 +228,9 @@ def references(p: scales.Distill, s: scales.Sae) -> runs.Record:
     for width in sorted(p.widths):
         parameters = shared | {"width": width}
         what = f"distill/{p.scale}/reference-w{width}"
-        work = runs.work_folder(what, parameters)
+        work = store.work_folder(what, parameters)
         with distill.threads(p):
-            record = runs.find_or_compute(
+            record = store.find_or_compute(
                 what, parameters, lambda width=width, work=work: _reference(stream(), s, width, work / "checkpoint")
             )
         found[str(width)] = record.key
@@ -239,13 +239,13 @@ def references(p: scales.Distill, s: scales.Sae) -> runs.Record:
                 {"reference": name, "layer": s.layer, "width": width, "d_teacher": p.shape.width} | record[name]
             )
     table = pd.DataFrame(rows).sort_values(["reference", "width"], ignore_index=True)
-    record = runs.find_or_compute(f"distill/{p.scale}/references", {"runs": found}, lambda: {"references": table})
-    runs.save_results(p.scale, "distill_references", table, record)
+    record = store.find_or_compute(f"distill/{p.scale}/references", {"runs": found}, lambda: {"references": table})
+    store.save_results(p.scale, "distill_references", table, record)
     return record
 
 
 def _stream(p: scales.Distill, s: scales.Sae) -> Stream:
-    teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     text = distill.read(teacher, p, "held_out")
     at_once = sae.ACTIVATION_BYTES // (4 * teacher.d)
     wanted = (("train", min(s.tokens, at_once)), ("held_out", min(s.held_out_tokens, at_once)))
@@ -389,7 +389,7 @@ def about_features(table: pd.DataFrame) -> str:
 
 # -------------------------------------------------------------------------------------------------------- command line
 
-PARTS: dict[str, Callable[[scales.Distill, scales.Sae], runs.Record]] = {
+PARTS: dict[str, Callable[[scales.Distill, scales.Sae], store.Record]] = {
     "long": lambda p, s: long(p),
     "objectives": lambda p, s: objectives(p),
     "features": features,

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from minwidth.errors import SourceError
-from minwidth.paths import CORPORA_LOCK, RUNS, WHEELS, alone, sealed, sha256, writing
+from minwidth.store import CORPORA_LOCK, RUNS, WHEELS, alone, locked_digest, sealed, sha256, writing
 
 HELD_OUT_PERCENT = 5
 WORDS = (20, 100)  # shortest and longest passage
@@ -331,8 +331,3 @@ def tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.typing.DTypeLike)
             streams[side].append(np.array([*ids, tokenizer.eos_token_id], dtype))
     empty = np.zeros(0, dtype)  # a split may have no documents
     return {side: np.concatenate([empty, *stream]) for side, stream in streams.items()}
-
-
-def locked_digest() -> str:
-    """Eight hexadecimal digits that change with any locked wheel: part of each key that depends on the text."""
-    return hashlib.sha256(CORPORA_LOCK.read_bytes()).hexdigest()[:8]

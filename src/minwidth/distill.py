@@ -29,8 +29,8 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import calibration, errors, kl, models, ranks, residual, runs, scales, training
-from minwidth.paths import existing
+from minwidth import calibration, errors, kl, models, residual, scales, store, training
+from minwidth.store import existing
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _say(sentence: str) -> None:
     log.warning("%s", sentence)
 
 
-def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
+def moments(teacher: models.Teacher, p: scales.Distill) -> store.Record:
     """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
     tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
@@ -138,7 +138,7 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
-    return runs.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
+    return store.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
 def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
 # ------------------------------------------------------------------------------------------------------- one student
 
 
-def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> runs.Record:
+def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) -> store.Record:
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
     Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
@@ -168,12 +168,12 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
         ValueError: the student cannot be made at this width.
     """
     what, parameters = key(p, job)
-    if record := runs.find(what, parameters):
+    if record := store.find(what, parameters):
         return record
     with threads(p):
-        teacher = teacher or models.load_teacher(p.shape.teacher, device=ranks.device())
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
         compute = functools.partial(_train, p, job, teacher, what, parameters)
-        return ranks.find_or_compute(what, parameters, compute)
+        return training.find_or_compute(what, parameters, compute)
 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
@@ -241,11 +241,11 @@ def objective(
 
 def _batch(teacher: models.Teacher, text: Text, rows) -> tuple[Tensor, Tensor]:
     device = teacher.model.device
-    ids = ranks.sent(text.ids[rows].astype(np.int64), device)
+    ids = training.sent(text.ids[rows].astype(np.int64), device)
     if text.states is None:
         with torch.no_grad():
             return ids, models.final_hidden(teacher.model, ids)
-    return ids, ranks.sent(text.states[rows], device)
+    return ids, training.sent(text.states[rows], device)
 
 
 @torch.no_grad()
@@ -296,7 +296,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
             rows=len(text.ids),
             schedule=schedule(p, job),
             seed=job.seed,
-            checkpoint=runs.work_folder(what, parameters) / "checkpoint",
+            checkpoint=store.work_folder(what, parameters) / "checkpoint",
             progress=f"{job.ladder} {job.width}, {job.steps} steps",
         )
     else:
@@ -304,9 +304,9 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     history = pd.DataFrame(history)
     final = losses(p, teacher, model, held_out)
     spread = 1.96 * final.std(ddof=1) / len(final) ** 0.5
-    if ranks.is_first():
+    if training.state().is_main_process:
         weights = {name: value.detach().float().cpu().numpy() for name, value in model.named_parameters()}
-        runs.store(f"{what}-weights", parameters, weights, seconds=0)
+        store.keep(f"{what}-weights", parameters, weights, seconds=0)
     return {
         "history": history,
         "untrained": start,
@@ -343,11 +343,11 @@ def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
     """The student of a finished run, in eval mode and without gradients; trained first if it was not yet."""
     student(p, job, teacher)
     what, parameters = key(p, job)
-    weights = runs.find(f"{what}-weights", parameters)
+    weights = store.find(f"{what}-weights", parameters)
     if weights is None:
         raise errors.LostError(
-            f"The weights of {runs.key_of(what, parameters)} are gone or damaged: "
-            f"remove {runs.folder_of(what, parameters)} to train that student again."
+            f"The weights of {store.key_of(what, parameters)} are gone or damaged: "
+            f"remove {store.folder_of(what, parameters)} to train that student again."
         )
     model = untrained(teacher, p, job.ladder, job.width, job.seed)
     with torch.no_grad():
@@ -412,7 +412,7 @@ def jobs(p: scales.Distill) -> list[Job]:
     return found
 
 
-def students(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
+def students(todo: Iterable[tuple[scales.Distill, Job]]) -> list[store.Record]:
     """The records of several runs at one scale, trained where none is found.
 
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
@@ -421,13 +421,13 @@ def students(todo: Iterable[tuple[scales.Distill, Job]]) -> list[runs.Record]:
         RuntimeError: a process failed; its last line says why.
     """
     todo = list(todo)
-    missing = [(p, job) for p, job in todo if runs.find(*key(p, job)) is None]
+    missing = [(p, job) for p, job in todo if store.find(*key(p, job)) is None]
     if missing:
         _compute(missing)
     return [student(p, job) for p, job in todo]
 
 
-def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
+def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> store.Record:
     """All students that the parameters ask for, and ``extra`` runs of them at other numbers of steps.
 
     Returns:
@@ -439,21 +439,21 @@ def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> runs.Record:
     parts = {"/".join(map(str, job)): record.key for job, record in records.items()}
     label = "ladder" if p.width is None else f"w{p.width}"
     parameters = {"runs": parts, "floor_tolerance": p.floor_tolerance}
-    return runs.find_or_compute(f"distill/{p.scale}/{label}", parameters, lambda: _assemble(p, records))
+    return store.find_or_compute(f"distill/{p.scale}/{label}", parameters, lambda: _assemble(p, records))
 
 
 def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     p, _ = missing[0]
     with threads(p):
-        teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
+        teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
         for split in ("train", "held_out"):
             read(teacher, p, split)  # once, before several processes would ask for it
         if any(job.ladder == "width_alone" for _, job in missing):
             moments(teacher, p)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    in_turn = p.shape.width > scales.ONE_THREAD or min(cores, len(missing)) == 1 or ranks.device().type != "cpu"
-    if in_turn or ranks.count() > 1:
+    in_turn = p.shape.width > scales.ONE_THREAD or min(cores, len(missing)) == 1
+    if in_turn or training.state().device.type != "cpu" or training.state().num_processes > 1:
         for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return
@@ -486,14 +486,14 @@ def _as_worker() -> None:
 
 @functools.cache
 def _teacher(scale: str) -> models.Teacher:
-    return models.load_teacher(scales.SHAPES[scale].teacher, device=ranks.device())
+    return models.load_teacher(scales.SHAPES[scale].teacher, device=training.state().device)
 
 
 def _key_of_student(p: scales.Distill, job: Job) -> str:
     return student(p, job, _teacher(p.scale)).key  # in a worker: the record itself stays on disk
 
 
-def _assemble(p: scales.Distill, records: dict[Job, runs.Record]) -> dict[str, Any]:
+def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, Any]:
     curves = [record["history"].assign(**job._asdict()) for job, record in records.items()]
     rows = []
     for job, record in records.items():
@@ -570,7 +570,7 @@ def predictors(p: scales.Distill, widths: list[int]) -> pd.DataFrame:
         pd.DataFrame({"predictor": name, "lam": np.nan, "chosen": False, "width": widths, "value": value})
         for name, value in trivial.items()
     ]
-    floors, layers = (runs.load_results(p.scale, name) for name in ("sae_floors", "sae_layers"))
+    floors, layers = (store.load_results(p.scale, name) for name in ("sae_floors", "sae_layers"))
     if floors is not None and layers is not None:
         default = layers[layers["default"].astype(bool)].iloc[0]
         same = [name for name in ("layer", "expansion", "tokens", "kind") if name in floors and name in layers]

@@ -14,7 +14,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from minwidth.paths import FIGURES, replace_file
+from minwidth.store import FIGURES, replace_file
 
 WIDTH = 6.3  # inches, a text column
 HEIGHT = 2.9  # of a single row of panels

@@ -22,8 +22,8 @@ import yaml
 from IPython.display import HTML
 
 from minwidth import capacity, measured
-from minwidth.paths import DATA, OUT, RESULTS, replace_file
 from minwidth.scales import SCALES
+from minwidth.store import DATA, OUT, RESULTS, replace_file
 
 PAPER = DATA / "paper"
 VERDICTS = {  # seaborn's colour-blind palette; the verdict is always written out too

@@ -41,7 +41,7 @@ from transformers.utils import logging as transformers_logging
 
 from minwidth import corpus, scales
 from minwidth.errors import ParameterError, SourceError
-from minwidth.paths import DATA, RUNS, sealed, sha256
+from minwidth.store import DATA, RUNS, sealed, sha256
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-from minwidth.paths import ROOT, RUNS, replace_file
+from minwidth.store import ROOT, RUNS, replace_file
 
 NOTEBOOKS = ROOT / "notebooks"
 SCHEME = "minwidth-copy:"

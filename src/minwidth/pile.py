@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from minwidth import corpus
 from minwidth.corpus import Document
 from minwidth.errors import SourceError
-from minwidth.paths import RUNS, alone, replace_file, writing
+from minwidth.store import RUNS, alone, replace_file, writing
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from minwidth import capacity, concepts, distill, errors, models, ranks, residual, runs, sae, scales
+from minwidth import capacity, concepts, distill, errors, models, residual, sae, scales, store, training
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def students(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Su
     ]
     if p.train_students:
         return wanted, []
-    there = [s for s in wanted if runs.find(*distill.key(d, distill.Job(*s))) is not None]
+    there = [s for s in wanted if store.find(*distill.key(d, distill.Job(*s))) is not None]
     return there, [s for s in wanted if s not in there]
 
 
@@ -295,7 +295,7 @@ class Inputs(NamedTuple):
     ids: list[list[int]]  # what of each passage is read
 
 
-def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
+def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     """Probe the teacher and the students of ``d`` for every concept, with all controls; each model once, then found.
 
     Small models are probed side by side, one thread each.
@@ -316,7 +316,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
     def load() -> Inputs:
         with lock:
             if not inputs:  # only if a record has to be computed
-                loaded = models.load_teacher(p.shape.teacher, device=ranks.device())
+                loaded = models.load_teacher(p.shape.teacher, device=training.state().device)
                 inputs.append(Inputs(loaded, passages, tokenized(loaded.tokenizer, passages.text, p.tokens)))
             return inputs[0]
 
@@ -328,7 +328,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
         words, *records = [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
     records = dict(zip(every, records, strict=True))
     parts = {subject.label: record.key for subject, record in records.items()} | {"words": words.key}
-    return runs.find_or_compute(
+    return store.find_or_compute(
         f"probe/{p.scale}/survey",
         {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed},
         lambda: _assemble(p, passages, records, untrained, words),
@@ -337,7 +337,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
 
 def _workers(p: scales.Probe) -> int:
     """How many models are probed side by side: several small ones, or a large one at a time."""
-    small = p.shape.width <= scales.ONE_THREAD and ranks.device().type == "cpu"
+    small = p.shape.width <= scales.ONE_THREAD and training.state().device.type == "cpu"
     return min(4, os.cpu_count() or 1) if small else 1
 
 
@@ -350,7 +350,7 @@ def _model(d: scales.Distill, subject: Subject, teacher: models.Teacher) -> nn.M
     return distill.untrained(teacher, d, subject.ladder, subject.width, subject.seed).eval()
 
 
-def _settings(p: scales.Probe, text: runs.Record) -> dict[str, Any]:
+def _settings(p: scales.Probe, text: store.Record) -> dict[str, Any]:
     return {
         "concepts": p.concepts,
         "layer": p.layer,
@@ -363,8 +363,8 @@ def _settings(p: scales.Probe, text: runs.Record) -> dict[str, Any]:
 
 
 def _measured(
-    p: scales.Probe, d: scales.Distill, subject: Subject, text: runs.Record, load: Callable[[], Inputs]
-) -> runs.Record:
+    p: scales.Probe, d: scales.Distill, subject: Subject, text: store.Record, load: Callable[[], Inputs]
+) -> store.Record:
     """The record of one model's probes."""
     identity: dict[str, Any] = subject._asdict()
     layers, controls = [0, p.layer], ("none", "embedding", "shuffled", "unseen_source")
@@ -383,7 +383,7 @@ def _measured(
         states = pooled(model, shared.ids, start, layers, f"reading by {subject.label}")
         return probe_states(dict(zip(layers, states, strict=True)), shared.passages, p, controls)
 
-    return runs.find_or_compute(f"probe/{p.scale}/{subject.label}", _settings(p, text) | identity, compute)
+    return store.find_or_compute(f"probe/{p.scale}/{subject.label}", _settings(p, text) | identity, compute)
 
 
 def probe_states(
@@ -439,7 +439,7 @@ def _row(name: str, found: pd.DataFrame, labels, groups, p: scales.Probe) -> dic
     return {"concept": name} | summary(found, labels, groups, p.seed) | tested
 
 
-def _words(p: scales.Probe, text: runs.Record, load: Callable[[], Inputs]) -> runs.Record:
+def _words(p: scales.Probe, text: store.Record, load: Callable[[], Inputs]) -> store.Record:
     """The bag-of-words control: what the words alone give, of exactly the text that the models read."""
 
     def compute():
@@ -456,7 +456,7 @@ def _words(p: scales.Probe, text: runs.Record, load: Callable[[], Inputs]) -> ru
                 rows.append(_row(name, found, labels, groups, p) | {"control": "bag_of_words_unseen_source"})
         return {"accuracy": pd.DataFrame(rows)}
 
-    return runs.find_or_compute(f"probe/{p.scale}/words", _settings(p, text), compute)
+    return store.find_or_compute(f"probe/{p.scale}/words", _settings(p, text), compute)
 
 
 def _assemble(p, passages, records, untrained, words) -> dict[str, pd.DataFrame]:
@@ -491,7 +491,7 @@ def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------- single features: the staircase
 
 
-def staircase(p: scales.Probe, d: scales.Distill) -> runs.Record:
+def staircase(p: scales.Probe, d: scales.Distill) -> store.Record:
     """How well each feature of the teacher's autoencoder can be read, linearly, from each student's hidden state.
 
     Section 3 of the paper has a student keep the F_S = d_S g(alpha) most important features and lose the others: then
@@ -511,7 +511,7 @@ def staircase(p: scales.Probe, d: scales.Distill) -> runs.Record:
     tokens = {"train": READ_OUT_TOKENS, "held_out": READ_OUT_TOKENS // 2}
 
     def compute():
-        loaded = models.load_teacher(p.shape.teacher, device=ranks.device())
+        loaded = models.load_teacher(p.shape.teacher, device=training.state().device)
         autoencoder, rule = sae.load(found)
         texts = {}
         for split, count in tokens.items():
@@ -558,7 +558,7 @@ def staircase(p: scales.Probe, d: scales.Distill) -> runs.Record:
         }
 
     with distill.threads(d):
-        return runs.find_or_compute(
+        return store.find_or_compute(
             f"probe/{p.scale}/staircase", {"sae": found.key, "models": labels, "tokens": tokens}, compute
         )
 
@@ -598,7 +598,7 @@ def _stream(model: nn.Module, blocks: np.ndarray, place: torch.Tensor, layer: in
     return torch.cat(parts)[place].float().cpu()
 
 
-def by_rank(record: runs.Record, bins: int = 14) -> pd.DataFrame:
+def by_rank(record: store.Record, bins: int = 14) -> pd.DataFrame:
     """The staircase in bins of rank, evenly spaced in its logarithm: mean AUROC of each model's features.
 
     Returns:
@@ -619,7 +619,7 @@ def by_rank(record: runs.Record, bins: int = 14) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def step_sizes(record: runs.Record) -> pd.DataFrame:
+def step_sizes(record: store.Record) -> pd.DataFrame:
     """Is there a step at F_S? What each student reads of the features on either side of it, and far from it.
 
     Every share is the student's AUROC above chance over that of the teacher's own state: for the features ranked from
@@ -659,7 +659,7 @@ def about_steps(steps: pd.DataFrame) -> str:
 # ------------------------------------------------------------------------------------------------------ every student
 
 
-def every_student(scale: str) -> runs.Record:
+def every_student(scale: str) -> store.Record:
     """The survey and the staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
 
     Where that says ``longer``, they are those of ``minwidth.controls``' longer ladders.
@@ -674,10 +674,10 @@ def every_student(scale: str) -> runs.Record:
     d = d.longer() if changes.pop("longer", False) else d
     p = scales.parameters("05_probe", scale, **changes)
     record, stairs = survey(p, d), staircase(p, d)
-    runs.save_results(scale, "probe_students", record["accuracy"], record)
-    runs.save_results(scale, "probe_students_layers", record["layers"], record)
-    runs.save_results(scale, "probe_students_staircase", by_rank(stairs), stairs)
-    runs.save_results(scale, "probe_students_steps", step_sizes(stairs), stairs)
+    store.save_results(scale, "probe_students", record["accuracy"], record)
+    store.save_results(scale, "probe_students_layers", record["layers"], record)
+    store.save_results(scale, "probe_students_staircase", by_rank(stairs), stairs)
+    store.save_results(scale, "probe_students_steps", step_sizes(stairs), stairs)
     return record
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minwidth import corpus, models, pile
-from minwidth.paths import RUNS, alone, replace_file, writing
+from minwidth.store import RUNS, alone, replace_file, writing
 
 MASSIVE = 10.0  # a token is left out if its norm exceeds this many medians at any layer asked for
 CALIBRATION_TOKENS = 16_384  # of training text, for the median and mean norm of each layer

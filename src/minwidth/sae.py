@@ -31,7 +31,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import capacity, kl, models, ranks, residual, runs, scales
+from minwidth import capacity, kl, models, residual, scales, store, training
 from minwidth.errors import Diverged, ParameterError, in_one_sentence
 from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
@@ -134,8 +134,8 @@ def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float, buffers:
 
 
 def _mean(gradients: Gradients) -> Gradients:
-    """Of a batch that several processes share (``ranks``): the gradients of the whole from those of the shares."""
-    if ranks.count() == 1:
+    """Of a batch that several processes share: the gradients of the whole from those of the shares."""
+    if training.state().num_processes == 1:
         return gradients
     counts, device = gradients.counts.long(), gradients.counts.device
     fired = (counts > 0)[:, None]
@@ -143,9 +143,9 @@ def _mean(gradients: Gradients) -> Gradients:
     parameters = (encoder.where(fired, 0), decoder.where(fired, 0), d_pre, d_bias.where(fired[:, 0], 0))
     said = torch.stack([torch.as_tensor(value, device=device).double() for value in (gradients.error, gradients.l0)])
     counts = counts.double()
-    ranks.mean_([*parameters, said, counts])
+    training.mean_([*parameters, said, counts])
     error, l0 = said.tolist() if said.is_cpu else said
-    return Gradients(parameters, (ranks.count() * counts).round().int(), error, l0)
+    return Gradients(parameters, (training.state().num_processes * counts).round().int(), error, l0)
 
 
 def _number(value: Tensor) -> float | Tensor:
@@ -465,14 +465,14 @@ class Run:
         """
         s, device = self.settings, self.sae.decoder.device
         if device.type == "cpu" and self.buffers is None:
-            self.buffers = Buffers(s.batch // ranks.count(), s.latents, x.shape[1])
+            self.buffers = Buffers(s.batch // training.state().num_processes, s.latents, x.shape[1])
         window = max(1, s.steps // self.WINDOWS)
         while self.step < until:
             steps = min(until, (self.step // window + 1) * window) - self.step
             error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
             for _ in range(steps):
                 rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
-                gradients = _mean(self._gradients(x[ranks.share(rows)].to(device)))
+                gradients = _mean(self._gradients(x[training.share(rows)].to(device)))
                 self.adam.step(self.sae, gradients, s.rate(self.step), s.bias)
                 self.step += 1
                 if s.revive:
@@ -489,7 +489,8 @@ class Run:
             point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
             self.curve.append(point)
             seen(steps)
-            if checkpoint and ranks.is_first() and (time.monotonic() > self.due or self.step == s.steps):
+            due = time.monotonic() > self.due or self.step == s.steps
+            if checkpoint and due and training.state().is_main_process:
                 self.due = checkpointed(lambda: self.save(checkpoint))
 
     def _gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:
@@ -766,7 +767,7 @@ ACTIVATION_BYTES = 2**32  # of the residual stream held at once
 ON_DISK = 2**28  # bytes of it above which a second run finds it on disk
 
 
-def measure(p: scales.Sae) -> runs.Record:
+def measure(p: scales.Sae) -> store.Record:
     """Train autoencoders on a teacher's residual stream and predict floors at every width; found if done before.
 
     One autoencoder with the default lambda at each layer, and one for each lambda at the predicting layer. Nothing
@@ -786,12 +787,12 @@ def measure(p: scales.Sae) -> runs.Record:
     if not p.revive:
         del parameters["revive"]  # the paper's training, by the key it always had
     what = f"sae/{p.scale}/{place}-l{p.layer}"
-    compute = functools.partial(_measure, p, runs.work_folder(what, parameters))
-    return ranks.find_or_compute(what, parameters, compute)
+    compute = functools.partial(_measure, p, store.work_folder(what, parameters))
+    return training.find_or_compute(what, parameters, compute)
 
 
 def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
-    device = ranks.device()
+    device = training.state().device
     teacher = models.load_teacher(p.teacher, p.revision or None, device)
     p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
@@ -911,7 +912,7 @@ def _blocks_at_once(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks len
     return max(1, ACTIVATION_BYTES // (4 * teacher.d * len(layers) * blocks.shape[1]))
 
 
-def load(record: runs.Record) -> tuple[Sae, residual.Calibration]:
+def load(record: store.Record) -> tuple[Sae, residual.Calibration]:
     """The default autoencoder of a record of ``measure``, and the rule and scale of its inputs."""
     arrays = (record[f"sae/{name}"] for name in ("encoder", "decoder", "bias_pre", "bias_encoder"))
     rule = record["calibration"]
@@ -982,7 +983,7 @@ def _train(
     a_shard = _blocks_at_once(teacher, text, layers)
     longest = max(every, key=lambda s: s.steps)
     kept = text.size * teacher.d * len(layers) * 4 > ON_DISK and a_shard >= len(text)
-    with ranks.tf32(teacher.model.device):
+    with training.tf32(teacher.model.device):
         for start, first, until in _visits(len(text), a_shard, text.shape[1], longest):
             if all(job.step >= min(until, job.settings.steps) for job in jobs):
                 continue
@@ -1012,7 +1013,7 @@ def _side_by_side(work: Callable, items: Sequence, teacher: models.Teacher) -> l
     Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are. What
     several processes do together they do in one order.
     """
-    if teacher.model.device.type != "cpu" or ranks.count() > 1:
+    if teacher.model.device.type != "cpu" or training.state().num_processes > 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))

@@ -12,8 +12,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from minwidth.paths import replace_folder
 from minwidth.sae import Sae
+from minwidth.store import replace_folder
 
 WEIGHTS, SETTINGS = "sae_weights.safetensors", "cfg.json"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from minwidth import errors, runs, sae, scales
+from minwidth import errors, sae, scales, store
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def variations(scale: str) -> list[scales.Sae]:
     return found
 
 
-def measure(scale: str) -> runs.Record:
+def measure(scale: str) -> store.Record:
     """All measurements of a scale, computed or found, as one record.
 
     Returns:
@@ -70,7 +70,7 @@ def measure(scale: str) -> runs.Record:
     what, parameters = f"sae/{scale}/sensitivity", {"records": [record.key for record in records]}
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     seconds = sum(record.provenance["seconds"] for record in records)
-    return runs.find(what, parameters) or runs.store(what, parameters, joined, seconds)
+    return store.find(what, parameters) or store.keep(what, parameters, joined, seconds)
 
 
 # ------------------------------------------------------------------------------------------------- reading the table
@@ -204,8 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", default="tiny", choices=list(scales.SENSITIVITY))
     scale = parser.parse_args(arguments).scale
     record = measure(scale)
-    runs.save_results(scale, "sae_sensitivity", record["layers"], record)
-    runs.save_results(scale, "sae_sensitivity_floors", record["floors"], record)
+    store.save_results(scale, "sae_sensitivity", record["layers"], record)
+    store.save_results(scale, "sae_sensitivity_floors", record["floors"], record)
     log.info("%s", about(record["layers"], record["floors"]))
 
 

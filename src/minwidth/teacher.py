@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 
 from minwidth import corpus, errors, training
 from minwidth.models import digest_of
-from minwidth.paths import DATA, RUNS, replace_folder
+from minwidth.store import DATA, RUNS, replace_folder
 
 FOLDER = DATA / "teacher"
 VOCABULARY = 2048

@@ -10,8 +10,8 @@ import jupytext
 import pytest
 
 from minwidth import colab
-from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 
 def cell(name: str) -> str:
@@ -42,7 +42,7 @@ def test_it_is_the_same_in_every_notebook_and_does_nothing_elsewhere(tmp_path: P
 def test_on_colab_it_fetches_the_study_and_what_is_missing(tmp_path: Path):
     there = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     source = cell("01_theory").replace('repository = ""', f"repository = '{ROOT}'")
-    said = python(f"{there}{source}\nfrom minwidth import paths; print(paths.ROOT)", tmp_path)
+    said = python(f"{there}{source}\nfrom minwidth import store; print(store.ROOT)", tmp_path)
     assert said.split()[-1] == str(tmp_path / "minwidth")  # git says that a folder's history is copied whole
 
 

@@ -14,7 +14,7 @@ from jupytext.cli import jupytext
 from papermill import PapermillExecutionError, execute_notebook
 from papermill.cli import papermill as command
 
-from minwidth import notebooks, paths
+from minwidth import notebooks, store
 
 SOURCE = """\
 # ---
@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder with one small paired notebook."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    shutil.copy(paths.ROOT / "notebooks" / "jupytext.toml", folder)
+    shutil.copy(store.ROOT / "notebooks" / "jupytext.toml", folder)
     (folder / "01_theory.py").write_text(SOURCE)
     sync(folder / "01_theory.py")
     monkeypatch.chdir(folder)
@@ -99,8 +99,8 @@ def test_an_executed_copy_is_no_pair(project: Path):
 
 @pytest.mark.parametrize("output", [[], ["out.ipynb"]], ids=["default", "named"])
 def test_an_unknown_parameter_is_one_sentence_and_writes_nothing(output: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(paths.ROOT / "notebooks")
-    watched = [Path(), paths.RUNS, paths.FIGURES]
+    monkeypatch.chdir(store.ROOT / "notebooks")
+    watched = [Path(), store.RUNS, store.FIGURES]
     before = [sorted(folder.rglob("*")) for folder in watched]
     result = papermill("01_theory.ipynb", *output, "-p", "wdith", "3")
     assert result.exit_code == 1
@@ -151,7 +151,7 @@ def ours(monkeypatch: pytest.MonkeyPatch):
 def test_the_copys_name_tells_the_parameters(ours, line: str, name: str):
     arguments = notebooks.with_output_path(line.split())
     assert arguments[:-1] == line.split()
-    assert arguments[-1] == f"{notebooks.SCHEME}{paths.RUNS}/{name}.ipynb"
+    assert arguments[-1] == f"{notebooks.SCHEME}{store.RUNS}/{name}.ipynb"
 
 
 @pytest.mark.parametrize("line", ["", "--version", "a.ipynb", "a.ipynb b.ipynb -p width 3", "04_distill.ipynb -"])

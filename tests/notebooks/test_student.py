@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 from minwidth import notebooks
-from minwidth.paths import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 
 def solution(cell: nbformat.NotebookNode) -> bool:

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from tests.notebooks.tolerance import DECIMAL, RELATIVE_TOLERANCE, Output
 
 WITHIN, BEYOND = 1 + RELATIVE_TOLERANCE / 2, 1 + 2 * RELATIVE_TOLERANCE

@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import zstandard
 
-from minwidth.paths import ROOT
+from minwidth.store import ROOT
 from tests import small_world
 
 PARAMETERS = dict(layer=2, lam=1.0, expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160)
