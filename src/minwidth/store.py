@@ -204,6 +204,12 @@ def results_file(scale: str, file: str) -> Path:
     return path if path.exists() else COMMITTED / scale / file
 
 
+def results_files(scale: str, pattern: str) -> list[Path]:
+    """Files of results by name, this run's before the committed ones."""
+    found = {path.name: path for folder in (COMMITTED, RESULTS) for path in (folder / scale).glob(pattern)}
+    return [found[name] for name in sorted(found)]
+
+
 # ------------------------------------------------------------------------------------- whole or not at all, and alone
 
 
