@@ -6,27 +6,38 @@ CORES ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOP := .venv/.develop
+FAST := $(wildcard tests/notebooks/test_pairs.py $(patsubst %,tests/test_%.py,\
+  capacity kl scales store environment supply paper_data ledger measured figures book publish notebooks))
 NBVAL := $(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env
 SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
+# what make paper and the long jobs make of tables and figures; only make publish changes those that are committed
+OUT ?= $(CURDIR)/runs/paper
+paper results publish sensitivity controls probes: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
 # several jobs share the cores, and a thread that spins while it waits would keep theirs
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install paper test test-units test-notebooks test-simulated test-measured lab results notebooks sensitivity controls probes bench book student teacher lock audit clean
+.PHONY: help install develop paper publish test check test-units test-notebooks test-simulated test-measured lab results notebooks \
+  sensitivity controls probes processors bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make install    the environment in .venv, which every other target makes too if it is missing'
-	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES) and print what holds of the paper'
+	@echo 'make develop    the same with what make test needs'
+	@echo 'make paper      run the whole study at SCALE=$(SCALE) on CORES=$(CORES), into runs/paper, and say what holds of the paper'
+	@echo 'make publish    copy the tables and figures of runs/paper over the committed ones, and the verdicts into README'
 	@echo 'make test       lint, unit tests, notebooks against their committed outputs, and JupyterLab in Chromium if there is one'
+	@echo 'make check      lint, pairs and the fast unit tests: a minute, for whoever edits a sentence'
 	@echo 'make lab        JupyterLab'
-	@echo 'make results    the ledger and its notebook again from the tables in data/results, computing nothing else'
+	@echo 'make results    the ledger and its notebook again from the tables there are, computing nothing else'
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
+	@echo 'make processors 03 to 06 as other processors and other seeds have them: hours; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
 	@echo 'make student    the notebooks without their solutions in runs/student'
@@ -40,13 +51,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	  echo "minwidth needs Python 3.11 or later, and '$(PYTHON)' is not: name one, as in make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab]'
+	@touch $@
+
+$(DEVELOP): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
 	@touch $@
 
 install: $(INSTALLED)
 
+develop: $(DEVELOP)
+
 paper: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	@mkdir -p .snakemake
 	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
 	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
@@ -56,22 +73,31 @@ paper: $(INSTALLED)
 	  --quiet host reason --show-failed-logs --config scale=$(SCALE)'
 	@rm -f $(SNAKEMAKE_PID)
 	@$(BIN)/python -m minwidth.ledger
+	@$(BIN)/python -m minwidth.publish --compare $(SCALE)
 
-test: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+publish: $(INSTALLED)
+	@$(BIN)/python -m minwidth.publish
+	@env -u MINWIDTH_OUT $(BIN)/python -m minwidth.ledger --readme
+
+check: $(DEVELOP)
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest --quiet $(FAST)
+
+test: $(DEVELOP)
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/ruff check
 	@$(MAKE) --no-print-directory --jobs 3 --keep-going test-units test-notebooks
 
-test-units: $(INSTALLED)
+test-units: $(DEVELOP)
 	$(BIN)/python -m pytest --quiet --durations=10 tests
 
 test-notebooks: test-simulated test-measured
 
 # the browser comes last, and in the same session: it runs both notebooks again and finds what they computed
-test-simulated: $(INSTALLED)
+test-simulated: $(DEVELOP)
 	$(NBVAL) -rs -m 'not slow' notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb tests/test_browser.py
 
-test-measured: $(INSTALLED)
+test-measured: $(DEVELOP)
 	$(NBVAL) notebooks/03_sae.ipynb notebooks/04_distill.ipynb notebooks/05_probe.ipynb notebooks/06_ledger.ipynb
 
 lab: $(INSTALLED)
@@ -85,16 +111,19 @@ notebooks: $(INSTALLED)
 	$(BIN)/python -m minwidth.notebooks notebooks/*.py
 
 sensitivity: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
-	$(BIN)/python -m minwidth.sae --scale $(SCALE) --sensitivity
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	$(BIN)/python -m minwidth.sensitivity --scale $(SCALE)
 
 controls: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/python -m minwidth.controls --scale $(SCALE)
 
 probes: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
 	$(BIN)/python -m minwidth.probe --scale $(SCALE)
+
+processors: $(DEVELOP)
+	$(BIN)/python -m tests.processors
 
 bench: .venv-bench/.installed
 	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done
@@ -105,13 +134,12 @@ bench: .venv-bench/.installed
 	@touch $@
 
 book: .venv/.book
-	$(BIN)/python -m minwidth.book runs/book/source
+	@mkdir -p runs/book/source
 	$(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet --fresh-env \
-	  runs/book/source runs/book/html
-	$(BIN)/python -m minwidth.book --check runs/book/html
+	  --conf-dir docs runs/book/source runs/book/html
 
-.venv/.book: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,test,book]'
+.venv/.book: $(DEVELOP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev,book]'
 	@touch $@
 
 student: $(INSTALLED)
@@ -136,5 +164,5 @@ audit: .venv-lock/.installed
 clean:
 	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .coverage htmlcov runs/book .venv-bench .venv-lock
 	rm -f runs/*.ipynb
-	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students; done
+	for scale in tiny smollm2 pythia-410m; do rm -f runs/$$scale/*.ipynb runs/$$scale/*.log; rm -rf runs/$$scale/students runs/$$scale/benchmarks; done
 	find src tests benchmarks -name __pycache__ -exec rm -rf {} +

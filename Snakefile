@@ -90,11 +90,11 @@ rule theory:
         f"{COPIES}/01_theory.ipynb",
     log:
         f"{COPIES}/01_theory.log",
+    benchmark:
+        f"{COPIES}/benchmarks/01_theory.tsv"
     message:
         "01_theory: the theory, recomputed"
     threads: 1
-    resources:
-        **scales.RESOURCES[SCALE]["theory"],
     shell:
         execute("01_theory")
 
@@ -106,11 +106,11 @@ rule toy_sweep:
         f"{COPIES}/02_toy_sweep.ipynb",
     log:
         f"{COPIES}/02_toy_sweep.log",
+    benchmark:
+        f"{COPIES}/benchmarks/02_toy_sweep.tsv"
     message:
         "02_toy_sweep: the toy models"
     threads: 1  # more where the others leave them
-    resources:
-        **scales.RESOURCES[SCALE]["toy_sweep"],
     shell:
         execute("02_toy_sweep")
 
@@ -123,12 +123,12 @@ rule sae:
         f"{COPIES}/03_sae.ipynb",
     log:
         f"{COPIES}/03_sae.log",
+    benchmark:
+        f"{COPIES}/benchmarks/03_sae.tsv"
     message:
         "03_sae: sparse autoencoders of the teacher"
     threads: 2
     priority: 1
-    resources:
-        **scales.RESOURCES[SCALE]["sae"],
     shell:
         execute("03_sae")
 
@@ -143,14 +143,14 @@ rule students:
         touch(COPIES + "/students/w{width}-s{seed}"),
     log:
         COPIES + "/students/w{width}-s{seed}.log",
+    benchmark:
+        COPIES + "/benchmarks/students-w{width}-s{seed}.tsv"
     message:
         "04_distill: students of width {wildcards.width}, seed {wildcards.seed}"
     threads: 1 if SMALL else 2  # with small tensors two jobs beat two threads
     priority: 1
-    resources:
-        **scales.RESOURCES[SCALE]["students"],
     shell:
-        "{sys.executable} -m minwidth.distill --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed}"
+        "{sys.executable} -m minwidth.ladders --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed}"
         f" {CHANGES} 2> {{log}}"
 
 
@@ -162,12 +162,12 @@ rule distill:
         f"{COPIES}/04_distill.ipynb",
     log:
         f"{COPIES}/04_distill.log",
+    benchmark:
+        f"{COPIES}/benchmarks/04_distill.tsv"
     message:
         "04_distill: the ladders of students together"
     threads: 1 if SMALL else 2
     priority: 1
-    resources:
-        **scales.RESOURCES[SCALE]["distill"],
     shell:
         execute("04_distill")
 
@@ -180,12 +180,12 @@ rule probe:
         f"{COPIES}/05_probe.ipynb",
     log:
         f"{COPIES}/05_probe.log",
+    benchmark:
+        f"{COPIES}/benchmarks/05_probe.tsv"
     message:
         "05_probe: probes of teacher and students"
     threads: 1 if SMALL else 2
     priority: 1
-    resources:
-        **scales.RESOURCES[SCALE]["probe"],
     shell:
         execute("05_probe")
 
@@ -203,10 +203,10 @@ rule ledger:
         f"{COPIES}/06_ledger.ipynb",
     log:
         f"{COPIES}/06_ledger.log",
+    benchmark:
+        f"{COPIES}/benchmarks/06_ledger.tsv"
     message:
         "06_ledger: every claim and its verdict"
     threads: 1
-    resources:
-        **scales.RESOURCES[SCALE]["ledger"],
     shell:
         execute("06_ledger")

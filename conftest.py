@@ -14,15 +14,12 @@ pytest_plugins = ["tests.notebooks.tolerance"]
 
 
 def pytest_configure(config):
-    """Records, tables and figures are written beside a copy of the committed tables; the working tree stays clean."""
+    """Records, tables and figures are written to a folder of their own; the working tree stays clean."""
     config.scratch = Path(tempfile.mkdtemp(prefix="minwidth-"))
     os.environ.setdefault("MINWIDTH_RUNS", str(config.scratch / "runs"))
     os.environ.setdefault("MINWIDTH_OUT", str(config.scratch))
     # nbval reads a cell's messages when the cell has ended; of more than 2,000 the last are lost, and it waits for them
     os.environ.setdefault("TQDM_MININTERVAL", "5")
-    committed = Path(__file__).parent / "data" / "results"
-    if committed.exists():
-        shutil.copytree(committed, config.scratch / "data" / "results")
 
 
 def pytest_unconfigure(config):

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from minwidth import distill, figures, kl, models, scales
+from minwidth import figures, kl, models, scales, students
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 2.0
@@ -230,7 +230,7 @@ def speed_benchmark(rounds: int) -> dict:
     rows = []
     for ladder in p.ladders:
         for width in p.widths:
-            student = distill.untrained(teacher, p, ladder, width, seed=0)
+            student = students.untrained(teacher, p, ladder, width, seed=0)
             optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
             def train(student=student, optimizer=optimizer):
@@ -292,7 +292,7 @@ def draw(found: dict[str, dict]):
             marker=marker,
             markersize=4,
             color=figures.PALETTE[number],
-            label=distill.LADDER_NAMES[ladder],
+            label=students.LADDERS[ladder],
         )
     last.axhline(1, color="0.3", linewidth=1, linestyle="--")
     last.set(xlabel="width d", ylabel="time / products", title="(d) steps of the tiny students", ylim=(0, None))

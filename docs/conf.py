@@ -1,16 +1,25 @@
-"""Sphinx reads the folder that ``python -m minwidth.book`` assembles: Markdown, executed notebooks, docstrings.
+"""``sphinx-build -c docs runs/book/source runs/book/html``: the book, whose pages are put together here.
 
-The pages need nothing from elsewhere when they are read: formulas become MathML here, and widgets the pictures beside
-them.
+They are the pages of docs/, the committed notebooks, and two that are computed, the gallery and the ledger. They need
+nothing from elsewhere when they are read: formulas become MathML, and widgets the pictures beside them.
 """
 
-from docutils import nodes
-from latex2mathml.converter import convert
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+
+from minwidth import ledger
+from minwidth.scales import NOTEBOOKS, SCALES
+from minwidth.store import ROOT
 
 project = "minwidth"
 author = "the authors of minwidth"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"  # what was committed is what is shown
 nb_ipywidgets_js = {}
@@ -38,15 +47,136 @@ html_math_renderer = "mathml"
 html_copy_source = False
 
 
-def inline_formula(translator, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
-    raise nodes.SkipNode
-
-
-def formula(translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math-wrapper">{convert(node.astext(), display="block")}</div>')
-    raise nodes.SkipNode
-
-
 def setup(app) -> None:
+    assemble(Path(app.srcdir))
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
+    app.connect("build-finished", check_links)
+
+
+def inline_formula(translator, node) -> None:
+    _write(translator, node, "{}", "inline")
+
+
+def formula(translator, node) -> None:
+    _write(translator, node, '<div class="math-wrapper">{}</div>', "block")
+
+
+def _write(translator, node, form: str, display: str) -> None:
+    from docutils.nodes import SkipNode
+    from latex2mathml.converter import convert
+
+    translator.body.append(form.format(convert(node.astext(), display=display)))
+    raise SkipNode
+
+
+# -------------------------------------------------------------------------------------------------------------- pages
+
+
+def assemble(folder: Path) -> None:
+    """Write everything that Sphinx reads to ``folder``, whose content is replaced."""
+    shutil.rmtree(folder)
+    shutil.copytree(ROOT / "docs", folder)
+    for page in folder.glob("*.md"):  # in the book the notebooks lie beside, not above
+        page.write_text(page.read_text().replace("](../notebooks/", "](notebooks/"))
+    (folder / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
+    shutil.copytree(ROOT / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.svg", "other"))
+    frame = ledger.ledger()
+    (folder / "gallery.md").write_text(gallery(frame))
+    (folder / "ledger.md").write_text(verdicts(frame))
+
+
+def gallery(frame: pd.DataFrame) -> str:
+    """Each figure of the paper as this study draws it, the claims that name it, and the record it was drawn from."""
+    page = [
+        "# The paper's figures, drawn again",
+        "The paper's own values are open markers, ours are filled. Under each figure stand the claims of the paper "
+        "that name it, with what we measured, and the record it was drawn from.",
+    ]
+    drawn = [path for scale in SCALES for path in sorted((ROOT / "figures" / scale).glob("fig[0-9][0-9]*.svg"))]
+    for number in sorted({int(path.stem[3:5]) for path in drawn}):
+        page.append(f"## Figure {number}")
+        for path in drawn:
+            if int(path.stem[3:5]) == number:
+                scale = path.parent.name
+                page.append(f"![Figure {number} at scale {scale}](figures/{scale}/{path.stem}.png)")
+                page.append(f"Scale `{scale}`, {_origin(path)}.")
+        named = frame["place"].map(lambda place, number=number: str(number) in re.findall(r"Fig\. (\d+)", place))
+        page += [_table(frame[named])] if named.any() else ["No claim in the ledger names this figure."]
+    return "\n\n".join(page) + "\n"
+
+
+def verdicts(frame: pd.DataFrame) -> str:
+    """Every claim with its verdict, section by section."""
+    page = [
+        "# The ledger",
+        "Every claim of the paper that a number can decide. The verdicts are computed from the paper's printed numbers "
+        "and from committed measurements; [notebook 06](notebooks/06_ledger.ipynb) says how.",
+    ]
+    for section, rows in frame.groupby("section"):
+        page += [f"## {section.partition(' ')[2]}", _table(rows)]
+    return "\n\n".join(page) + "\n"
+
+
+def _table(rows: pd.DataFrame) -> str:
+    """Claim, paper, ours, verdict and why as a table of Markdown."""
+    lines = ["| claim | paper | ours | verdict | why |", "|---|---|---|---|---|"]
+    for _, row in rows.iterrows():
+        ours = [f"{row[scale]} ({scale})" for scale in ledger.measured_scales(rows) if row[scale]]
+        ours += [f"{row['recomputed']} (recomputed)"] if row["recomputed"] else []
+        cells = [f"{row['claim']} ({row['place']})", row["printed"], "; ".join(ours) or "–", row["verdict"], row["why"]]
+        lines.append("| " + " | ".join(map(plain, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _origin(picture: Path) -> str:
+    """What a figure's metadata say it was drawn from."""
+    said = re.search(r"<dc:description>(.*?)</dc:description>", picture.read_text())
+    return f"record `{said[1]}`" if said and "/" in said[1] else "computed from formulas and the paper's own numbers"
+
+
+def plain(text: str) -> str:
+    """``text`` on one line, with nothing in it that Markdown would read as markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~^])", r"\\\1", " ".join(str(text).split()))
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+
+
+class _Page(HTMLParser):
+    """The links of a page and the places in it that a link can name."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links: list[str] = []
+        self.places: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.places |= {given[name] for name in ("id", "name") if given.get(name)}
+        if tag != "link" or given.get("rel") == "stylesheet":
+            self.links += [given[name] for name in ("href", "src") if given.get(name)]
+
+
+def broken_links(folder: Path) -> Iterator[str]:
+    """Links of the pages in ``folder`` to files or places that are not there; links to other sites are not followed."""
+    written = [path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts]  # the theme's macros
+    pages = {path.resolve(): _Page(path.read_text()) for path in written}
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:  # another site: nothing here can tell
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists():
+                yield f"{path.relative_to(folder.resolve())}: {link} is not there"
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
+                yield f"{path.relative_to(folder.resolve())}: {link} names no place"
+
+
+def check_links(app, error: Exception | None) -> None:
+    """End the build where a link leads nowhere."""
+    if error is None and (broken := "\n".join(broken_links(Path(app.outdir)))):
+        raise SystemExit(broken)

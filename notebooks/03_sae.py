@@ -76,10 +76,10 @@ from minwidth import (
     ledger,
     measured,
     models,
-    store,
     sae,
     sae_kernel,
     scales,
+    store,
 )
 from minwidth.store import DATA
 from minwidth.training import batch_rows

@@ -79,8 +79,8 @@ from minwidth import (
     ledger,
     measured,
     models,
-    store,
     scales,
+    store,
     students,
 )
 from minwidth.ladders import ladder as train_ladder

@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from minwidth import calibration, capacity, figures, ledger, store, scales
+from minwidth import calibration, capacity, figures, ledger, scales, store
 from minwidth.exercises import check
 
 p = scales.validate("06_ledger", globals())

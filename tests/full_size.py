@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from minwidth import distill, models, store, sae, scales, stream
+from minwidth import models, sae, scales, store, stream, students
 from tests import pile_world
 
 WIDTH = 512
@@ -44,13 +44,13 @@ def autoencoder(text: str) -> dict:
 
 def student(text: str, ladder: str) -> dict:
     """Two steps of a student, in the paper's warm-up, and its evaluation."""
-    distill.BASIS_TOKENS = 4 * 512
+    students.BASIS_TOKENS = 4 * 512
     p = scales.parameters(
         "04_distill", "pythia-410m", text=text, width=WIDTH, ladders=[ladder], steps=10, batch=2, length=32,
         evaluations=2, held_out_blocks=4,
     )  # fmt: skip
-    job = distill.Job(ladder, WIDTH, seed=0, steps=2)
-    record, (what, parameters) = distill.student(p, job), distill.key(p, job)
+    job = students.Job(ladder, WIDTH, seed=0, steps=2)
+    record, (what, parameters) = students.student(p, job), students.key(p, job)
     weights = store.find(f"{what}-weights", parameters).values
     found = {"history": record["history"].to_dict("list"), "params": record["params"], "uniform": record["uniform"]}
     return found | {"stored": sum(array.size for array in weights.values())}

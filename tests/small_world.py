@@ -11,7 +11,7 @@ from tokenizers import models as token_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import store, sae, scales, stream, text, training
+from minwidth import sae, scales, store, stream, text, training
 
 SMALL = dict(expansion=4, tokens=10_000, steps=60, batch=64, held_out_tokens=1600, kl_tokens=160, length=16)
 

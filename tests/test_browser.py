@@ -20,8 +20,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -14,7 +14,8 @@ from minwidth.store import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PINS = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"]]
+READER = [*PROJECT["dependencies"], *EXTRAS["lab"]]
+PINS = [*READER, *EXTRAS["dev"]]
 # what .venv holds, what it may hold for some targets, and what make lock runs
 PARTS = [
     [line for line in part.splitlines() if "==" in line]
@@ -29,10 +30,10 @@ def test_every_requirement_is_pinned_exactly(pin: str):
     assert pin in CONSTRAINTS
 
 
-def test_conda_and_pip_install_the_same():
+def test_conda_installs_what_a_reader_needs():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (by_pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert sorted(by_pip) == sorted([*PINS, "-e ."])
+    assert sorted(by_pip) == sorted([*READER, "-e ."])
     (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
     assert PROJECT["requires-python"] == f">={python.removeprefix('python=')}"
 

@@ -1,7 +1,7 @@
 """kill -9 in each long stage: what was finished stays as it is, nothing is left half-done, and the next run ends with
 the same numbers as one that was never killed.
 
-tests/test_distill.py kills students, tests/test_sae.py autoencoders, tests/test_faults.py whoever writes token blocks.
+tests/test_students.py kills students, tests/test_sae.py autoencoders, tests/test_faults.py whoever writes token blocks.
 """
 
 import itertools
@@ -20,28 +20,27 @@ import torch
 from minwidth.corpus import Passage
 
 from minwidth import (
-    autoencoder,
     controls,
     corpus,
-    distill,
     models,
-    store,
     probe,
     residual,
-    store,
     sae,
     scales,
+    sensitivity,
+    store,
+    students,
     teacher,
     training,
 )
 from minwidth import toy as toys
 from minwidth.training import Schedule
-from tests import small_world, test_distill
+from tests import small_world, test_students
 from tests.test_faults import in_child
 
 AUTOENCODER = dict(
     teacher="tiny", layer=1, layers=[1], tokens=10_000, held_out_tokens=1000, expansion=4, steps=20, batch=64,
-    length=test_distill.LENGTH, lam=0.3, widths=[16, 32],
+    length=test_students.LENGTH, lam=0.3, widths=[16, 32],
 )  # fmt: skip
 
 
@@ -104,9 +103,9 @@ def survives(tmp_path, monkeypatch):
 @pytest.fixture
 def students(tmp_path, monkeypatch):
     """Random text and a teacher of width 32."""
-    test_distill.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
+    test_students.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # or others would train beside it
-    return test_distill.settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
+    return test_students.settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
 
 
 def test_the_toy_sweep(survives):
@@ -125,7 +124,7 @@ def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
-    survives(lambda: sae.main(["--scale", "tiny", "--sensitivity"]), autoencoder, "train", call=2, finished=1)
+    survives(lambda: sensitivity.main(["--scale", "tiny"]), sae, "_train", call=2, finished=1)
 
 
 def test_other_objectives(survives, students, monkeypatch):
@@ -153,8 +152,8 @@ def test_probes(survives, students, monkeypatch):
          "document": [p.document for p in made], "text": [p.text for p in made]}
     )  # fmt: skip
     p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
-    ids = [[zlib.crc32(word.encode()) % test_distill.VOCABULARY for word in text.split()] for text in table.text]
-    inputs = probe.Inputs(test_distill.make_teacher(), table, ids)
+    ids = [[zlib.crc32(word.encode()) % test_students.VOCABULARY for word in text.split()] for text in table.text]
+    inputs = probe.Inputs(test_students.make_teacher(), table, ids)
     monkeypatch.setattr(probe, "probe_states", lambda states, *_: {"mean": float(np.mean(states[1]))})
 
     teacher_itself, narrow = probe.Subject("", 32, 0, 0), probe.Subject("random", 16, 0, 0)
@@ -169,8 +168,8 @@ def test_probes(survives, students, monkeypatch):
 def test_the_teachers_states(tmp_path, monkeypatch, students):
     """Shards that were finished are kept, the others computed."""
     monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "SHARD_BYTES", test_distill.LENGTH * test_distill.WIDTH * 4 * 16)
-    model, blocks = test_distill.make_teacher(), test_distill.blocks(None, "train", test_distill.LENGTH, 100)[:40]
+    monkeypatch.setattr(residual, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
+    model, blocks = test_students.make_teacher(), test_students.blocks(None, "train", test_students.LENGTH, 100)[:40]
 
     def compute():
         stream.offline_teacher(model, blocks, "text")

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, distill, figures, probe, store, scales
+from minwidth import concepts, distill, figures, probe, scales, store
 from minwidth.store import Record
 from minwidth.text import Passage
 

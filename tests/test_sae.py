@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, store, sae, sae_kernel, scales, stream, text, training
+from minwidth import autoencoder, models, sae, sae_kernel, scales, store, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 

@@ -2,21 +2,20 @@ import math
 import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import scales
-from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS, SCALES, SHAPES, ParameterError
+from minwidth.store import ROOT
 
 
-def sentence(notebook, **namespace):
-    """What a reader of the notebook is told: one sentence that names the notebook or the fault."""
-    with pytest.raises(ParameterError) as error:
-        scales.validate(notebook, namespace)
-    text = str(error.value)
-    assert text.endswith(".") and "\n" not in text and not re.search(r"[.!?] [A-Z]", text), text
-    return text
+def one_sentence(text: str) -> bool:
+    return text.endswith(".") and "\n" not in text and len(text) < 700 and not re.search(r"[.!?] [A-Z]", text)
+
+
+LONG = "x" * 10_000
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -47,8 +46,8 @@ def injected(code, **namespace):
 
 @pytest.mark.parametrize("name", ["wdith", "Width", "_width", "steps2", "In2"])
 def test_an_unknown_injected_name_is_named(name):
-    text = sentence("04_distill", **injected(f"{name} = 3\n"))
-    assert text.startswith(f"04_distill has no parameter '{name}'; it takes scale, ") and ", width, " in text
+    with pytest.raises(ParameterError, match=f"^04_distill has no parameter '{name}'; it takes scale, .*, width, "):
+        scales.validate("04_distill", injected(f"{name} = 3\n"))
 
 
 def test_known_injected_names_are_taken():
@@ -66,11 +65,8 @@ def test_only_what_was_injected_last_is_judged():
     ("notebook", "given_", "says"),
     [
         ("04_distill", {"width": "512"}, r"width = '512'.*integer"),
-        ("04_distill", {"width": 64.0, "scale": "tiny"}, r"width = 64.0.*integer"),
         ("04_distill", {"width": True}, r"width = True.*integer"),
-        ("04_distill", {"width": [64]}, r"width = \[64\].*integer"),
         ("04_distill", {"width": 0}, r"width = 0.*greater than 0"),
-        ("04_distill", {"width": -64}, r"width = -64.*greater than 0"),
         ("04_distill", {"width": 10**30}, r"wider than every teacher; give at most 1024"),
         ("04_distill", {"width": 10**30, "scale": "tiny"}, r"width = 10{30}.*less than or equal"),
         ("04_distill", {"width": 512, "scale": "tiny"}, r"width = 512 is wider than the teacher of tiny.*at most 128"),
@@ -83,35 +79,67 @@ def test_only_what_was_injected_last_is_judged():
         ("04_distill", {"widths": [64, "x"]}, r"widths.1 = 'x'.*integer"),
         ("04_distill", {"ladders": ["narrow"]}, r"ladders.0 = 'narrow'.*'random' or 'width_alone'"),
         ("04_distill", {"steps": 3}, r"steps = 3.*greater than or equal to 10"),
-        ("04_distill", {"steps": 10**9}, r"steps = 1000000000.*less than or equal"),
         ("04_distill", {"learning_rate": math.nan}, r"learning_rate = nan"),
-        ("04_distill", {"learning_rate": math.inf}, r"learning_rate = inf"),
         ("04_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast'.*number"),
-        ("04_distill", {"temperature": 0}, r"temperature = 0.*greater than 0"),
         ("04_distill", {"length": 256, "scale": "tiny"}, r"length = 256 exceeds.*at most 128"),
         ("04_distill", {"seeds": [-1]}, r"seeds.0 = -1.*greater than or equal to 0"),
-        ("04_distill", {"seeds": [2**31]}, r"seeds.0 = 2147483648.*less than"),
         ("01_theory", {"alpha": 0}, r"alpha = 0.*greater than 0"),
         ("01_theory", {"alpha": 1.0}, r"alpha = 1.0.*less than 1"),
-        ("01_theory", {"alpha": math.nan}, r"alpha = nan"),
-        ("01_theory", {"alpha": "0.9"}, r"alpha = '0.9'.*number"),
         ("01_theory", {"alpha": True}, r"alpha = True.*number"),
-        ("02_toy_sweep", {"sparsities": [0.8, 1.2]}, r"sparsities.1 = 1.2.*less than 1"),
         ("02_toy_sweep", {"features": [1]}, r"features.0 = 1.*greater than or equal to 2"),
         ("03_sae", {"layer": 5, "scale": "tiny"}, r"layer = 5 does not exist: tiny has layers 1 to 4"),
-        ("03_sae", {"layers": [1, 9], "scale": "tiny"}, r"layer = 9 does not exist"),
-        ("03_sae", {"layer": -1}, r"layer = -1.*greater than or equal to 0"),
         ("03_sae", {"kind": "gated"}, r"kind = 'gated'.*'l1' or 'topk'"),
         ("05_probe", {"layer": 31, "scale": "smollm2"}, r"layer = 31 does not exist: smollm2 has layers 1 to 30"),
         ("05_probe", {"widths": [256], "scale": "tiny"}, r"width = 256 is wider.*at most 128"),
         ("05_probe", {"concepts": ["poetry"]}, r"concepts.0 = 'poetry'.*'question'"),
         ("06_ledger", {"scale": "large"}, r"scale = 'large' is not known; it can be tiny, smollm2, pythia-410m"),
-        ("06_ledger", {"scale": 3}, r"scale = 3 is not known"),
         ("06_ledger", {"scale": ["tiny"]}, r"scale = \['tiny'\] is not known"),
+        ("01_theory", {"alpha": math.nan}, re.escape("alpha = nan")),
+        ("01_theory", {"alpha": 10**400}, re.escape("alpha = 1000000")),
+        ("01_theory", {"alpha": 10**5000}, re.escape("alpha = a number of thousands of digits")),
+        ("01_theory", {"features": 1e3}, re.escape("features = 1000.0")),
+        ("01_theory", {"width": {"a": 1}}, re.escape("width = {'a': 1}")),
+        ("01_theory", {"zipf_exponent": 1e308}, re.escape("zipf_exponent = 1e+308")),
+        ("01_theory", {"scale": "../../etc"}, re.escape("scale = '../../etc'")),
+        ("01_theory", {"scale": LONG}, re.escape("scale = 'xxxxx")),
+        ("01_theory", {"__import__('os').system('x')": 1}, re.escape("has no parameter")),
+        ("01_theory", {"a b": 1}, re.escape("has no parameter 'a b'")),
+        ("02_toy_sweep", {"features": "[10, 20]"}, re.escape("features = '[10, 20]'")),
+        ("02_toy_sweep", {"features": [10, 10]}, re.escape("features names 10 twice")),
+        ("02_toy_sweep", {"features": [2]}, re.escape("exceed features = 2")),
+        ("02_toy_sweep", {"sparsities": [0.9, None]}, re.escape("sparsities.1 = None")),
+        ("03_sae", {"teacher": "/does/not/exist"}, re.escape("no teacher '/does/not/exist'")),
+        ("03_sae", {"teacher": "../" * 2000}, re.escape("no teacher '../../")),
+        ("03_sae", {"teacher": "a\x00b"}, re.escape(r"no teacher 'a\x00b'")),
+        ("03_sae", {"teacher": "line\nbreak"}, re.escape(r"no teacher 'line\nbreak'")),
+        ("03_sae", {"teacher": "数/据"}, re.escape("no teacher '数/据'")),
+        ("03_sae", {"teacher": "owner/name@main"}, re.escape("needs a pinned revision and has 'main'")),
+        ("03_sae", {"text": "/etc"}, re.escape("no text '/etc'")),
+        ("03_sae", {"text": "https://example.org/x.zst"}, re.escape("no text 'https:")),
+        ("03_sae", {"kind": "L1 "}, re.escape("kind = 'L1 '")),
+        ("03_sae", {"kind": "topk", "topk": 10**6}, re.escape("topk = 1000000 exceeds the 2048 latents")),
+        ("03_sae", {"tokens": 10**30}, re.escape("tokens = 1000000")),
+        ("03_sae", {"doubling": "yes"}, re.escape("doubling = 'yes'")),
+        ("04_distill", {"width": 2**70}, re.escape("wider than every teacher")),
+        ("04_distill", {"width": "５１２"}, re.escape("width = '５１２'")),
+        ("04_distill", {"widths": list(range(16, 10_000))}, re.escape("widths")),
+        ("04_distill", {"ladders": ["random", "random"]}, re.escape("ladders names 'random' twice")),
+        ("04_distill", {"text": "a\x00b", "scale": "tiny"}, re.escape(r"no text 'a\x00b'")),
+        ("04_distill", {"objective": "../forward"}, re.escape("objective = '../forward'")),
+        ("04_distill", {"batch": 10**12}, re.escape("batch = 1000000000000")),
+        ("05_probe", {"concepts": ["question", "'; DROP TABLE"]}, re.escape("concepts.1")),
+        ("05_probe", {"tokens": 2048}, re.escape("give at most 127")),
+        ("05_probe", {"train_students": 1}, re.escape("train_students = 1")),
+        ("06_ledger", {"scale": "TINY"}, re.escape("scale = 'TINY'")),
+        ("06_ledger", {"width": 64}, re.escape("has no parameter 'width'")),
+        ("06_ledger", {"\u202etiny": 1}, re.escape("has no parameter")),
     ],
 )
 def test_bad_parameters_are_answered_with_one_sentence(notebook, given_, says):
-    assert re.search(says, sentence(notebook, **given_))
+    with pytest.raises(ParameterError) as refused:
+        scales.check_names(notebook, given_)
+        scales.validate(notebook, given_)
+    assert re.search(says, str(refused.value)) and one_sentence(str(refused.value)), refused.value
 
 
 def test_a_notebook_shows_the_sentence_without_a_traceback():
@@ -171,9 +199,9 @@ def test_only_a_scale_as_it_stands_has_its_folder():
     assert scales.parameters("03_sae", "tiny", teacher="owner/name", revision="0" * 40).place == "other"
 
 
-def test_every_rule_of_the_pipeline_has_resources_at_every_scale():
-    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M)) - {"all"}
-    for scale in SCALES:
-        assert set(scales.RESOURCES[scale]) == rules
-        for asked in scales.RESOURCES[scale].values():
-            assert {"mem_mb", "runtime"} <= set(asked) <= {"mem_mb", "runtime", "gpu"} and min(asked.values()) > 0
+def test_profiles_ask_for_what_rules_of_the_pipeline_need():
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M))
+    for profile in (ROOT / "workflow" / "profiles").glob("*/config.yaml"):
+        asked = [item.partition("=")[0].split(":") for item in yaml.safe_load(profile.read_text())["set-resources"]]
+        assert {rule for rule, _ in asked} == {"sae", "students", "distill", "probe"} <= rules
+        assert {name for _, name in asked} <= {"mem_mb", "runtime", "gpu"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from minwidth import distill, store, scales
+from minwidth import ladders, scales, store, students
 from minwidth.store import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -148,10 +148,10 @@ def test_a_ladder_on_slurm_has_the_numbers_of_one_machine(slurm: dict[str, str],
     for width in p.widths:
         for seed in p.seeds:
             student = ["--ladder", "random", "--width", str(width), "--seed", str(seed), *changes]
-            subprocess.run([sys.executable, "-m", "minwidth.distill", *student], env=environment, cwd=ROOT, check=True)
-    for job in distill.jobs(p):
+            subprocess.run([sys.executable, "-m", "minwidth.ladders", *student], env=environment, cwd=ROOT, check=True)
+    for job in ladders.jobs(p):
         found = []
         for folder in (tmp_path / "cluster", expected):
             monkeypatch.setattr(store, "RUNS", folder)
-            found.append(store.find(*distill.key(p, job)))
+            found.append(store.find(*students.key(p, job)))
         assert found[0] and found[0]["history"].equals(found[1]["history"])

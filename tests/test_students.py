@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import errors, ladders, models, store, scales, students, text, training
+from minwidth import errors, ladders, models, scales, store, students, text, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(
@@ -316,7 +316,9 @@ def test_jobs_of_one_width_and_of_the_whole_ladder():
 
 def test_keys_depend_on_what_matters_alone():
     job = students.Job("random", 16, 0, 30)
-    keys = {store.key_of(*students.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})}
+    keys = {
+        store.key_of(*students.key(settings(**change), job)) for change in ({}, {"widths": [32]}, {"seeds": [0, 1]})
+    }
     assert len(keys) == 1
     for change in ({"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}):
         assert store.key_of(*students.key(settings(**change), job)) not in keys

@@ -1,17 +1,28 @@
+"""Training is a function of (seed, step): stopped, killed, in parts or on several devices it gives the same numbers."""
+
 import itertools
 import math
-import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minwidth import training
+from minwidth import sae, store, students, training
+from minwidth.errors import ParameterError
+from minwidth.store import ROOT
 from minwidth.training import Schedule
+from tests import small_world, test_students, two_processes
+from tests.test_store import in_child
 
 SCHEDULE = Schedule(steps=24, batch=4, learning_rate=0.05, warmup=3, weight_decay=0.1, evaluations=6)
 
@@ -51,11 +62,16 @@ def stop():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("die_at", [1, 2, 5, 8, 13, 24])
-def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch, die_at):
-    weights, history, _ = run()
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+@pytest.fixture
+def every_step(monkeypatch):
+    """A checkpoint after each."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+
+
+@pytest.mark.parametrize("die_at", [1, 2, 8, 13, 24])
+def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, every_step, die_at):
+    weights, history, _ = run()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", die_at, stop)
     resumed, resumed_history, calls = run(tmp_path / "state")
@@ -64,23 +80,16 @@ def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
     assert history == resumed_history
 
 
-def run_until_killed(checkpoint):
-    """In a process of its own: at the eleventh step, kill -9."""
-    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
-    torch.set_num_threads(1)
-    run(checkpoint, 11, lambda: os.kill(os.getpid(), signal.SIGKILL))
+def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path, every_step):
+    found = []
 
+    def work():
+        found.append(run(tmp_path / "state", 11, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
-def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path):
+    assert in_child(work) == "SIGKILL"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     weights, history, _ = run()
-    child = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=[tmp_path / "state"])
-    child.start()
-    child.join(120)
-    ended = child.exitcode
-    child.kill()
-    assert ended == -signal.SIGKILL
     resumed, resumed_history, calls = run(tmp_path / "state")
     torch.set_num_threads(threads)
     assert calls == SCHEDULE.steps - 10
@@ -88,9 +97,27 @@ def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path):
     assert history == resumed_history
 
 
-def test_a_weight_that_lies_column_by_column_in_memory_resumes_as_exactly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "swap"])
+def test_a_damaged_checkpoint_is_named_and_its_run_starts_again(tmp_path, caplog, damage):
+    whole = run()
+    run(tmp_path / "one" / "state")
+    run(tmp_path / "two" / "state", seed=1)
+    file = tmp_path / "one" / "state" / store.ARRAYS
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "swap":
+        for name in (store.ARRAYS, store.RECORD):
+            (tmp_path / "two" / "state" / name).replace(tmp_path / "one" / "state" / name)
+    else:
+        file.write_bytes({"flip": content, "truncate": content[:-9], "empty": b""}[damage])
+    weights, history, calls = run(tmp_path / "one" / "state")
+    assert calls == whole[2], "it starts again"
+    assert torch.equal(weights, whole[0]) and history == whole[1]
+    assert re.search(r"checkpoint \S+/one/state is damaged \(.*\); its run starts again", caplog.text)
+
+
+def test_a_weight_that_lies_column_by_column_in_memory_resumes_as_exactly(tmp_path, every_step):
     """The optimizer's state is written row by row, and a fused step goes through memory."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
 
     def weight(checkpoint=None, die_at=None):
         model, inputs, targets = problem()
@@ -151,17 +178,7 @@ def test_history_tells_mean_training_loss_and_held_out_loss():
     assert math.isclose(whole[0]["train"], sum(row["train"] for row in history) / 6, rel_tol=1e-12)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
-    model, _, _ = problem()
-    with pytest.raises(FloatingPointError, match="nan at step 0; lower the learning rate"):
-        training.train(
-            model, lambda model, rows: model[0].weight.sum() * math.nan, lambda model: 0.0, 30, SCHEDULE, seed=0
-        )
-
-
-def test_a_diverged_run_does_not_spoil_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+def test_a_diverged_run_does_not_spoil_its_checkpoint(tmp_path, every_step):
     model, inputs, _ = problem()
     calls = iter([1.0] * 5 + [math.inf])
     with pytest.raises(FloatingPointError, match="inf at step 5"):
@@ -219,3 +236,104 @@ def test_evaluations_are_spaced_evenly_and_end_with_the_run(steps, evaluations):
     assert len(set(gaps[:-1])) <= 1
     assert gaps[-1] >= gaps[0]
     assert min(steps, evaluations) <= len(at) < 2 * max(evaluations, 1) + 1
+
+
+def test_a_batch_in_parts_has_the_same_gradients():
+    inputs, found = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), []
+    model = torch.nn.Linear(5, 1)
+    schedule = training.Schedule(steps=1, batch=12, learning_rate=0.1, clip=1e9)
+
+    def loss(rows):
+        return model(inputs[rows]).exp().mean()
+
+    for parts in (1, 3):
+        frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+        value = training.update(model, frozen, loss, np.arange(12), schedule._replace(parts=parts))
+        found.append((value, model.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])
+    with pytest.raises(ParameterError, match="12 blocks cannot be divided into parts = 5"):
+        training.update(model, frozen, loss, np.arange(12), schedule._replace(parts=5))
+
+
+# ---------------------------------------------------------------------------------------------------- several devices
+
+LAUNCH = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]  # accelerate launch does this on GPUs
+
+
+def program(*command: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """After it is called, records of the small world of test_students are found in a folder."""
+
+    def look(folder: Path) -> None:
+        test_students.build_small_world(folder, monkeypatch.setattr, monkeypatch.setitem)
+
+    return look
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """Folder of a student and autoencoders that two processes trained."""
+    folder = tmp_path_factory.mktemp("launched")
+    small_world.save_teacher(folder / "teacher")
+    done = program(*LAUNCH, "-m", "tests.two_processes", "launched", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_give_a_student_the_numbers_of_one(launched, tmp_path, here, monkeypatch):
+    here(launched)
+    p, job, teacher = two_processes.student_parameters(), two_processes.JOB, test_students.make_teacher()
+    together = store.find(*students.key(p, job))
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    alone = students.student(p, job, teacher)
+    pd.testing.assert_frame_equal(together["history"], alone["history"], check_exact=False, rtol=0, atol=1e-4)
+    assert len(list((launched / "distill" / "tiny").glob("*/record.json"))) == 2  # the student and its weights, once
+
+
+def test_two_processes_give_autoencoders_the_numbers_of_one(launched, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    p = two_processes.autoencoder_parameters(launched)
+    alone = sae.measure(p)
+    monkeypatch.setattr(store, "RUNS", launched / "runs")
+    monkeypatch.setattr(sae, "_measure", lambda *_: pytest.fail("not found"))
+    together = sae.measure(p)
+    for name in ("error", "l0"):
+        np.testing.assert_allclose(together["curves"][name], alone["curves"][name], rtol=1e-4)
+
+
+def test_a_killed_process_is_told_and_the_others_go_on_from_the_checkpoint(launched, tmp_path, here):
+    done = program("tests.two_processes", "dying", str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "run this again, and it continues from its last checkpoint" in last
+    seen_first = "Process 1 of 2 has ended with code -9" in last  # else the other one, which has missed it
+    assert seen_first or ("Process 0 of 2" in last and "Another of the 2 processes has ended" in done.stderr)
+    (checkpoint,) = tmp_path.glob("distill/tiny/*.work/checkpoint")
+    _, place = training.load_state(checkpoint)
+    assert 25 <= place["step"] < 30
+    done = program("tests.two_processes", "notebook", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = []
+    for folder in (tmp_path, launched):
+        here(folder)
+        found.append(store.find(*students.key(two_processes.student_parameters(), two_processes.JOB)))
+    pd.testing.assert_frame_equal(found[0]["history"], found[1]["history"], check_exact=True)
+
+
+def test_each_row_is_read_by_one_process(monkeypatch):
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(training, "state", lambda r=rank: SimpleNamespace(num_processes=3, process_index=r))
+        shares.append(training.share(np.arange(12)))
+    assert sorted(np.concatenate(shares)) == list(range(12)) and {len(share) for share in shares} == {4}
+    with pytest.raises(ParameterError, match="A batch of 10 cannot be shared by 3 processes; give a multiple"):
+        training.share(np.arange(10))

@@ -12,31 +12,31 @@ from pathlib import Path
 
 import torch
 
-from minwidth import distill, errors, training, store, sae, scales, training
-from tests import small_world, test_distill
+from minwidth import errors, sae, scales, store, students, training
+from tests import small_world, test_students
 
-JOB = distill.Job("random", 16, 0, 60)
+JOB = students.Job("random", 16, 0, 60)
 
 
 def student(folder: Path) -> store.Record:
-    """Train a student in the small world of test_distill."""
-    test_distill.build_small_world(folder)
-    return distill.student(student_parameters(), JOB, test_distill.make_teacher())
+    """Train a student in the small world of test_students."""
+    test_students.build_small_world(folder)
+    return students.student(student_parameters(), JOB, test_students.make_teacher())
 
 
 def student_parameters() -> scales.Distill:
-    return test_distill.settings(parts=2)
+    return test_students.settings(parts=2)
 
 
 def autoencoders(folder: Path) -> store.Record:
     """Train autoencoders of the random teacher in ``folder``."""
-    store.RUNS = small_world.stream.RUNS = folder / "runs"
-    small_world.text.token_blocks = small_world.token_blocks
+    store.RUNS = small_world.residual.RUNS = folder / "runs"
+    small_world.residual.token_blocks = small_world.token_blocks
     return sae.measure(autoencoder_parameters(folder))
 
 
 def autoencoder_parameters(folder: Path) -> scales.Sae:
-    return small_world.parameters(folder / "teacher")
+    return small_world.parameters(folder / "teacher", revive=25)
 
 
 def dying(folder: Path) -> None:

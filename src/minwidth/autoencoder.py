@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import models, training, sae_kernel, stream
+from minwidth import models, sae_kernel, stream, training
 from minwidth.errors import Diverged
-from minwidth.store import replace_folder
 from minwidth.sae_kernel import Gradients
+from minwidth.store import replace_folder
 from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
 WARMUP = 0.1  # share of the steps in which lambda rises from 0
@@ -101,7 +101,9 @@ def _mean(found: Gradients) -> Gradients:
     parameters = (encoder.where(fired[:, None], 0), decoder.where(fired[:, None], 0), d_pre, d_bias.where(fired, 0))
     said = torch.stack([torch.as_tensor(value, device=fired.device).double() for value in (found.error, found.l0)])
     training.mean_([*parameters, said, counts])
-    return Gradients(parameters, (training.state().num_processes * counts).round().int(), *(said.tolist() if said.is_cpu else said))
+    return Gradients(
+        parameters, (training.state().num_processes * counts).round().int(), *(said.tolist() if said.is_cpu else said)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -182,7 +184,11 @@ class Run:
             point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
             self.curve.append(point)
             seen(steps)
-            if self.checkpoint and training.state().is_main_process and (time.monotonic() > self.due or self.step == s.steps):
+            if (
+                self.checkpoint
+                and training.state().is_main_process
+                and (time.monotonic() > self.due or self.step == s.steps)
+            ):
                 self.due = checkpointed(self._save)
 
     def gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:

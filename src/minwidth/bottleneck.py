@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import errors, kl, models, store, scales, stream, text
+from minwidth import errors, kl, models, scales, store, stream, text
 
 log = logging.getLogger(__name__)
 

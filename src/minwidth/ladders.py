@@ -18,7 +18,7 @@ from torch.multiprocessing import get_context, spawn
 from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
-from minwidth import errors, models, training, store, scales
+from minwidth import errors, models, scales, store, training
 from minwidth.students import (
     LADDERS,
     Job,
@@ -85,7 +85,12 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
             moments(teacher, p)
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(missing))
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    if p.shape.width > scales.ONE_THREAD or cores == 1 or training.state().device.type != "cpu" or training.state().num_processes > 1:
+    if (
+        p.shape.width > scales.ONE_THREAD
+        or cores == 1
+        or training.state().device.type != "cpu"
+        or training.state().num_processes > 1
+    ):
         for p, job in tqdm(missing, **options):
             student(p, job, teacher)
         return

@@ -22,8 +22,8 @@ import yaml
 from IPython.display import HTML
 
 from minwidth import capacity, measured
-from minwidth.store import DATA, OUT, RESULTS, replace_file
 from minwidth.scales import SCALES
+from minwidth.store import DATA, OUT, RESULTS, replace_file, results_files
 
 PAPER = DATA / "paper"
 VERDICTS = {  # seaborn's colour-blind palette; the verdict is always written out too
@@ -370,7 +370,7 @@ def ledger(
 
 
 def _records(place: str) -> pd.DataFrame:
-    files = sorted((RESULTS / place).glob("claims_*.csv"))
+    files = results_files(place, "claims_*.csv")
     columns = ["id", "value", "text", "why", "undetermined", "own_setting"]
     frame = pd.concat([pd.DataFrame(columns=columns), *map(_read, files)])
     return frame.set_index("id", drop=False)

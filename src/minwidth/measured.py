@@ -84,8 +84,7 @@ def table(notebook: str, scale: str, name: str, frame: pd.DataFrame, keys: str |
 
 def spreads(notebook: str, scale: str) -> pd.Series:
     """Spread of each of a notebook's numbers by name; empty where none was measured."""
-    file = _file(notebook, scale)
-    return pd.read_csv(file).set_index("name").spread if file.exists() else pd.Series(dtype=float)
+    return _known(notebook, scale).spread
 
 
 def tolerance(notebook: str, scale: str, name: str) -> float:
@@ -94,17 +93,19 @@ def tolerance(notebook: str, scale: str, name: str) -> float:
 
 
 def _recorded(notebook: str, scale: str, found: dict[str, float]) -> list[str]:
-    file = _file(notebook, scale)
-    known = pd.read_csv(file).set_index("name") if file.exists() else pd.DataFrame(columns=["value", "spread"])
+    known = _known(notebook, scale)
     new = pd.DataFrame({"value": found}).assign(spread=known.spread.reindex(list(found)).to_numpy())
     kept = known[~known.index.isin(new.index)]
     both = pd.concat([part for part in (kept, new) if len(part)]).rename_axis("name")
-    replace_file(file, both.to_csv(float_format="%.6g").encode())
+    replace_file(RESULTS / scale / f"numbers_{notebook}.csv", both.to_csv(float_format="%.6g").encode())
     return [text(value, MARGIN * float(spread)) for value, spread in zip(new.value, new.spread, strict=True)]
 
 
-def _file(notebook: str, scale: str) -> Path:
-    return RESULTS / scale / f"numbers_{notebook}.csv"
+def _known(notebook: str, scale: str) -> pd.DataFrame:
+    """Value and spread by name, of this run or else as committed."""
+    file = results_file(scale, f"numbers_{notebook}.csv")
+    known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["name", "value", "spread"])
+    return known.set_index("name").astype(float)
 
 
 # ---------------------------------------------------------------------------------------------------- measure spreads

@@ -1,10 +1,10 @@
 """How a notebook is run: papermill's executed copies, and the committed notebooks themselves.
 
-papermill loads ``copies`` through the entry point ``papermill.io`` before it parses its command line. For a notebook of
-this project the output path may then be left out (``papermill 04_distill.ipynb -p width 512`` writes
-``runs/04_distill__width=512.ipynb``), a parameter that the notebook cannot take ends the command with one sentence
-before anything is run or written, a copy is no pair of jupytext's, and a committed notebook is never overwritten. Other
-notebooks, and papermill called from Python, are left as they are.
+papermill loads ``copies`` through the entry point ``papermill.io`` before it makes its command, which then becomes a
+``Command``. For a notebook of this project the output path may be left out (``papermill 04_distill.ipynb -p width 512``
+writes ``runs/04_distill__width=512.ipynb``), a parameter that the notebook cannot take ends the command with one
+sentence before anything is run or written, a copy is no pair of jupytext's, and a committed notebook is never
+overwritten. Other notebooks, and papermill called from Python, are left as they are.
 
 ``python -m minwidth.notebooks notebooks/*.py`` synchronises pairs and executes them in place; with
 ``--without-solutions runs/student`` it writes copies for students instead.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import nbformat
 
 from minwidth.store import ROOT, RUNS, replace_file
@@ -25,73 +26,45 @@ from minwidth.store import ROOT, RUNS, replace_file
 NOTEBOOKS = ROOT / "notebooks"
 SCHEME = "minwidth-copy:"
 
-# papermill's options by how many values follow them; one for all others
-NO_VALUE = {
-    "-h", "--help", "--version", "--help-notebook", "--inject-input-path", "--inject-output-path", "--inject-paths",
-    "--request-save-on-cell-execute", "--no-request-save-on-cell-execute", "--prepare-only", "--prepare-execute",
-    "--progress-bar", "--no-progress-bar", "--log-output", "--no-log-output", "--report-mode", "--no-report-mode",
-}  # fmt: skip
-TWO_VALUES = {"-p", "--parameters", "-r", "--parameters_raw"}
-PARAMETERS = TWO_VALUES | {"-f", "--parameters_file", "-y", "--parameters_yaml", "-b", "--parameters_base64"}
+
+class Command(click.Command):
+    """papermill's command, which reads its own options; then the output of a notebook of ours goes to ``Copies``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, list(args))
+        given, output = ctx.params["notebook_path"], ctx.params["output_path"]
+        if _is_ours(output):
+            raise click.ClickException(f"{output} is a notebook of this project; name another path for the copy.")
+        if _is_ours(given) and not ctx.params["help_notebook"] and output != "-" and "://" not in output:
+            if not output:
+                output = str(RUNS / ("__".join([Path(given).stem, *_label(ctx.params)]) + ".ipynb"))
+                output = output.replace("{", "{{").replace("}", "}}")  # papermill fills braces from the parameters
+            ctx.params["output_path"] = SCHEME + output
+        return rest
+
+    def invoke(self, ctx: click.Context):
+        """Run; of a notebook that failed, show what its cell shows and nothing of papermill's own lines."""
+        from papermill.exceptions import PapermillExecutionError
+
+        try:
+            return super().invoke(ctx)
+        except PapermillExecutionError as error:
+            click.echo(str(error).strip(), err=True)
+            ctx.exit(1)
 
 
-def with_output_path(arguments: list[str]) -> list[str]:
-    """papermill's arguments with the output of a notebook of this project sent through ``Copies``.
-
-    Raises:
-        SystemExit: the output would overwrite a notebook of this project.
-    """
-    positions, label = _read(arguments)
-    paths = [arguments[position] for position in positions]
-    if len(paths) == 2 and _is_ours(paths[1]):
-        raise SystemExit(f"{paths[1]} is a notebook of this project and would be overwritten; name another output.")
-    if not 1 <= len(paths) <= 2 or not _is_ours(paths[0]) or (len(paths) == 2 and not _is_local(paths[1])):
-        return arguments
-    if len(paths) == 2:
-        output = paths[1]
-    else:
-        output = str(RUNS / ("__".join([Path(paths[0]).stem, *label]) + ".ipynb"))
-        output = output.replace("{", "{{").replace("}", "}}")  # papermill fills braces from the parameters
-    rest = [argument for index, argument in enumerate(arguments) if index not in positions[1:]]
-    return [*rest, SCHEME + output]
+def _label(params: dict) -> list[str]:
+    """The parameters on papermill's command line as parts of a file name; what does not fit one is replaced."""
+    said = [value for name, values in params.items() if name.startswith("parameters") for value in values or ()]
+    texts = ["=".join(value) if isinstance(value, tuple) else value for value in said]
+    parts = [re.sub(r"[^A-Za-z0-9=.,+_-]+", "-", text)[:60] for text in texts]
+    digests = [hashlib.sha256(text.encode()).hexdigest()[:6] for text in texts]
+    return [p if p == text else f"{p}-{digest}" for p, text, digest in zip(parts, texts, digests, strict=True)]
 
 
-def _read(arguments: list[str]) -> tuple[list[int], list[str]]:
-    """Where the positional arguments stand, and the parameters as parts of a file name."""
-    positions, label = [], []
-    index = 0
-    while index < len(arguments):
-        argument = arguments[index]
-        index += 1
-        if argument == "-" or not argument.startswith("-"):
-            positions.append(index - 1)
-            continue
-        if argument.startswith("--"):
-            option, attached, value = argument.partition("=")
-        else:
-            option, value = argument[:2], argument[2:]
-            attached = value
-        wanted = 0 if option in NO_VALUE else (2 if option in TWO_VALUES else 1) - bool(attached)
-        values = ([value] if attached else []) + arguments[index : index + wanted]
-        index += wanted
-        if option in PARAMETERS:
-            label.append(_part("=".join(values)))
-    return positions, label
-
-
-def _part(text: str) -> str:
-    """``text`` fit for a file name; what does not fit is replaced and told apart by a few digits."""
-    part = re.sub(r"[^A-Za-z0-9=.,+_-]+", "-", text)[:60]
-    return part if part == text else f"{part}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def _is_ours(path: str) -> bool:
-    file = Path(path)
+def _is_ours(path: str | None) -> bool:
+    file = Path(path or "")
     return file.suffix == ".ipynb" and file.resolve().parent == NOTEBOOKS and file.with_suffix(".py").exists()
-
-
-def _is_local(path: str) -> bool:
-    return path != "-" and "://" not in path
 
 
 class Copies:
@@ -103,8 +76,7 @@ class Copies:
     def read(self, path: str) -> str:
         raise OSError(f"{path} can only be written.")
 
-    def listdir(self, path: str) -> list[str]:
-        raise OSError(f"{path} can only be written.")
+    listdir = read
 
     def write(self, text: str, path: str) -> None:
         """Check the injected parameters, then write the copy without pairing metadata.
@@ -114,47 +86,37 @@ class Copies:
         """
         from papermill.iorw import papermill_io
 
-        path = path.removeprefix(SCHEME)
-        notebook = nbformat.reads(text, as_version=4)
-        _check_parameters(notebook)
-        notebook.metadata.pop("jupytext", None)
-        notebook.metadata.papermill["output_path"] = path
-        if Path(path).parent == RUNS:
-            RUNS.mkdir(parents=True, exist_ok=True)
-        papermill_io.write(nbformat.writes(notebook), path)
+        from minwidth import scales
 
-
-def _check_parameters(notebook: nbformat.NotebookNode) -> None:
-    """Raises SystemExit with one sentence where the notebook's own validation would."""
-    from minwidth import scales
-
-    name = Path(notebook.metadata.papermill["input_path"]).stem
-    given = notebook.metadata.papermill.get("parameters", {})
-    if given and name in scales.NOTEBOOKS:
+        path, notebook = path.removeprefix(SCHEME), nbformat.reads(text, as_version=4)
+        said = notebook.metadata.papermill
+        name, given = Path(said["input_path"]).stem, said.get("parameters", {})
         try:
             scales.check_names(name, given)
             scales.validate(name, given)
         except scales.ParameterError as error:
             raise SystemExit(f"\n{error}") from None  # on a line of its own, after papermill's bar
+        notebook.metadata.pop("jupytext", None)
+        said["output_path"] = path
+        if Path(path).parent == RUNS:
+            RUNS.mkdir(parents=True, exist_ok=True)
+        papermill_io.write(nbformat.writes(notebook), path)
 
 
-def _is_papermill() -> bool:
-    """Is this process the command ``papermill``, or ``python -m papermill``?"""
-    return Path(sys.argv[0]).stem == "papermill" or (sys.argv[0] == "-m" and "papermill" in sys.orig_argv[1:3])
+_click_command, copies = click.command, Copies()
 
 
-def _without_papermills_own_lines(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Of a notebook that failed, show what its cell shows; of anything else, all."""
-    if kind.__name__ == "PapermillExecutionError":
-        sys.stderr.write(f"{str(error).strip()}\n")
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _make_command(*arguments, **options):
+    """``click.command``, which makes papermill's of class ``Command``."""
+
+    def decorate(function):
+        ours = {"cls": Command} if getattr(function, "__module__", "") == "papermill.cli" else {}
+        return _click_command(*arguments, **options, **ours)(function)
+
+    return decorate
 
 
-if _is_papermill():
-    sys.argv[1:] = with_output_path(sys.argv[1:])
-    sys.excepthook = _without_papermills_own_lines
-copies = Copies()
+click.command = _make_command  # papermill loads this module before it makes its command
 
 
 def execute(paths: list[str]) -> None:
@@ -164,10 +126,8 @@ def execute(paths: list[str]) -> None:
     for path in paths:
         subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--sync", path], check=True)
         target = Path(path).with_suffix(".ipynb")
-        notebook = nbformat.read(target, as_version=4)
-        NotebookClient(
-            notebook, timeout=None, record_timing=False, resources={"metadata": {"path": os.fspath(target.parent)}}
-        ).execute()
+        notebook, place = nbformat.read(target, as_version=4), {"metadata": {"path": os.fspath(target.parent)}}
+        NotebookClient(notebook, timeout=None, record_timing=False, resources=place).execute()
         nbformat.write(notebook, target)
 
 
@@ -182,12 +142,12 @@ def without_solutions(paths: list[str], folder: Path) -> None:
         replace_file(folder / f"{Path(path).stem}.ipynb", nbformat.writes(notebook).encode())
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Synchronise pairs and execute them in place, or write them without their solutions."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.notebooks", description=main.__doc__)
     parser.add_argument("notebooks", nargs="+", help="either side of a pair")
     parser.add_argument("--without-solutions", type=Path, metavar="FOLDER", help="where copies for students go")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     if given.without_solutions:
         without_solutions(given.notebooks, given.without_solutions)
     else:

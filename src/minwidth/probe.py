@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from minwidth import capacity, concepts, distill, errors, models, training, store, sae, scales, stream
+from minwidth import capacity, concepts, distill, errors, models, sae, scales, store, stream, training
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import autoencoder, capacity, kl, models, training, store, scales, stream, text
+from minwidth import autoencoder, capacity, kl, models, scales, store, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
 from minwidth.errors import ParameterError, in_one_sentence
 

@@ -9,8 +9,10 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minwidth.errors import ParameterError
@@ -29,15 +31,8 @@ class Shape(NamedTuple):
     shared_keys: bool = False  # several heads to a key
 
 
-SHAPES = {
-    "tiny": Shape("tiny", width=128, layers=4, heads=4, vocabulary=2048, context=128),
-    "smollm2": Shape("smollm2", width=576, layers=30, heads=9, vocabulary=49_152, context=2048, shared_keys=True),
-    "pythia-410m": Shape("pythia-410m", width=1024, layers=24, heads=16, vocabulary=50_304, context=2048),
-}
-
-
 class Gpu(NamedTuple):
-    """A GPU as its maker's data sheet has it (dense arithmetic, no sparsity)."""
+    """A GPU as its maker's data sheet has it."""
 
     bf16: float  # FLOPs a second, matrix products in bfloat16
     tf32: float  # FLOPs a second, matrix products of float32 numbers rounded to 11 bits
@@ -46,12 +41,16 @@ class Gpu(NamedTuple):
     gib: int  # memory
 
 
-GPUS = {
-    "H100": Gpu(bf16=989e12, tf32=495e12, fp32=67e12, bandwidth=3.35e12, gib=80),  # SXM
-    "A100": Gpu(bf16=312e12, tf32=156e12, fp32=19.5e12, bandwidth=2.04e12, gib=80),
-    "L40S": Gpu(bf16=362e12, tf32=183e12, fp32=91.6e12, bandwidth=0.864e12, gib=48),
-    "RTX 4090": Gpu(bf16=165e12, tf32=82.6e12, fp32=82.6e12, bandwidth=1.01e12, gib=24),
+_NUMBERS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+SHAPES = {name: Shape(**shape) for name, shape in _NUMBERS["shapes"].items()}
+GPUS = {name: Gpu(**gpu) for name, gpu in _NUMBERS["gpus"].items()}
+SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    scale: {name: of["all"] | of.get(scale, {}) for name, of in _NUMBERS["notebooks"].items()} for scale in SHAPES
 }
+SENSITIVITY: dict[str, dict[str, Any]] = _NUMBERS["sensitivity"]
+LONGER: dict[str, dict[str, Any]] = _NUMBERS["longer"]
+EVERY_STUDENT: dict[str, dict[str, Any]] = _NUMBERS["every_student"]
+PILE: str = _NUMBERS["pile"]
 
 ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
@@ -272,143 +271,6 @@ NOTEBOOKS = {
     "05_probe": Probe,
     "06_ledger": Ledger,
 }
-
-_THEORY = dict(alpha=0.992, features=28_700, width=128, zipf_exponent=1.0)
-_TOY = dict(
-    features=[10, 20, 40],
-    sparsities=[0.80, 0.90, 0.95, 0.99],
-    teacher_widths=[3, 5, 8, 10],
-    seeds=20,
-    steps=6000,
-    teacher_seeds=10,
-    seed=0,
-)
-_DISTILL = dict(
-    width=None, random_widths=None, parts=1, text="wheels", percent=10.0, weight_decay=0.01, temperature=2.0,
-    objective="forward", floor_tolerance=0.02,
-)  # fmt: skip
-_SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, doubling=False, seed=0)
-# The Pile without the subsets that were withdrawn for copyright, at its last commit
-PILE = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
-_PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
-
-# fmt: off
-SCALES: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {
-        "01_theory": _THEORY,
-        "02_toy_sweep": _TOY,
-        "03_sae": _SAE | dict(
-            teacher="tiny", layers=[1, 2, 3], layer=2, lam=1.0, lams=[0.1, 0.2, 0.5, 1.0, 3.0, 10.0], expansion=16,
-            tokens=150_000, steps=1000, batch=512, learning_rate=1e-2, held_out_tokens=50_000, kl_tokens=8192,
-            length=128, doubling=True, widths=[16, 24, 32, 48, 80, 128],
-        ),
-        "04_distill": _DISTILL | dict(
-            widths=[16, 24, 32, 48, 80, 128], ladders=["random", "width_alone", "head"], doubled=[], seeds=[0],
-            steps=140, batch=8,
-            length=128, learning_rate=3e-3, rate_exponent=1.0, cut_rate=0.4, warmup=20, evaluations=14,
-            held_out_blocks=32,
-        ),
-        "05_probe": _PROBE | dict(
-            passages=500, layer=2, widths=[16, 48, 128], tokens=64, splits=3, train_students=True
-        ),
-        "06_ledger": {},
-    },
-    "smollm2": {
-        "01_theory": _THEORY,
-        "02_toy_sweep": _TOY,
-        "03_sae": _SAE | dict(
-            teacher="smollm2", layers=[15], layer=15, lam=1.0, lams=[0.3, 1.0, 3.0], expansion=8,
-            tokens=40_000, steps=1000, batch=512, learning_rate=3e-3, held_out_tokens=10_000, kl_tokens=1024,
-            length=128,
-            widths=[128, 256, 384, 512, 576],
-        ),
-        "04_distill": _DISTILL | dict(
-            widths=[128, 256, 384, 512, 576], ladders=["width_alone"], doubled=["width_alone"], seeds=[0],
-            steps=40, batch=4, length=128,
-            learning_rate=1e-4, rate_exponent=0.0, cut_rate=1.0, warmup=4, evaluations=5, held_out_blocks=16,
-        ),
-        "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
-        "06_ledger": {},
-    },
-    "pythia-410m": {  # the paper's own settings
-        "01_theory": _THEORY,
-        "02_toy_sweep": _TOY | dict(teacher_seeds=20),
-        "03_sae": _SAE | dict(
-            teacher="pythia-410m", layers=[8, 12, 16], layer=12, lam=8e-4,
-            lams=[8e-5, 2.5e-4, 8e-4, 2.5e-3, 8e-3, 2.5e-2], expansion=32, tokens=300_000_000, steps=9155,
-            batch=32 * 1024, learning_rate=3e-4, held_out_tokens=10_000_000, kl_tokens=65_536,
-            text=PILE, percent=100.0, length=1024,
-            widths=[128, 256, 512, 768, 1024],
-        ),
-        "04_distill": _DISTILL | dict(
-            widths=[128, 256, 512, 768, 1024], ladders=["random", "width_alone", "head"],
-            doubled=["random", "width_alone"], seeds=[0, 1], steps=30_000, batch=32,
-            length=512, text=PILE, percent=100.0, learning_rate=3e-4, rate_exponent=0.0,
-            cut_rate=1.0, warmup=1000, evaluations=60, held_out_blocks=64,
-        ),
-        "05_probe": _PROBE | dict(
-            text=PILE, passages=2000, layer=12, widths=[128, 768, 1024], tokens=256, splits=5,
-            train_students=False,
-        ),
-        "06_ledger": {},
-    },
-}
-# What a job of each rule of the pipeline asks a scheduler for: memory in MB, minutes, and GPUs where one is used. A job
-# that runs out of minutes goes on from its checkpoint when it is sent again.
-_SMALL = dict(mem_mb=2000, runtime=10)
-RESOURCES: dict[str, dict[str, dict[str, int]]] = {
-    "tiny": dict(
-        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=6000, runtime=600),
-        students=dict(mem_mb=3000, runtime=600), distill=dict(mem_mb=4000, runtime=600),
-        probe=dict(mem_mb=4000, runtime=120), ledger=_SMALL,
-    ),
-    "smollm2": dict(
-        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=6000, runtime=600),
-        students=dict(mem_mb=6000, runtime=600), distill=dict(mem_mb=6000, runtime=600),
-        probe=dict(mem_mb=6000, runtime=120), ledger=_SMALL,
-    ),
-    "pythia-410m": dict(
-        theory=_SMALL, toy_sweep=dict(mem_mb=2000, runtime=60), sae=dict(mem_mb=64_000, runtime=2880, gpu=1),
-        students=dict(mem_mb=64_000, runtime=2880, gpu=1), distill=dict(mem_mb=64_000, runtime=600, gpu=1),
-        probe=dict(mem_mb=64_000, runtime=240, gpu=1), ledger=_SMALL,
-    ),
-}
-
-# 03_sae with one choice changed at a time (sae.sensitivity): what the measurement starts from, where that is not
-# the scale's own, the values of each choice, and the lambdas tried at each.
-SENSITIVITY: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        base=dict(), lams=SCALES["tiny"]["03_sae"]["lams"],
-        layer=[1, 2, 3], expansion=[4, 8, 16, 32], tokens=[37_500, 150_000, 600_000], steps=[500, 1000, 2000, 4000],
-        seed=[0, 1, 2],
-    ),
-    "smollm2": dict(
-        base=dict(
-            layers=[15], layer=15, lams=[0.1, 0.3, 1.0, 3.0, 10.0], tokens=500_000, steps=2000, held_out_tokens=50_000,
-            kl_tokens=2048,
-        ),
-        lams=[0.1, 0.3, 1.0, 3.0],
-        layer=[10, 15, 20], expansion=[8], tokens=[500_000], steps=[2000], seed=[0],  # more than that takes hours
-    ),
-}
-# 04_distill's ladders again (minwidth.controls): ``times`` the scale's steps, twice that for the doubling test, and
-# what else differs from the scale's own.
-LONGER: dict[str, dict[str, Any]] = {
-    "tiny": dict(times=4, seeds=[0, 1, 2], doubled=["random", "width_alone"]),
-    "smollm2": dict(  # random weights want another rate, those cut from the teacher the same as in the notebook
-        times=2, evaluations=8, learning_rate=1e-3, cut_rate=0.1, ladders=["random", "width_alone"],
-        doubled=["random", "width_alone"], random_widths=[128, 256],
-    ),
-    "pythia-410m": dict(times=4, seeds=[0, 1, 2]),
-}
-# 05_probe with every student of the ladder (python -m minwidth.probe), and at tiny with the paper's number of passages:
-# what differs from the scale's own.
-EVERY_STUDENT: dict[str, dict[str, Any]] = {
-    "tiny": dict(passages=2000, splits=5, widths=SCALES["tiny"]["04_distill"]["widths"]),
-    "smollm2": dict(passages=250, widths=SCALES["smollm2"]["04_distill"]["widths"], longer=True),
-    "pythia-410m": dict(widths=SCALES["pythia-410m"]["04_distill"]["widths"]),
-}
-# fmt: on
 
 
 def heads(width: int, teacher_heads: int, shared_keys: bool = False) -> int:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minwidth import errors, kl, models, training, store, scales, stream, text, training
+from minwidth import errors, kl, models, scales, store, stream, text, training
 from minwidth.store import existing
 
 log = logging.getLogger(__name__)

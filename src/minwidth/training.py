@@ -2,33 +2,39 @@
 
 Everything random is a function of (seed, step): the order of the data is drawn anew for each epoch from the seed, so a
 checkpoint holds weights, moments, the step and the history, and a killed run continues to the same numbers.
+
+``accelerate launch`` and ``launch`` start a process for each device; all of them see the same runs folder. Started
+without them there is one process.
 """
 
-import hashlib
-import json
+import datetime
 import logging
 import math
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from accelerate import PartialState, notebook_launcher
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm.auto import tqdm
 
-from minwidth import training
-from minwidth.errors import Diverged, ParameterError
-from minwidth.store import replace_file
+from minwidth import store
+from minwidth.errors import Diverged, Fault, LostError, ParameterError, in_one_sentence
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints
 CHECKPOINT_SHARE = 0.02  # of the time is spent on writing them, at the most: those of large models come later
 LOOK = 16  # steps after which a GPU is asked for their losses; to ask at each would keep it waiting
+PATIENCE = datetime.timedelta(days=1)  # for a process that computes what the others wait for
 
 
 class Schedule(NamedTuple):
@@ -80,9 +86,9 @@ def _order(total: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def train(
-    model: torch.nn.Module,
-    loss: Callable[[torch.nn.Module, np.ndarray], torch.Tensor],
-    evaluate: Callable[[torch.nn.Module], float],
+    model: nn.Module,
+    loss: Callable[[nn.Module, np.ndarray], Tensor],
+    evaluate: Callable[[nn.Module], float],
     rows: int,
     schedule: Schedule,
     seed: int,
@@ -91,14 +97,14 @@ def train(
 ) -> list[dict]:
     """Train ``model`` in place and return its history: one ``{step, train, held_out}`` an evaluation, losses in nats.
 
-    On several devices  each process computes its share of every batch; the first writes the checkpoints.
+    Each of several processes computes its share of every batch; the first writes the checkpoints.
 
     Args:
         loss: (model, row numbers) -> scalar to minimise, a mean over rows; draws nothing at random.
         evaluate: model -> held-out loss.
         rows: how many rows of data there are to draw from.
-        checkpoint: file of the state, written every minute or, where that takes long, less often; a run that finds one
-            continues it, or starts again where it is damaged.
+        checkpoint: folder of the state, written every minute or, where that takes long, less often; a run that finds
+            one continues it, or starts again where it is damaged.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -106,16 +112,18 @@ def train(
     """
     optimizer = adamw(model, schedule.learning_rate, schedule.weight_decay, schedule.betas)
     step, history, running = 0, [], []
-    if checkpoint and (state := load_state(checkpoint)):
-        step, history, running = _continue(model, optimizer, *state)
-    computed, look = ranks.together(_Loss(model, loss)), 1 if training.state().device.type == "cpu" else LOOK
-    due, recent = checkpointed(), []
-    shown = {} if training.state().is_main_process else {"disable": True}
+    if checkpoint and (found := load_state(checkpoint)):
+        step, history, running = _continue(model, optimizer, *found)
+    computed, first = _Loss(model, loss), state().is_main_process
+    if state().num_processes > 1:  # gradients are then means over the processes
+        computed = nn.parallel.DistributedDataParallel(computed)
+    look, due, recent = 1 if state().device.type == "cpu" else LOOK, checkpointed(), []
+    shown = {} if first else {"disable": True}
     bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False, **shown)
     while step < schedule.steps:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        mine = training.share(batch_rows(rows, schedule.batch, step, seed))
+        mine = share(batch_rows(rows, schedule.batch, step, seed))
         recent.append(update(model, optimizer, computed, mine, schedule))
         step += 1
         bar.update()
@@ -130,44 +138,42 @@ def train(
             model.train()
             running = []
             bar.set_postfix(held_out=f"{history[-1]['held_out']:.3f}")
-        if checkpoint and training.state().is_main_process and (time.monotonic() > due or step == schedule.steps):
+        if checkpoint and first and (time.monotonic() > due or step == schedule.steps):
             due = checkpointed(partial(_save, checkpoint, model, optimizer, step, history, running))
     bar.close()
     return history
 
 
-class _Loss(torch.nn.Module):
+class _Loss(nn.Module):
     """The loss as a module that holds the model, the form in which gradients can be averaged over processes."""
 
-    def __init__(self, model: torch.nn.Module, loss: Callable):
+    def __init__(self, model: nn.Module, loss: Callable):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, rows: np.ndarray) -> torch.Tensor:
+    def forward(self, rows: np.ndarray) -> Tensor:
         return self.loss(self.model, rows)
 
 
-def _looked_at(recent: list[torch.Tensor], step: int, schedule: Schedule) -> list[float]:
+def _looked_at(recent: list[Tensor], step: int, schedule: Schedule) -> list[float]:
     """The losses of the last steps up to ``step``, means over the processes."""
     losses = torch.stack(recent)
-    training.mean_([losses])
+    mean_([losses])
     found = losses.tolist()
     for n, value in enumerate(found):
         if not math.isfinite(value):
-            raise Diverged(
-                f"The loss is {value} at step {step - len(found) + n}; lower the learning rate "
-                f"{schedule.learning_rate}."
-            )
+            at = step - len(found) + n
+            raise Diverged(f"The loss is {value} at step {at}; lower the learning rate {schedule.learning_rate}.")
     return found
 
 
 def update(
-    model: torch.nn.Module,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[np.ndarray], torch.Tensor],
+    loss: Callable[[np.ndarray], Tensor],
     rows: np.ndarray,
     schedule: Schedule,
-) -> torch.Tensor:
+) -> Tensor:
     """One step down the gradient of the mean loss of ``rows``, its norm clipped; returns that loss."""
     if len(rows) % schedule.parts:
         raise ParameterError(f"{len(rows)} blocks cannot be divided into parts = {schedule.parts}; give a divisor.")
@@ -177,19 +183,22 @@ def update(
         value = loss(part) / schedule.parts
         value.backward()
         total = total + value.detach()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+    nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
     optimizer.step()
     return total
 
 
 def adamw(
-    model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
     """AdamW in one pass over memory; weight decay acts on matrices only, gains and biases go without."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def checkpointed(write: Callable[[], None] = lambda: None) -> float:
@@ -200,62 +209,158 @@ def checkpointed(write: Callable[[], None] = lambda: None) -> float:
     return ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
 
 
-def _save(file: Path, model, optimizer, step: int, history: list, running: list) -> None:
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    save_state(file, tensors, {"step": step, "history": history, "running": running})
+def save_state(folder: Path, tensors: dict[str, Tensor], place: dict) -> None:
+    """Write a checkpoint, whole or not at all, with the name it goes by."""
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    store.save(folder, {"name": _name(folder), "place": place}, arrays)
 
 
-def _continue(model, optimizer, tensors: dict[str, torch.Tensor], place: dict) -> tuple[int, list, list]:
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """What ``save_state`` wrote; None where there is nothing, or what is damaged or another run's, which is logged."""
+    try:
+        if (found := store.load(folder)) is None:
+            return None
+        content, arrays = found
+        if content["name"] != _name(folder):
+            raise ValueError(f"it is that of {content['name']}")
+        return {name: torch.tensor(array) for name, array in arrays.items()}, content["place"]
+    except store.DAMAGE as error:
+        log.warning("The checkpoint %s is damaged (%s); its run starts again.", folder, error)
+        return None
+
+
+def _name(folder: Path) -> str:
+    """A checkpoint's name: that of the folder it lies in, which is its record's, and its own."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _save(folder: Path, model, optimizer, step: int, history: list, running: list) -> None:
+    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    save_state(folder, tensors, {"step": step, "history": history, "running": running})
+
+
+def _continue(model, optimizer, tensors: dict[str, Tensor], place: dict) -> tuple[int, list, list]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict] = {}
+    moments: dict[int, dict] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
             if value.ndim:  # strides as its parameter's: a fused step reads both in the order of memory
                 value = torch.empty_like(parameters[int(number)]).copy_(value)
-            state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            moments.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return place["step"], place["history"], place["running"]
 
 
-def save_state(file: Path, tensors: dict[str, torch.Tensor], place: dict) -> None:
-    """Write a checkpoint, whole or not at all, with the name it goes by and a SHA-256 of all it says."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    said = {"place": json.dumps(place), "name": _name(file)}
-    replace_file(file, save(tensors, said | {"sha256": _digest(tensors, said)}))
+# ---------------------------------------------------------------------------------------------------- several devices
 
 
-def load_state(file: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
-    """What ``save_state`` wrote; None where there is nothing, or what is damaged or another run's, which is logged."""
-    if not file.exists():
-        return None
+def state() -> PartialState:
+    """Which process this is, of how many, and its ``device``: a GPU of its own where there are any, else the CPU."""
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+
+
+def share(rows: np.ndarray) -> np.ndarray:
+    """This process's rows of a batch; together the processes read each row once.
+
+    Raises:
+        ParameterError: the batch cannot be divided evenly, which would weigh rows differently.
+    """
+    processes = state().num_processes
+    if len(rows) % processes:
+        raise ParameterError(f"A batch of {len(rows)} cannot be shared by {processes} processes; give a multiple.")
+    return rows[state().process_index :: processes]
+
+
+def mean_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    if (processes := state().num_processes) > 1:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+            tensor /= processes
+
+
+def launch(processes: int, work: Callable, *arguments) -> None:
+    """Call ``work`` from a notebook in several processes that train together; what they leave is found in runs/.
+
+    Raises:
+        LostError: one of them failed, whose own words stand above.
+    """
+
+    def process(*arguments):
+        PartialState._reset_state()  # what the notebook's own process knows came along with the fork
+        with in_one_sentence():
+            work(*arguments)
+
     try:
-        with safe_open(file, framework="pt") as stored:
-            said = stored.metadata()
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        if said.pop("sha256") != _digest(tensors, said):
-            raise ValueError("it does not match its checksum")
-        if said["name"] != _name(file):
-            raise ValueError(f"it is that of {said['name']}")
-        return tensors, json.loads(said["place"])
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        log.warning("The checkpoint %s is damaged (%s); its run starts again.", file, error)
-        return None
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        notebook_launcher(process, arguments, num_processes=processes, use_port=port)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise LostError(
+            f"Process {rank} of {processes} has ended with code {failure.exitcode}; run this again, and it continues "
+            "from its last checkpoint."
+        ) from None
 
 
-def _name(file: Path) -> str:
-    """A checkpoint's name: that of its folder, which is its record's, and its own."""
-    return f"{file.parent.name}/{file.name}"
+def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> store.Record:
+    """``store.find_or_compute`` of what all processes compute at once, exchanging with one another.
+
+    Each calls ``compute``; the first stores what it returns, and all read that.
+
+    Raises:
+        LostError: another process has ended meanwhile.
+    """
+    if state().num_processes > 1:
+        started, first = time.monotonic(), state().is_main_process
+        with _company(), store.alone(store.folder_of(what, parameters)) if first else nullcontext():
+            if not _agreed(store.find(what, parameters) is not None):
+                values = compute()
+                if first:
+                    store.keep(what, parameters, values, seconds=time.monotonic() - started)
+            _agreed(True)  # that it is stored
+    return store.find_or_compute(what, parameters, compute)
 
 
-def _digest(tensors: dict[str, torch.Tensor], said: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _agreed(said: bool) -> bool:
+    """What the first process says."""
+    return broadcast_object_list([said])[0]
+
+
+@contextmanager
+def _company() -> Iterator[None]:
+    """A sentence instead of a network's error where another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, Fault) or not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
+            raise
+        raise LostError(
+            f"Another of the {state().num_processes} processes has ended, so this one cannot go on; start them again, "
+            "and the run continues from its last checkpoint."
+        ) from error
+
+
+def sent(array: np.ndarray, to: torch.device) -> Tensor:
+    """An array as a tensor on a device; to a GPU by way of pinned memory, so that nothing waits for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor
+
+
+@contextmanager
+def tf32(on: torch.device) -> Iterator[None]:
+    """While the block lasts, a GPU multiplies float32 matrices with 11 bits of each number; a CPU as always."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -10,8 +10,8 @@ import jupytext
 import pytest
 
 from minwidth import colab
-from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 
 def cell(name: str) -> str:

@@ -12,8 +12,8 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.cli import jupytext
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
-from minwidth.store import ROOT
 from minwidth.scales import NOTEBOOKS
+from minwidth.store import ROOT
 
 FOLDER = ROOT / "notebooks"
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)

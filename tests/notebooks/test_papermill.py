@@ -1,7 +1,8 @@
-"""papermill as people type it: no output path, a wrong parameter, a committed notebook in the way."""
+"""papermill as people type it: no output path, a wrong parameter, a committed notebook in the way; students' copies."""
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from click.testing import CliRunner, Result
+from jupytext import read as jupytext_read
 from jupytext.cli import jupytext
 from papermill import PapermillExecutionError, execute_notebook
 from papermill.cli import papermill as command
@@ -59,7 +61,7 @@ def sync(path: Path) -> None:
 
 def papermill(*arguments: str) -> Result:
     """Run papermill's command in this process, as the entry point would have it."""
-    return CliRunner().invoke(command, notebooks.with_output_path(list(arguments)))
+    return CliRunner().invoke(command, list(arguments))
 
 
 def written(project: Path) -> list[str]:
@@ -127,25 +129,22 @@ def test_a_wrong_value_is_refused_whichever_option_brings_it(project: Path, opti
 
 @pytest.mark.parametrize("arguments", [["01_theory.ipynb", "./01_theory.ipynb"], ["-", "01_theory.ipynb"]])
 def test_a_notebook_of_the_project_is_never_overwritten(project: Path, arguments: list[str]):
-    with pytest.raises(SystemExit, match="would be overwritten"):
-        notebooks.with_output_path(arguments)
-
-
-@pytest.fixture
-def ours(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(notebooks, "_is_ours", lambda path: path.endswith("04_distill.ipynb"))
+    committed = Path("01_theory.ipynb").read_bytes()
+    result = papermill(*arguments)
+    assert result.exit_code == 1 and "01_theory.ipynb is a notebook of this project" in result.output
+    assert Path("01_theory.ipynb").read_bytes() == committed and written(project) == []
 
 
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ("04_distill.ipynb", "04_distill"),
-        ("-p width 512 notebooks/04_distill.ipynb", "04_distill__width=512"),
-        ("04_distill.ipynb -p width 512 -p seed 1 --log-output", "04_distill__width=512__seed=1"),
-        ("--cwd /tmp 04_distill.ipynb --parameters width 512 -k python3", "04_distill__width=512"),
-        ("-pwidth 512 --autosave-cell-every=5 04_distill.ipynb", "04_distill__width=512"),
-        ("04_distill.ipynb -f widths.yaml", "04_distill__widths.yaml"),
-        ("04_distill.ipynb -p teacher ../../a{b}", "04_distill__teacher=..-..-a-b--e23430"),
+        ("01_theory.ipynb", "01_theory"),
+        ("-p width 512 ./01_theory.ipynb", "01_theory__width=512"),
+        ("01_theory.ipynb -p width 512 -p seed 1 --log-output", "01_theory__width=512__seed=1"),
+        ("--cwd /tmp 01_theory.ipynb --parameters width 512 -k python3", "01_theory__width=512"),
+        ("-pwidth 512 --autosave-cell-every=5 01_theory.ipynb", "01_theory__width=512"),
+        ("01_theory.ipynb -f widths.yaml", "01_theory__widths.yaml"),
+        ("01_theory.ipynb -p teacher ../../a{b}", "01_theory__teacher=..-..-a-b--e23430"),
     ],
 )
 def test_the_copys_name_tells_the_parameters(ours, line: str, name: str):
@@ -154,15 +153,55 @@ def test_the_copys_name_tells_the_parameters(ours, line: str, name: str):
     assert arguments[-1] == f"{notebooks.SCHEME}{store.RUNS}/{name}.ipynb"
 
 
-@pytest.mark.parametrize("line", ["", "--version", "a.ipynb", "a.ipynb b.ipynb -p width 3", "04_distill.ipynb -"])
-def test_other_command_lines_are_left_alone(ours, line: str):
-    assert notebooks.with_output_path(line.split()) == line.split()
+@pytest.mark.parametrize(
+    ("line", "output"),
+    [("a.ipynb", ""), ("a.ipynb b.ipynb -p width 3", "b.ipynb"), ("01_theory.ipynb -", "-"),
+     ("01_theory.ipynb s3://x/y.ipynb", "s3://x/y.ipynb"), ("--help-notebook 01_theory.ipynb", "")],
+)  # fmt: skip
+def test_other_command_lines_are_left_alone(project: Path, line: str, output: str):
+    assert command.make_context("papermill", line.split()).params["output_path"] == output
 
 
-def test_papermills_options_are_the_ones_we_know():
-    options = command.get_params(command.make_context("papermill", ["a", "b"]))
-    flags = [option for option in options if getattr(option, "is_flag", False)]
-    assert {name for flag in flags for name in flag.opts + flag.secondary_opts} == notebooks.NO_VALUE
-    assert {name for option in options if option.nargs == 2 for name in option.opts} == notebooks.TWO_VALUES
-    taking = {name for option in options if option.name.startswith("parameters") for name in option.opts}
-    assert taking == notebooks.PARAMETERS
+def test_papermill_tells_what_the_cell_tells_and_none_of_its_own_lines(project: Path):
+    """A fault that is only met while the notebook runs."""
+    source = SOURCE.replace(
+        'print("width", p.width)', "from minwidth import errors\n\nraise errors.LostError('It is gone.')"
+    )
+    (project / "notebooks" / "01_theory.py").write_text(source)
+    sync(project / "notebooks" / "01_theory.py")
+    result = papermill("01_theory.ipynb", "--no-progress-bar", "--log-level", "ERROR")
+    assert result.exit_code == 1
+    assert result.output.strip().endswith("LostError: It is gone.")
+    assert "papermill/" not in result.output and "Traceback" not in result.output
+
+
+def test_other_commands_are_clicks_own():
+    import click
+
+    assert not isinstance(click.command()(lambda: None), notebooks.Command)
+    assert isinstance(command, notebooks.Command)
+
+
+@pytest.mark.parametrize("name", scales.NOTEBOOKS)
+def test_a_student_gets_all_but_the_solutions(name: str, tmp_path: Path):
+    source = store.ROOT / "notebooks" / f"{name}.py"
+    notebooks.without_solutions([str(source)], tmp_path)
+    copy, whole = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4), jupytext_read(source)
+    nbformat.validate(copy)
+    kept = [cell.source for cell in whole.cells if "solution" not in cell.metadata.get("tags", [])]
+    assert [cell.source for cell in copy.cells] == kept and len(kept) < len(whole.cells)
+    assert not any(cell.get("outputs") for cell in copy.cells)
+    assert "jupytext" not in copy.metadata, "a copy that is saved changes no source"
+    assert "solution" not in "\n".join(kept).lower()
+    start = next(number for number, text in enumerate(kept) if text.startswith("## Exercises"))
+    text = "\n".join(kept[start:])
+    asked = re.findall(r"^\*\*(\d)\.", text, re.MULTILINE)
+    assert asked and all(re.search(rf"check\(\s*{number},", text) for number in asked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [(None, "no answer yet"), (2.0, "right"), (3.0, "*Hint*: halve it"), ("two", "could not use it")],
+)
+def test_exercises_tell_right_from_wrong_and_survive_answers_of_any_kind(answer, verdict):
+    assert verdict in check(1, answer, lambda a: abs(a - 2) < 0.1, "halve it").data

@@ -1,0 +1,105 @@
+"""What a run of the study has made beside what is committed: compared, timed by stage, and copied over if wanted.
+
+``make paper`` writes its tables and figures to a folder of its own (MINWIDTH_OUT) and ends with
+``python -m minwidth.publish --compare``; ``make publish`` copies them to ``data/results`` and ``figures``.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from minwidth import measured
+from minwidth.scales import SCALES
+from minwidth.store import COMMITTED, FIGURES, OUT, RESULTS, ROOT, RUNS
+
+RELATIVE = 0.03  # by which a number may differ whose spread has not been measured
+
+
+def compare() -> pd.DataFrame:
+    """A row for each table of this run that is committed too: ``table, differs`` (empty where it equals the other)."""
+    files = [path for scale in SCALES for path in sorted((RESULTS / scale).glob("*.csv"))]
+    pairs = [(path, COMMITTED / path.relative_to(RESULTS)) for path in files]
+    rows = [(f"{new.parent.name}/{new.stem}", difference(new, old)) for new, old in pairs if old.exists()]
+    return pd.DataFrame(rows, columns=["table", "differs"])
+
+
+def difference(new: Path, old: Path) -> str:
+    """Where two tables differ most, in a few words; empty where they are equal within their tolerance.
+
+    Printed numbers (``numbers_*.csv``) have the tolerance of ``measured``, and a claim's numbers are among them; of
+    other columns numbers may differ by ``RELATIVE``.
+    """
+    ours, theirs = pd.read_csv(new), pd.read_csv(old)
+    if new.stem.startswith("numbers_"):
+        both = ours.merge(theirs, on="name", how="outer", suffixes=("", "_old")).set_index("name")
+        slack = (measured.MARGIN * both.spread_old).fillna(RELATIVE * both.value_old.abs()).clip(lower=measured.NOTHING)
+        return _worst(both.value, both.value_old, slack, both.index)
+    if new.stem.startswith("claims_"):
+        judged = [frame.set_index("id")[["undetermined", "own_setting"]] for frame in (ours, theirs)]
+        return "" if judged[0].sort_index().equals(judged[1].sort_index()) else "other claims were judged"
+    if list(ours.columns) != list(theirs.columns) or len(ours) != len(theirs):
+        return f"{ours.shape[0]} x {ours.shape[1]} for {theirs.shape[0]} x {theirs.shape[1]} entries"
+    found = ""
+    for name in ours:
+        if pd.api.types.is_numeric_dtype(theirs[name]) and pd.api.types.is_numeric_dtype(ours[name]):
+            a, b = ours[name].astype(float), theirs[name].astype(float)
+            found = found or _worst(a, b, RELATIVE * b.abs() + measured.NOTHING, [name] * len(a))
+        elif not ours[name].equals(theirs[name]):
+            found = found or f"{name} has other entries"
+    return found
+
+
+def _worst(new: pd.Series, old: pd.Series, slack: pd.Series, names) -> str:
+    """The number that lies furthest beyond its slack, as ``name 3 for 2``."""
+    beyond = ((new - old).abs() / slack).fillna(0.0).mask(new.isna() != old.isna(), np.inf).to_numpy()
+    if not len(beyond) or beyond.max() <= 1:
+        return ""
+    at = int(beyond.argmax())
+    return f"{names[at]} {new.iloc[at]:.3g} for {old.iloc[at]:.3g}"
+
+
+def stages(scale: str) -> pd.DataFrame:
+    """What each job of the pipeline took when it ran last: ``stage, minutes, CPU minutes, GB`` of memory."""
+    rows = []
+    for file in sorted((RUNS / scale / "benchmarks").rglob("*.tsv")):
+        found = pd.read_csv(file, sep="\t", na_values="-").iloc[-1]
+        rows.append((file.stem, found.s / 60, found.cpu_time / 60, found.max_rss / 1024))
+    table = pd.DataFrame(rows, columns=["stage", "minutes", "CPU minutes", "GB"])
+    return table.sort_values("minutes", ascending=False, ignore_index=True)
+
+
+def publish() -> Iterator[Path]:
+    """Copy this run's tables and figures to where they are committed; those of other parameters stay away."""
+    for source, target in ((RESULTS, COMMITTED), (FIGURES, ROOT / "figures")):
+        for file in sorted(path for path in source.rglob("*") if path.is_file() and "other" not in path.parts):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            yield copy
+
+
+def main() -> None:
+    """Copy a run's tables and figures over the committed ones, or compare them and say where the time went."""
+    parser = argparse.ArgumentParser(prog="python -m minwidth.publish", description=main.__doc__)
+    parser.add_argument("--compare", metavar="SCALE", help="copy nothing")
+    scale = parser.parse_args().compare
+    if OUT == ROOT:
+        raise SystemExit("Name the folder of the run with MINWIDTH_OUT, as make paper and make publish do.")
+    if not scale:
+        print(f"{sum(1 for _ in publish())} tables and figures copied from {OUT}; git diff shows what has changed.")
+        return
+    table, took = compare(), stages(scale)
+    differ = table[table.differs != ""]
+    named = ", ".join(f"{row.table} ({row.differs})" for row in differ.itertuples())
+    equal = f"{len(table) - len(differ)} of {len(table)} tables equal the committed ones within their tolerance"
+    print(f"\n{equal}; these differ: {named}" if named else f"\n{equal}.")
+    if len(took):
+        print("\nWhere the time went:", took.round(1).to_string(index=False), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

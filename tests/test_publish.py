@@ -1,0 +1,66 @@
+"""What make paper says at its end: which tables equal the committed ones, and where the time went."""
+
+import pandas as pd
+import pytest
+
+from minwidth import publish
+
+NUMBERS = pd.DataFrame({"name": ["d_star", "steps"], "value": [72.8, 100.0], "spread": [0.4, float("nan")]})
+TABLE = pd.DataFrame({"lam": [0.1, 1.0], "ladder": ["random", "alone"], "kl": [0.5, 0.0]})
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Writes a table of this run, and compares it with the committed one."""
+    for name in ("RESULTS", "COMMITTED", "FIGURES", "ROOT", "RUNS"):
+        monkeypatch.setattr(publish, name, tmp_path / name.lower())
+
+    def difference(name, new, old):
+        for folder, frame in (("results", new), ("committed", old)):
+            (tmp_path / folder / "tiny").mkdir(parents=True, exist_ok=True)
+            frame.to_csv(tmp_path / folder / "tiny" / f"{name}.csv", index=False)
+        return dict(publish.compare().to_numpy())[f"tiny/{name}"]
+
+    return difference
+
+
+@pytest.mark.parametrize(("factor", "differs"), [(0.5, False), (2.0, True)])
+def test_a_number_may_differ_by_its_tolerance(run, factor, differs):
+    measured = publish.measured.MARGIN * 0.4
+    for row, tolerance in ((0, measured), (1, 3.0)):  # the second has no spread yet
+        new = NUMBERS.copy()
+        new.loc[row, "value"] += factor * tolerance
+        assert bool(run("numbers_03_sae", new, NUMBERS)) == differs
+    assert run("numbers_03_sae", NUMBERS[:1], NUMBERS).startswith("steps nan for 100")
+
+
+def test_a_column_may_differ_by_three_per_cent(run):
+    assert run("sweep", TABLE, TABLE) == run("sweep", TABLE.assign(kl=[0.512, 1e-7]), TABLE) == ""
+    assert run("sweep", TABLE.assign(kl=[0.52, 0.0]), TABLE) == "kl 0.52 for 0.5"
+    assert run("sweep", TABLE.assign(ladder="random"), TABLE) == "ladder has other entries"
+    assert run("sweep", TABLE[:1], TABLE) == "1 x 3 for 2 x 3 entries"
+
+
+def test_what_was_judged_must_be_the_same(run):
+    judged = pd.DataFrame({"id": ["a"], "value": ["1"], "undetermined": [False], "own_setting": [False]})
+    assert run("claims_03_sae", judged.assign(value="2"), judged) == ""
+    assert run("claims_03_sae", judged.assign(undetermined=True), judged) == "other claims were judged"
+
+
+def test_only_a_scales_own_tables_are_published(run, tmp_path):
+    run("sweep", TABLE[:1], TABLE)
+    for place in ("results/other/sweep.csv", "figures/tiny/fig01.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("x")
+    written = sorted(str(path.relative_to(tmp_path)) for path in publish.publish())
+    assert written == ["committed/tiny/sweep.csv", "root/figures/tiny/fig01.png"]
+    assert len(pd.read_csv(tmp_path / "committed" / "tiny" / "sweep.csv")) == 1
+
+
+def test_stages_are_told_by_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RUNS", tmp_path)
+    (tmp_path / "tiny" / "benchmarks").mkdir(parents=True)
+    for name, seconds in (("03_sae", 60), ("students-w16-s0", 120)):
+        line = f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:01:00\t2048\t90\n"
+        (tmp_path / "tiny" / "benchmarks" / f"{name}.tsv").write_text(line)
+    assert publish.stages("tiny").to_numpy().tolist() == [["students-w16-s0", 2, 1.5, 2], ["03_sae", 1, 1.5, 2]]
