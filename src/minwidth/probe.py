@@ -87,49 +87,67 @@ def pooled(
 
 # ------------------------------------------------------------------------------------------------------------- splits
 
+Folds = list[tuple[np.ndarray, np.ndarray]]  # places in a training side: those that fit, those that choose the penalty
+
 
 class Split(NamedTuple):
-    """Row numbers of one split."""
+    """Row numbers of one split, and the folds of its training side that choose the penalty."""
 
     train: Int[np.ndarray, "train"]
     test: Int[np.ndarray, "test"]
+    folds: Folds
 
 
-def splits(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
-    """80/20 splits that keep groups whole and classes balanced.
+def split(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Split:
+    """A split of given sides; its folds keep groups whole too."""
+    return Split(train, test, list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train])))
+
+
+def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
+    """80/20 splits of ``rows`` that keep groups whole and classes balanced.
 
     Up to five splits test on different passages; more deal the groups anew.
     """
     dealt = (StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + n) for n in range(-(-count // FOLDS)))
-    sides = chain.from_iterable(folds.split(labels, labels, groups) for folds in dealt)
-    return [Split(*side) for side in islice(sides, count)]
+    sides = chain.from_iterable(folds.split(rows, labels[rows], groups[rows]) for folds in dealt)
+    return [split(rows[train], rows[test], labels, groups) for train, test in islice(sides, count)]
 
 
-def splits_of_main(passages: pd.DataFrame, labels: np.ndarray, count: int, seed: int) -> list[Split]:
-    """The splits of one concept's main passages; its second set stays out."""
-    main = np.flatnonzero(passages.set == "main")
-    found = splits(labels[main], passages.group.to_numpy()[main], count, seed)
-    return [Split(main[train], main[test]) for train, test in found]
+class Task(NamedTuple):
+    """What probes are asked of one concept: its passages by place in the table, and splits of these."""
+
+    concept: str
+    control: str  # none, shuffled or unseen_source
+    place: Int[np.ndarray, "passages"]
+    labels: Int[np.ndarray, "passages"]
+    groups: np.ndarray
+    splits: list[Split]
 
 
-def unseen_sources(passages: pd.DataFrame, text: str) -> list[Split]:
-    """Splits of one concept's passages that test on sources of both classes which the training side lacks.
+def tasks(passages: pd.DataFrame, p: scales.Probe) -> list[Task]:
+    """Of each concept its labels; labels dealt at random; and, where it has such sources, a test on unseen ones.
 
-    Args:
-        text: the collection in ``data/concepts.yaml``, whose pairs ``unseen`` give a split each; some have none.
+    Unseen sources, of both classes, are those that ``data/concepts.yaml`` pairs: a split each, whose training side
+    lacks them. The second set of a concept is in no other training or test side.
     """
     found = []
-    for positives, negatives in concepts.collection(text)["concepts"][passages.concept.iloc[0]].get("unseen", []):
-        pattern = np.where(passages.label == 1, positives, negatives)
-        hidden = np.array([bool(re.fullmatch(*pair)) for pair in zip(pattern, passages.source, strict=True)])
-        kept = (passages.set == "main") & ~passages.group.isin(passages.group[hidden]) & ~hidden
-        found.append(Split(np.flatnonzero(kept), np.flatnonzero(hidden)))
+    for concept, table in passages.groupby("concept", sort=False):
+        labels, groups, main = table.label.to_numpy(), table.group.to_numpy(), (table.set == "main").to_numpy()
+        dealt, parts = labels.copy(), splits(np.flatnonzero(main), labels, groups, p.splits, p.seed)
+        dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
+        unseen = []
+        for pair in concepts.collection(p.text)["concepts"][concept].get("unseen", []):
+            pattern = np.where(labels == 1, *pair)
+            hidden = np.array([bool(re.fullmatch(*both)) for both in zip(pattern, table.source, strict=True)])
+            kept = main & ~hidden & ~np.isin(groups, groups[hidden])
+            unseen.append(split(np.flatnonzero(kept), np.flatnonzero(hidden), labels, groups))
+        asked = [("none", labels, parts), ("shuffled", dealt, parts), ("unseen_source", labels, unseen)]
+        place = table.index.to_numpy()
+        found += [Task(concept, name, place, truth, groups, of) for name, truth, of in asked if of]
     return found
 
 
 # ------------------------------------------------------------------------------------------------------------- probes
-
-Folds = list[tuple[np.ndarray, np.ndarray]]  # rows of the training side that fit, and that choose the penalty
 
 
 def state_probe(folds: Folds) -> Pipeline:
@@ -161,25 +179,20 @@ def _log_likelihood(probe, features, labels) -> float:
     return -float(np.logaddexp(0, np.where(labels == 1, -odds, odds)).mean())
 
 
-def scores(
-    probe: Callable[[Folds], Pipeline], features: np.ndarray, labels: np.ndarray, groups: np.ndarray, parts: list[Split]
-) -> pd.DataFrame:
+def scores(probe: Callable[[Folds], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
     """Train a probe a split and apply it to the split's test side.
 
     Args:
         probe: ``state_probe`` or ``word_probe``.
-        features: hidden states ``[passages, d]``, or an array of texts.
-        labels: 1 or 0.
-        groups: what the folds that choose the penalty keep whole, as splits do.
+        features: of the task's passages: hidden states ``[passages, d]``, or an array of texts.
 
     Returns:
         One row a tested passage: ``split``, ``row``, ``label``, ``group`` and ``score``, the log-odds of the concept.
     """
     tables = []
-    for number, (train, test) in enumerate(parts):
-        folds = list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train]))
-        fitted = probe(folds).fit(features[train], labels[train])
-        tested = {"split": number, "row": test, "label": labels[test], "group": groups[test]}
+    for number, (train, test, folds) in enumerate(task.splits):
+        fitted = probe(folds).fit(features[train], task.labels[train])
+        tested = {"split": number, "row": test, "label": task.labels[test], "group": task.groups[test]}
         tables.append(pd.DataFrame(tested | {"score": fitted.decision_function(features[test])}))
     return pd.concat(tables, ignore_index=True)
 
@@ -313,16 +326,16 @@ class Inputs(NamedTuple):
     """What every model of a survey reads."""
 
     teacher: models.Teacher
-    passages: pd.DataFrame
     ids: list[list[int]]  # of each passage, the first tokens
+    tasks: list[Task]
 
 
 def read(p: scales.Probe) -> Inputs:
-    """Teacher, passages of the chosen concepts and their first tokens."""
+    """Teacher, first tokens of the passages of the chosen concepts, and what is asked of them."""
     passages = concepts.labelled(p.passages, p.seed, p.text, p.documents)["passages"]
     passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
     teacher = models.load_teacher(p.shape.teacher, device=ranks.device())
-    return Inputs(teacher, passages, tokenized(teacher.tokenizer, passages.text, p.tokens))
+    return Inputs(teacher, tokenized(teacher.tokenizer, passages.text, p.tokens), tasks(passages, p))
 
 
 def _settings(p: scales.Probe) -> dict[str, Any]:
@@ -338,20 +351,20 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
 
     Returns:
         A record with ``accuracy`` (one row a concept, model and control; ``shift`` is against the teacher, passage by
-        passage), ``layers`` (the teacher at every depth) and ``students`` (a row each: tokens seen, loss and untrained
-        loss in nats per token); its parameter ``missing`` names the students that were not trained.
+        passage), ``words`` (see there), ``layers`` (the teacher at every depth) and ``students`` (a row each: tokens
+        seen, loss and untrained loss in nats per token); its parameter ``missing`` names students that are not trained.
     """
     found, missing = students(p, d)
     teacher = Subject("", p.shape.width, 0, 0)
     twins = {teacher: Subject("random", p.shape.width, d.seeds[0], 0)} | {s: s._replace(steps=0) for s in found}
     trained, settings = training(d, found), _settings(p)
-    keys = {  # a student's includes what it was trained on and how
+    keys = {  # a student's says what it was trained on and how
         s: (f"probe/{p.scale}/{s.label}", settings | s._asdict() | ({"run": trained[s].key} if s in trained else {}))
         for s in [*twins, *twins.values()]
     }
     inputs = read(p) if any(runs.find(*key) is None for key in keys.values()) else None
-    compute = lambda s: runs.find_or_compute(*keys[s], lambda: _probe_model(p, d, s, inputs))  # noqa: E731
-    records = dict(zip(keys, side_by_side(p, compute, keys), strict=True))
+    found = side_by_side(p, lambda s: probed(p, d, s, keys[s], inputs), keys)
+    records, bags = dict(zip(keys, found, strict=True)), words(p, inputs)
 
     def assemble():
         tables = []
@@ -364,36 +377,43 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
                 for concept, one in own["scores"].groupby("concept")
             ]
             shifts = pd.DataFrame(shifts, columns=["concept", "control", "shift", "shift_low", "shift_high"])
-            frame = pd.concat([own["accuracy"].merge(shifts, "left"), before])
-            tables.append(pd.DataFrame(subject.names, frame.index).join(frame))
+            tables.append(pd.concat([own["accuracy"].merge(shifts, "left"), before]).assign(**subject.names))
         budget = [
             s.names | {"tokens": s.steps * d.batch * d.length, "loss": r["floor"], "untrained": r["untrained"]}
             for s, r in trained.items()
         ]
-        accuracy = pd.concat(tables, ignore_index=True)
-        return {"accuracy": accuracy, "layers": records[teacher]["layers"], "students": pd.DataFrame(budget)}
+        accuracy = pd.concat(tables, ignore_index=True).set_index([*teacher.names, "concept", "control"]).reset_index()
+        rest = {"words": bags["accuracy"], "layers": records[teacher]["layers"], "students": pd.DataFrame(budget)}
+        return {"accuracy": accuracy} | rest
 
-    parts = {subject.label: record.key for subject, record in records.items()}
-    parameters = {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed}
-    return runs.find_or_compute(f"probe/{p.scale}/survey", parameters, assemble)
+    parts = {subject.label: record.key for subject, record in records.items()} | {"words": bags.key}
+    whole = {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed}
+    return runs.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
 
 
 def _of(table: pd.DataFrame, concept: str) -> pd.DataFrame:
     return table[table.concept == concept]
 
 
-def _probe_model(p: scales.Probe, d: scales.Distill, subject: Subject, inputs: Inputs) -> dict[str, pd.DataFrame]:
+def probed(
+    p: scales.Probe, d: scales.Distill, subject: Subject, key: tuple[str, dict], inputs: Inputs | None
+) -> runs.Record:
+    """The record ``key`` of one model's probes, found or computed from ``inputs``; see ``probe_states``."""
     learned = bool(subject.steps or not subject.ladder)
     layers = {0, p.layer} if learned else {p.layer}
     if not subject.ladder:  # the curve over depth
         layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
-    model, start = model_of(d, subject, inputs.teacher), inputs.teacher.tokenizer.eos_token_id
-    states = pooled(model, inputs.ids, start, sorted(layers), f"reading by {subject.label}")
-    return probe_states(dict(zip(sorted(layers), states, strict=True)), inputs.passages, p, controls=learned)
+
+    def compute():
+        model, start = model_of(d, subject, inputs.teacher), inputs.teacher.tokenizer.eos_token_id
+        states = pooled(model, inputs.ids, start, sorted(layers), f"reading by {subject.label}")
+        return probe_states(dict(zip(sorted(layers), states, strict=True)), inputs.tasks, p, controls=learned)
+
+    return runs.find_or_compute(*key, compute)
 
 
 def probe_states(
-    states: dict[int, Float[np.ndarray, "passages d"]], passages: pd.DataFrame, p: scales.Probe, controls: bool = True
+    states: dict[int, Float[np.ndarray, "passages d"]], todo: list[Task], p: scales.Probe, controls: bool = True
 ) -> dict[str, pd.DataFrame]:
     """A model's probes from its pooled states by layer: ``accuracy`` by concept and control, ``layers``, ``scores``.
 
@@ -401,30 +421,19 @@ def probe_states(
     of the control ``none``, which is no control.
     """
     rows, curve, kept = [], [], []
-    for concept, table in passages.groupby("concept", sort=False):
-        labels, groups = table.label.to_numpy(), table.group.to_numpy()
-        parts = splits_of_main(table, labels, p.splits, p.seed)
-        for layer, features in states.items():
-            found = scores(state_probe, features[table.index], labels, groups, parts)
-            row = {"concept": concept, "layer": layer} | summary(found, p.seed)
-            curve.append(row)
-            rows += [row | {"control": "none"}] if layer == p.layer else []
-            rows += [row | {"control": "embedding"}] if layer == 0 and controls else []
-            kept += [found.assign(concept=concept)] if layer == p.layer else []
-        if controls:
-            here, dealt, main = states[p.layer][table.index], labels.copy(), np.flatnonzero(table.set == "main")
-            dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
-            asked = {"shuffled": (dealt, splits_of_main(table, dealt, p.splits, p.seed))}
-            if unseen := unseen_sources(table, p.text):
-                asked["unseen_source"] = labels, unseen
-            for control, (truth, of) in asked.items():
-                found = summary(scores(state_probe, here, truth, groups, of), p.seed)
-                rows.append({"concept": concept, "control": control} | found)
-    frame = pd.DataFrame(rows).drop(columns="layer")
-    return {"accuracy": frame, "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
+    for task in todo if controls else [task for task in todo if task.control == "none"]:
+        for layer in states if task.control == "none" else [p.layer]:
+            found = scores(state_probe, states[layer][task.place], task)
+            row = {"concept": task.concept} | summary(found, p.seed)
+            rows += [row | {"control": task.control}] if layer == p.layer else []
+            if task.control == "none":
+                curve.append(row | {"layer": layer})
+                rows += [row | {"control": "embedding"}] if layer == 0 and controls else []
+                kept += [found.assign(concept=task.concept)] if layer == p.layer else []
+    return {"accuracy": pd.DataFrame(rows), "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
 
 
-def words(p: scales.Probe) -> runs.Record:
+def words(p: scales.Probe, inputs: Inputs | None = None) -> runs.Record:
     """What the words alone give, of exactly the text that the models read: its table is ``accuracy``.
 
     Its controls are ``bag_of_words`` and ``bag_of_words_unseen_source``, of width 0, and ``projected_words``, for the
@@ -433,18 +442,17 @@ def words(p: scales.Probe) -> runs.Record:
     widths = sorted({*p.widths, p.shape.width})
 
     def compute():
-        inputs, rows = read(p), []
-        texts = np.array(inputs.teacher.tokenizer.batch_decode(inputs.ids), dtype=object)
-        for concept, table in tqdm(inputs.passages.groupby("concept", sort=False), desc="words", leave=False):
-            labels, groups = table.label.to_numpy(), table.group.to_numpy()
-            parts, unseen = splits_of_main(table, labels, p.splits, p.seed), unseen_sources(table, p.text)
-            most = min(len(train) for train, _ in parts) - 1  # singular vectors of a training side
-            asked = [("projected_words", width, partial(word_probe, width=min(width, most)), parts) for width in widths]
-            asked += [("bag_of_words", 0, word_probe, parts)]
-            asked += [("bag_of_words_unseen_source", 0, word_probe, unseen)] if unseen else []
-            for control, width, probe, of in asked:
-                found = summary(scores(probe, texts[table.index], labels, groups, of), p.seed)
-                rows.append({"concept": concept, "control": control, "width": width} | found)
+        teacher, ids, todo = inputs or read(p)
+        texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
+        for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
+            names = {"none": "bag_of_words", "unseen_source": "bag_of_words_unseen_source"}
+            probes = [(names[task.control], 0, word_probe)]
+            if task.control == "none":
+                most = min(len(train) for train, *_ in task.splits) - 1  # singular vectors of a training side
+                probes += [("projected_words", d, partial(word_probe, width=min(d, most))) for d in widths]
+            for control, width, probe in probes:
+                found = summary(scores(probe, texts[task.place], task), p.seed)
+                rows.append({"concept": task.concept, "control": control, "width": width} | found)
         return {"accuracy": pd.DataFrame(rows)}
 
     with threadpool_limits(1):
