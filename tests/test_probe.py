@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from test_concepts import make_passages
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from minwidth import concepts, distill, probe, runs, scales, staircase
+from minwidth import concepts, distill, figures, probe, runs, scales, staircase
+from minwidth.paths import RESULTS, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +358,33 @@ def test_bins_of_rank_hold_every_feature_once():
     assert (student.low <= student.auroc).all() and (student.auroc <= student.high).all()
     assert student["features"].sum() == 100
     assert np.average(student.auroc, weights=student["features"]) == pytest.approx(0.5 + values.mean())
+
+
+# ------------------------------------------------------------------------------------------------- 05 on every scale
+
+MEASURED = sorted(file.parent.name for file in RESULTS.glob("*/probe_students.csv"))
+
+
+@pytest.mark.parametrize("scale", MEASURED)
+def test_the_notebook_draws_every_scales_committed_tables(scale):
+    """Also students that were cut, whose twin before distillation is no untrained one."""
+    drawing = {"np": np, "pd": pd, "figures": figures}
+    for cell in jupytext.read(ROOT / "notebooks" / "05_probe.py").cells:
+        if "drawing" in cell.metadata.get("tags", []):
+            exec(cell.source, drawing)
+    names = ("", "_words", "_layers", "_staircase")
+    accuracy, words, layers, binned = (runs.load_results(scale, f"probe_students{name}") for name in names)
+    students = accuracy[(accuracy.model == "student") & (accuracy.control == "none")]
+    panels = drawing["draw_students"](accuracy, words).axes
+    assert [panel.get_title() for panel in panels] == list(accuracy.concept.unique())
+    assert drawing["draw_layers"](layers, words).axes[0].lines
+    for ladder in students.ladder.unique():
+        figure = drawing["draw_controls"](accuracy, words, ladder)
+        shown = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert ("the same student, only cut" in shown) == (ladder == "width_alone") and len(shown) == 8
+        own = binned[(binned.model == "student") & (binned.ladder == ladder)]
+        assert sum(bool(a.get_title()) for a in drawing["draw_staircase"](binned, ladder).axes) == own.width.nunique()
+    paper = pd.DataFrame({"concept": ["code"], "shift": [1.0]})
+    assert drawing["draw_shifts"](students.assign(d_teacher=students.width.max()), paper).axes[0].get_title()
+    wins = probe.beats(accuracy, words)
+    assert len(wins) == len(students) + accuracy.concept.nunique() and set(wins.control) <= set(probe.CONTROLS)
