@@ -13,10 +13,11 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,15 +156,17 @@ def state_probe(folds: Folds) -> Pipeline:
     return make_pipeline(StandardScaler(), _classifier(PENALTIES, folds))
 
 
-def word_probe(folds: Folds, width: int | None = None) -> Pipeline:
+def word_probe(folds: Folds, width: int | None = None, memory: str | None = None) -> Pipeline:
     """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers if given.
 
     The projection keeps the leading singular vectors of the training side's bags (latent semantic analysis).
+    ``memory`` is a folder in which bags are kept for the next probe of the same texts.
     """
     bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
     if width is None:  # liblinear is much faster on words
-        return make_pipeline(bag, _classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0))
-    return make_pipeline(bag, TruncatedSVD(width, random_state=0), *state_probe(folds))
+        words = _classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0)
+        return make_pipeline(bag, words, memory=memory)
+    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds), memory=memory)
 
 
 def _classifier(penalties: Sequence[float], folds: Folds, **options) -> LogisticRegressionCV:
@@ -367,13 +370,13 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
     records, bags = dict(zip(keys, found, strict=True)), words(p, inputs)
 
     def assemble():
-        tables = []
+        tables, of_teacher = [], records[teacher]["scores"]
         for subject, twin in twins.items():
             own, before = records[subject], records[twin]["accuracy"]
             # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
             before = before.assign(control="cut" if twin.ladder == "width_alone" else "untrained")
             shifts = [
-                (concept, "none", *difference(one, _of(records[teacher]["scores"], concept), p.seed))
+                (concept, "none", *difference(one, of_teacher[of_teacher.concept == concept], p.seed))
                 for concept, one in own["scores"].groupby("concept")
             ]
             shifts = pd.DataFrame(shifts, columns=["concept", "control", "shift", "shift_low", "shift_high"])
@@ -389,10 +392,6 @@ def survey(p: scales.Probe, d: scales.Distill) -> runs.Record:
     parts = {subject.label: record.key for subject, record in records.items()} | {"words": bags.key}
     whole = {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed}
     return runs.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
-
-
-def _of(table: pd.DataFrame, concept: str) -> pd.DataFrame:
-    return table[table.concept == concept]
 
 
 def probed(
@@ -437,23 +436,25 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> runs.Record:
     """What the words alone give, of exactly the text that the models read: its table is ``accuracy``.
 
     Its controls are ``bag_of_words`` and ``bag_of_words_unseen_source``, of width 0, and ``projected_words``, for the
-    width of the teacher and of every student.
+    width of the teacher and of every student, or as many numbers as there are passages to find them by.
     """
     widths = sorted({*p.widths, p.shape.width})
 
     def compute():
+        with TemporaryDirectory() as folder:
+            return {"accuracy": pd.DataFrame(rows(partial(word_probe, memory=folder)))}
+
+    def rows(probe: Callable[..., Pipeline]) -> Iterator[dict[str, Any]]:
         teacher, ids, todo = inputs or read(p)
-        texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
+        texts = np.array(teacher.tokenizer.batch_decode(ids), dtype=object)
         for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
-            names = {"none": "bag_of_words", "unseen_source": "bag_of_words_unseen_source"}
-            probes = [(names[task.control], 0, word_probe)]
+            probes = [("bag_of_words" if task.control == "none" else "bag_of_words_unseen_source", 0, probe)]
             if task.control == "none":
-                most = min(len(train) for train, *_ in task.splits) - 1  # singular vectors of a training side
-                probes += [("projected_words", d, partial(word_probe, width=min(d, most))) for d in widths]
-            for control, width, probe in probes:
-                found = summary(scores(probe, texts[task.place], task), p.seed)
-                rows.append({"concept": task.concept, "control": control, "width": width} | found)
-        return {"accuracy": pd.DataFrame(rows)}
+                most = min(len(train) for train, *_ in task.splits) - 1
+                probes += [("projected_words", width, partial(probe, width=min(width, most))) for width in widths]
+            for control, width, make in probes:
+                found = summary(scores(make, texts[task.place], task), p.seed)
+                yield {"concept": task.concept, "control": control, "width": width} | found
 
     with threadpool_limits(1):
         return runs.find_or_compute(f"probe/{p.scale}/words", _settings(p) | {"widths": widths}, compute)
