@@ -140,21 +140,20 @@ def floor(
             fits.append(_minimise(target, *first, None, steps, tolerance, _said(progress, f"start {start + 1}")))
         best = min(fits, key=lambda fit: fit.loss)
 
-        # The upper end. As many contexts as make a pass over all words cost what one over S does.
-        part = chosen[: max(width + 1, len(chosen) * words // vocabulary)]
+        # The upper end, on as many contexts as make a pass over all words cost what one over S does.
+        part = chosen[: max(2 * width, len(chosen) * words // vocabulary)]
         whole = everything if len(part) == len(chosen) else _target(hidden[part], teacher_unembedding)
-        candidates = {}
         first = _principal(whole, min(width, d_teacher))
-        candidates[True] = _minimise(whole, *first, whole.unembedding, steps, tolerance, _said(progress, "restricted"))
-        if words == vocabulary and not bias:
-            candidates[False] = best
-        losses = {True: 0.0}
-        if len(candidates) > 1:
+        upper = _minimise(whole, *first, whole.unembedding, steps, tolerance, _said(progress, "W = W_T A"))
+        restricted = True
+        if target is everything and not bias:
             unseen = _target(hidden[validation], teacher_unembedding)
-            losses = {name: float(_held_out(unseen, whole, fit)[0].mean()) for name, fit in candidates.items()}
-        restricted = min(losses, key=losses.get)
+            restricted = len(validation) > 0 and bool(
+                _held_out(unseen, whole, upper)[0].mean() < _held_out(unseen, whole, best)[0].mean()
+            )
+            upper = upper if restricted else best
         unseen = _target(held_out / temperature, teacher_unembedding)
-        high, states, slack = _held_out(unseen, whole, candidates[restricted])
+        high, states, slack = _held_out(unseen, whole, upper)
     return Floor(
         low=best.loss,
         low_interval=interval(best.losses, documents[chosen]),
@@ -168,7 +167,7 @@ def floor(
         words=words,
         mass=float(target.mass.mean()),
         restricted=restricted,
-        unembedding=candidates[restricted].unembedding,
+        unembedding=upper.unembedding,
         states=states * temperature,
     )
 
@@ -301,7 +300,7 @@ def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int)
         every = residual.token_blocks(teacher, split, p["length"], p["percent"], p["text"], blocks)
         documents = residual.document_numbers(every, teacher.tokenizer.eos_token_id)
         rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
-        places = np.random.default_rng(p["seed"]).permutation(len(rows) * p["length"])[:wanted]
+        places = np.random.default_rng(p["seed"]).permutation(len(rows) * every.shape[1])[:wanted]
         if len(places) < wanted:
             raise errors.ParameterError(
                 f"{wanted} contexts were asked for, and the {len(rows)} blocks of {split} text have {len(places)}: ask "
@@ -605,18 +604,17 @@ def _lbfgs(value, scaled, x: Tensor, steps: int, tolerance: float, progress: str
 
 
 def _held_out(target: _Target, trained: _Target, fit: _Fit) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, best state and Newton decrement of each context under the W of a fit to others; float in, float out.
+    """Loss, best state and Newton decrement of each context under the W of a fit to others.
 
     Starts from the linear map of the teacher's state that suits the fit's contexts. A Newton step solves for the
     Hessian by conjugate gradients, a few products with W, in coordinates in which the mean Hessian is the identity.
     Convex: near the end the loss is above its minimum by about half the decrement.
     """
-    moment = trained.hidden.T.double() @ trained.hidden.double()
-    moment.diagonal().add_(1e-9 * moment.diagonal().mean())
-    start = torch.linalg.solve(moment, trained.hidden.T.double() @ fit.hidden.double()).to(fit.hidden.dtype)
+    states = trained.hidden.double()
+    linear = torch.linalg.pinv(states.T @ states, rtol=1e-10, hermitian=True) @ (states.T @ fit.hidden.double())
     lower = _cholesky(_curvature(target, fit.unembedding)[0])
     unembedding = torch.linalg.solve_triangular(lower, fit.unembedding.T, upper=False).T.contiguous()
-    hidden = target.hidden @ start @ lower
+    hidden = target.hidden @ linear.to(lower.dtype) @ lower
     losses, decrements = torch.empty_like(target.mass), torch.empty_like(target.mass)
     for rows in _chunks(len(hidden), len(unembedding), hidden.device):
         hidden[rows], losses[rows], decrements[rows] = _newton(
@@ -625,45 +623,50 @@ def _held_out(target: _Target, trained: _Target, fit: _Fit) -> tuple[Tensor, Ten
     return losses, torch.linalg.solve_triangular(lower.T, hidden.T, upper=True).T.contiguous(), decrements
 
 
-def _newton(h: Tensor, w: Tensor, p: Tensor, mass: Tensor, negentropy: Tensor, steps: int = 8, inner: int = 12):
+def _newton(
+    h: Float[Tensor, "rows d"],
+    w: Float[Tensor, "words d"],
+    p: Float[Tensor, "rows words"],
+    mass: Float[Tensor, "rows"],
+    negentropy: Float[Tensor, "rows"],
+    steps: int = 10,
+    inner: int = 12,
+) -> tuple[Tensor, Tensor, Tensor]:
     """State, loss and Newton decrement of each row, from the state it starts at."""
+    tiny, wanted = torch.finfo(h.dtype).tiny, p @ w
 
-    def loss_and_q(h: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_q(h: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         logits = h @ w.T
-        losses = _reduce_(logits, p, mass, True).add_(negentropy)
-        return losses, logits.add_(p)
+        losses = _reduce_(logits, p[rows], mass[rows], True).add_(negentropy[rows])
+        return losses, logits.add_(p[rows])
 
-    wanted = p @ w
-    losses, q = loss_and_q(h)
+    losses, q = loss_and_q(h, slice(None))
     for _ in range(steps):
         mean = q @ w
-        residual_ = gradient = mean - wanted
-        step, direction, size = torch.zeros_like(h), gradient, gradient.square().sum(1, keepdim=True)
+        gradient = rest = direction = mean - wanted
+        step, size = torch.zeros_like(h), gradient.square().sum(1, keepdim=True)
         for _ in range(inner):
             change = direction @ w.T
-            moved = (q * change).sum(1, keepdim=True)
-            product = change.mul_(q) @ w - moved * mean / mass.unsqueeze(1)
-            length = size / (direction * product).sum(1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
-            step = step + length * direction
-            residual_ = residual_ - length * product
-            size, before = residual_.square().sum(1, keepdim=True), size
-            direction = residual_ + size / before.clamp_min(torch.finfo(h.dtype).tiny) * direction
+            moved = torch.linalg.vecdot(q, change).unsqueeze(1) / mass.unsqueeze(1)
+            product = (
+                change.mul_(q) @ w - moved * mean + 1e-4 * direction
+            )  # damped, for states that cost next to nothing
+            length = size / torch.linalg.vecdot(direction, product).unsqueeze(1).clamp_min(tiny)
+            step, rest = step + length * direction, rest - length * product
+            before, size = size, rest.square().sum(1, keepdim=True)
+            direction = rest + size / before.clamp_min(tiny) * direction
             if float(size.mean()) < 1e-3 * float(gradient.square().sum(1).mean()):
                 break
-        decrement = (gradient * step).sum(1)
-        length = torch.ones_like(mass)
-        for _ in range(6):  # rows that overshot take shorter steps
-            new = h - length.unsqueeze(1) * step
-            new_losses, new_q = loss_and_q(new)
-            worse = new_losses > losses
+        decrement = torch.linalg.vecdot(gradient, step)
+        new = h - step
+        new_losses, new_q = loss_and_q(new, slice(None))
+        for shorter in (4.0**-n for n in range(1, 12)):
+            worse = ~(new_losses <= losses + 1e-6)  # or not a number
             if not worse.any():
                 break
-            length[worse] /= 3
-        h = torch.where(worse.unsqueeze(1), h, new)
-        if worse.any():
-            losses, q = loss_and_q(h)
-        else:
-            losses, q = new_losses, new_q
+            new[worse] = h[worse] - shorter * step[worse]
+            new_losses[worse], new_q[worse] = loss_and_q(new[worse], worse)
+        h, losses, q = new, new_losses, new_q
         if float(decrement.mean()) < 1e-6:
             break
     return h, losses, decrement
