@@ -183,7 +183,7 @@ def test_held_out_states_are_the_best_of_their_contexts():
         return value
 
     optimiser.step(loss)
-    assert found.high == pytest.approx(float(loss()), abs=1e-6)
+    assert found.high == pytest.approx(loss().item(), abs=1e-6)
 
 
 def test_same_inputs_give_the_same_bits():

@@ -49,7 +49,7 @@ DRAWS = 1000  # of documents, for an interval
 RANK_TOLERANCE = 1e-10  # share of the largest variance (of logits) below which a direction is rounding
 LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
     "tiny": dict(
-        widths=[16, 24, 32, 48, 80, 128], contexts=[2560, 5120, 10_240], held_out=4096, starts=2, blocks=[512, 384]
+        widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
     ),
     "smollm2": dict(
         widths=[64, 128, 256, 384, 512], contexts=[576, 1152, 2304], held_out=1024, starts=1, blocks=[512, 96]
@@ -99,11 +99,11 @@ def floor(
 ) -> Floor:
     """The least mean KL(teacher || student) that any student of ``width`` can have: from below and from above.
 
-    One tenth of the contexts only chooses the W of the upper end; N is the rest. Each minimisation starts from
-    principal components in the metric of the softmax (the first) or from a random sketch of them, and is L-BFGS over
-    all states and W, preconditioned by what a change of each costs; it ends when ``PATIENCE`` steps lower the loss by
-    less than ``tolerance``. A function of the arguments alone, to the last bit with one thread. In float64 where the
-    inputs are.
+    One tenth of the contexts only chooses the W of the upper end; N is the rest. The minimisation is L-BFGS over all
+    states and W, preconditioned by what a change of each costs. The first start is the best W of the form W_T A, itself
+    found from principal components in the metric of the softmax; others are random sketches of them. It ends when
+    ``PATIENCE`` steps lower the loss by a share less than ``tolerance``. A function of the arguments alone, to the last
+    bit with one thread. In float64 where the inputs are.
 
     Args:
         documents: of each context, for the interval; each a document of its own if None.
@@ -134,19 +134,24 @@ def floor(
         else:
             target = everything
         rank = min(width + bias, d_teacher)
+
+        # W = W_T A first, on as many contexts as make a pass over all words cost what one over S does.
+        part = chosen[: max(2 * width, len(chosen) * words // vocabulary)]
+        whole = everything if len(part) == len(chosen) else _target(hidden[part], teacher_unembedding)
+        upper = _minimise(
+            whole, *_principal(whole, width), True, steps, 10 * tolerance, progress and f"{progress}, W = W_T A"
+        )
+        continued = target is whole and rank == width
         fits = []
         for start in range(starts):
             first = _principal(target, rank, generator if start else None)
-            fits.append(_minimise(target, *first, None, steps, tolerance, _said(progress, f"start {start + 1}")))
+            if continued and not start:
+                first = upper.hidden, upper.matrix
+            said = progress and f"{progress}, start {start + 1}"
+            fits.append(_minimise(target, *first, False, steps, tolerance, said))
         best = min(fits, key=lambda fit: fit.loss)
-
-        # The upper end, on as many contexts as make a pass over all words cost what one over S does.
-        part = chosen[: max(2 * width, len(chosen) * words // vocabulary)]
-        whole = everything if len(part) == len(chosen) else _target(hidden[part], teacher_unembedding)
-        first = _principal(whole, min(width, d_teacher))
-        upper = _minimise(whole, *first, whole.unembedding, steps, tolerance, _said(progress, "W = W_T A"))
         restricted = True
-        if target is everything and not bias:
+        if continued:
             unseen = _target(hidden[validation], teacher_unembedding)
             restricted = len(validation) > 0 and bool(
                 _held_out(unseen, whole, upper)[0].mean() < _held_out(unseen, whole, best)[0].mean()
@@ -210,10 +215,6 @@ def _documents(documents: Tensor | None, hidden: Tensor) -> Tensor:
     if documents.shape != hidden.shape[:1]:
         raise ValueError(f"documents must be one number for each of {len(hidden)} contexts, not {documents.shape}.")
     return documents
-
-
-def _said(progress: str | None, what: str) -> str | None:
-    return progress and f"{progress}, {what}"
 
 
 # -------------------------------------------------------------------------------------------------------- a ladder
@@ -449,6 +450,7 @@ def _reduce_(logits: Tensor, p: Tensor, mass: Tensor, gradient: bool) -> Tensor:
 class _Fit(NamedTuple):
     hidden: Float[Tensor, "contexts d"]
     unembedding: Float[Tensor, "words d"]
+    matrix: Float[Tensor, "d_T d"]  # the A of W = W_T A; of a free W that of where it started
     losses: Float[Tensor, "contexts"]
     loss: float
     fall: float  # share over the last PATIENCE steps
@@ -487,12 +489,12 @@ def _minimise(
     target: _Target,
     hidden: Float[Tensor, "contexts d"],
     matrix: Float[Tensor, "d_T d"],
-    basis: Float[Tensor, "words d_T"] | None,
+    restricted: bool,
     steps: int,
     tolerance: float,
     progress: str | None,
 ) -> _Fit:
-    """Least mean loss over all states and W, or over all states and A in W = basis A, from where they start.
+    """Least mean loss over all states and W, or ``restricted``, over all states and A in W = W_T A, from W_T A.
 
     Coordinates of the state are first chosen so that the mean Hessian is the identity; what a change of a state or of a
     word's row costs then differs by a factor a context or word, which scales the first guess of L-BFGS.
@@ -508,12 +510,13 @@ def _minimise(
     hessian, costs = _curvature(target, unembedding)
     costs = costs + costs.mean() / 10
     moment = _cholesky(hidden.T @ hidden / contexts)
-    if basis is None:
+    basis, start = None, matrix
+    if not restricted:
         matrix = unembedding
         spread = _mean_probabilities(target, hidden.square().sum(1)) / hidden.square().sum(1).mean()
         spread = spread + 1e-3 / len(spread)
     else:
-        basis = basis - (mean / mean.sum()) @ basis
+        basis = target.unembedding - (mean / mean.sum()) @ target.unembedding
         metric = _cholesky((basis.T * mean) @ basis)
 
     def unembedding_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -536,9 +539,9 @@ def _minimise(
     x, losses, history = _lbfgs(
         value, scaled, torch.cat([hidden.flatten(), matrix.flatten()]), steps, tolerance, progress
     )
-    hidden, unembedding = unembedding_of(x)
+    found = x[hidden.numel() :].view_as(matrix) if restricted else start
     fall = 1 - history[-1] / max(history[max(0, len(history) - 1 - PATIENCE)], 1e-12)
-    return _Fit(hidden, unembedding, losses, history[-1], max(fall, 0.0))
+    return _Fit(*unembedding_of(x), found, losses, history[-1], max(fall, 0.0))
 
 
 def _curvature(
