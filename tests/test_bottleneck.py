@@ -245,6 +245,8 @@ def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypa
     assert (both["table"].low <= both["table"].high).all()
     with pytest.raises(ParameterError, match=r"width = 33 is outside 1 \.\.\. 32"):
         bottleneck.ladder(folder, [33])
+    with pytest.raises(ParameterError, match="contexts = 15 are too few for width 8"):
+        bottleneck.ladder(folder, [8], contexts=[15, 80])
     with pytest.raises(ParameterError, match="ask for at most that many"):
         bottleneck.ladder(folder, [8], contexts=[10**6], held_out=60)
 

@@ -51,9 +51,7 @@ LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that
     "tiny": dict(
         widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
     ),
-    "smollm2": dict(
-        widths=[64, 128, 256, 384, 512], contexts=[576, 1152, 2304], held_out=1024, starts=1, blocks=[512, 96]
-    ),
+    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152, 2304], held_out=1024, starts=1, blocks=[512, 96]),
     "pythia-410m": dict(
         widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
     ),
@@ -255,6 +253,10 @@ def ladder(
         if not 1 <= width <= d_teacher:
             raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one there.")
     contexts = sorted(contexts or own["contexts"])
+    if contexts[0] < 2 * widths[-1]:
+        raise errors.ParameterError(
+            f"contexts = {contexts[0]} are too few for width {widths[-1]}: give at least {2 * widths[-1]}."
+        )
     text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
     p = {
