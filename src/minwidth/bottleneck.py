@@ -49,11 +49,9 @@ DRAWS = 1000  # of documents, for an interval
 RANK_TOLERANCE = 1e-10  # share of the largest variance (of logits) below which a direction is rounding
 LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
     "tiny": dict(
-        widths=[16, 24, 32, 48, 80, 128], contexts=[2560, 5120, 10_240], held_out=4096, starts=2, blocks=[512, 384]
+        widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
     ),
-    "smollm2": dict(
-        widths=[64, 128, 256, 384, 512], contexts=[576, 1152, 2304], held_out=1024, starts=1, blocks=[512, 96]
-    ),
+    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152, 2304], held_out=1024, starts=1, blocks=[512, 96]),
     "pythia-410m": dict(
         widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
     ),
@@ -99,11 +97,11 @@ def floor(
 ) -> Floor:
     """The least mean KL(teacher || student) that any student of ``width`` can have: from below and from above.
 
-    One tenth of the contexts only chooses the W of the upper end; N is the rest. Each minimisation starts from
-    principal components in the metric of the softmax (the first) or from a random sketch of them, and is L-BFGS over
-    all states and W, preconditioned by what a change of each costs; it ends when ``PATIENCE`` steps lower the loss by
-    less than ``tolerance``. A function of the arguments alone, to the last bit with one thread. In float64 where the
-    inputs are.
+    One tenth of the contexts only chooses the W of the upper end; N is the rest. The minimisation is L-BFGS over all
+    states and W, preconditioned by what a change of each costs. The first start is the best W of the form W_T A, itself
+    found from principal components in the metric of the softmax; others are random sketches of them. It ends when
+    ``PATIENCE`` steps lower the loss by a share less than ``tolerance``. A function of the arguments alone, to the last
+    bit with one thread. In float64 where the inputs are.
 
     Args:
         documents: of each context, for the interval; each a document of its own if None.
@@ -134,27 +132,31 @@ def floor(
         else:
             target = everything
         rank = min(width + bias, d_teacher)
+
+        # W = W_T A first, on as many contexts as make a pass over all words cost what one over S does.
+        part = chosen[: max(2 * width, len(chosen) * words // vocabulary)]
+        whole = everything if len(part) == len(chosen) else _target(hidden[part], teacher_unembedding)
+        upper = _minimise(
+            whole, *_principal(whole, width), True, steps, 10 * tolerance, progress and f"{progress}, W = W_T A"
+        )
+        continued = target is whole and rank == width
         fits = []
         for start in range(starts):
             first = _principal(target, rank, generator if start else None)
-            fits.append(_minimise(target, *first, None, steps, tolerance, _said(progress, f"start {start + 1}")))
+            if continued and not start:
+                first = upper.hidden, upper.matrix
+            said = progress and f"{progress}, start {start + 1}"
+            fits.append(_minimise(target, *first, False, steps, tolerance, said))
         best = min(fits, key=lambda fit: fit.loss)
-
-        # The upper end. As many contexts as make a pass over all words cost what one over S does.
-        part = chosen[: max(width + 1, len(chosen) * words // vocabulary)]
-        whole = everything if len(part) == len(chosen) else _target(hidden[part], teacher_unembedding)
-        candidates = {}
-        first = _principal(whole, min(width, d_teacher))
-        candidates[True] = _minimise(whole, *first, whole.unembedding, steps, tolerance, _said(progress, "restricted"))
-        if words == vocabulary and not bias:
-            candidates[False] = best
-        losses = {True: 0.0}
-        if len(candidates) > 1:
+        restricted = True
+        if continued:
             unseen = _target(hidden[validation], teacher_unembedding)
-            losses = {name: float(_held_out(unseen, whole, fit)[0].mean()) for name, fit in candidates.items()}
-        restricted = min(losses, key=losses.get)
+            restricted = len(validation) > 0 and bool(
+                _held_out(unseen, whole, upper)[0].mean() < _held_out(unseen, whole, best)[0].mean()
+            )
+            upper = upper if restricted else best
         unseen = _target(held_out / temperature, teacher_unembedding)
-        high, states, slack = _held_out(unseen, whole, candidates[restricted])
+        high, states, slack = _held_out(unseen, whole, upper)
     return Floor(
         low=best.loss,
         low_interval=interval(best.losses, documents[chosen]),
@@ -168,7 +170,7 @@ def floor(
         words=words,
         mass=float(target.mass.mean()),
         restricted=restricted,
-        unembedding=candidates[restricted].unembedding,
+        unembedding=upper.unembedding,
         states=states * temperature,
     )
 
@@ -213,10 +215,6 @@ def _documents(documents: Tensor | None, hidden: Tensor) -> Tensor:
     return documents
 
 
-def _said(progress: str | None, what: str) -> str | None:
-    return progress and f"{progress}, {what}"
-
-
 # -------------------------------------------------------------------------------------------------------- a ladder
 
 
@@ -255,6 +253,10 @@ def ladder(
         if not 1 <= width <= d_teacher:
             raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one there.")
     contexts = sorted(contexts or own["contexts"])
+    if contexts[0] < 2 * widths[-1]:
+        raise errors.ParameterError(
+            f"contexts = {contexts[0]} are too few for width {widths[-1]}: give at least {2 * widths[-1]}."
+        )
     text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
     p = {
@@ -301,7 +303,7 @@ def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int)
         every = text.token_blocks(teacher.tokenizer, split, p["length"], p["percent"], p["text"], blocks)
         documents = text.document_numbers(every, teacher.tokenizer)
         rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
-        places = np.random.default_rng(p["seed"]).permutation(len(rows) * p["length"])[:wanted]
+        places = np.random.default_rng(p["seed"]).permutation(len(rows) * every.shape[1])[:wanted]
         if len(places) < wanted:
             raise errors.ParameterError(
                 f"{wanted} contexts were asked for, and the {len(rows)} blocks of {split} text have {len(places)}: ask "
@@ -450,6 +452,7 @@ def _reduce_(logits: Tensor, p: Tensor, mass: Tensor, gradient: bool) -> Tensor:
 class _Fit(NamedTuple):
     hidden: Float[Tensor, "contexts d"]
     unembedding: Float[Tensor, "words d"]
+    matrix: Float[Tensor, "d_T d"]  # the A of W = W_T A; of a free W that of where it started
     losses: Float[Tensor, "contexts"]
     loss: float
     fall: float  # share over the last PATIENCE steps
@@ -488,12 +491,12 @@ def _minimise(
     target: _Target,
     hidden: Float[Tensor, "contexts d"],
     matrix: Float[Tensor, "d_T d"],
-    basis: Float[Tensor, "words d_T"] | None,
+    restricted: bool,
     steps: int,
     tolerance: float,
     progress: str | None,
 ) -> _Fit:
-    """Least mean loss over all states and W, or over all states and A in W = basis A, from where they start.
+    """Least mean loss over all states and W, or ``restricted``, over all states and A in W = W_T A, from W_T A.
 
     Coordinates of the state are first chosen so that the mean Hessian is the identity; what a change of a state or of a
     word's row costs then differs by a factor a context or word, which scales the first guess of L-BFGS.
@@ -509,12 +512,13 @@ def _minimise(
     hessian, costs = _curvature(target, unembedding)
     costs = costs + costs.mean() / 10
     moment = _cholesky(hidden.T @ hidden / contexts)
-    if basis is None:
+    basis, start = None, matrix
+    if not restricted:
         matrix = unembedding
         spread = _mean_probabilities(target, hidden.square().sum(1)) / hidden.square().sum(1).mean()
         spread = spread + 1e-3 / len(spread)
     else:
-        basis = basis - (mean / mean.sum()) @ basis
+        basis = target.unembedding - (mean / mean.sum()) @ target.unembedding
         metric = _cholesky((basis.T * mean) @ basis)
 
     def unembedding_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -537,9 +541,9 @@ def _minimise(
     x, losses, history = _lbfgs(
         value, scaled, torch.cat([hidden.flatten(), matrix.flatten()]), steps, tolerance, progress
     )
-    hidden, unembedding = unembedding_of(x)
+    found = x[hidden.numel() :].view_as(matrix) if restricted else start
     fall = 1 - history[-1] / max(history[max(0, len(history) - 1 - PATIENCE)], 1e-12)
-    return _Fit(hidden, unembedding, losses, history[-1], max(fall, 0.0))
+    return _Fit(*unembedding_of(x), found, losses, history[-1], max(fall, 0.0))
 
 
 def _curvature(
@@ -605,18 +609,17 @@ def _lbfgs(value, scaled, x: Tensor, steps: int, tolerance: float, progress: str
 
 
 def _held_out(target: _Target, trained: _Target, fit: _Fit) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, best state and Newton decrement of each context under the W of a fit to others; float in, float out.
+    """Loss, best state and Newton decrement of each context under the W of a fit to others.
 
     Starts from the linear map of the teacher's state that suits the fit's contexts. A Newton step solves for the
     Hessian by conjugate gradients, a few products with W, in coordinates in which the mean Hessian is the identity.
     Convex: near the end the loss is above its minimum by about half the decrement.
     """
-    moment = trained.hidden.T.double() @ trained.hidden.double()
-    moment.diagonal().add_(1e-9 * moment.diagonal().mean())
-    start = torch.linalg.solve(moment, trained.hidden.T.double() @ fit.hidden.double()).to(fit.hidden.dtype)
+    states = trained.hidden.double()
+    linear = torch.linalg.pinv(states.T @ states, rtol=1e-10, hermitian=True) @ (states.T @ fit.hidden.double())
     lower = _cholesky(_curvature(target, fit.unembedding)[0])
     unembedding = torch.linalg.solve_triangular(lower, fit.unembedding.T, upper=False).T.contiguous()
-    hidden = target.hidden @ start @ lower
+    hidden = target.hidden @ linear.to(lower.dtype) @ lower
     losses, decrements = torch.empty_like(target.mass), torch.empty_like(target.mass)
     for rows in _chunks(len(hidden), len(unembedding), hidden.device):
         hidden[rows], losses[rows], decrements[rows] = _newton(
@@ -625,45 +628,50 @@ def _held_out(target: _Target, trained: _Target, fit: _Fit) -> tuple[Tensor, Ten
     return losses, torch.linalg.solve_triangular(lower.T, hidden.T, upper=True).T.contiguous(), decrements
 
 
-def _newton(h: Tensor, w: Tensor, p: Tensor, mass: Tensor, negentropy: Tensor, steps: int = 8, inner: int = 12):
+def _newton(
+    h: Float[Tensor, "rows d"],
+    w: Float[Tensor, "words d"],
+    p: Float[Tensor, "rows words"],
+    mass: Float[Tensor, "rows"],
+    negentropy: Float[Tensor, "rows"],
+    steps: int = 10,
+    inner: int = 12,
+) -> tuple[Tensor, Tensor, Tensor]:
     """State, loss and Newton decrement of each row, from the state it starts at."""
+    tiny, wanted = torch.finfo(h.dtype).tiny, p @ w
 
-    def loss_and_q(h: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_q(h: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         logits = h @ w.T
-        losses = _reduce_(logits, p, mass, True).add_(negentropy)
-        return losses, logits.add_(p)
+        losses = _reduce_(logits, p[rows], mass[rows], True).add_(negentropy[rows])
+        return losses, logits.add_(p[rows])
 
-    wanted = p @ w
-    losses, q = loss_and_q(h)
+    losses, q = loss_and_q(h, slice(None))
     for _ in range(steps):
         mean = q @ w
-        residual_ = gradient = mean - wanted
-        step, direction, size = torch.zeros_like(h), gradient, gradient.square().sum(1, keepdim=True)
+        gradient = rest = direction = mean - wanted
+        step, size = torch.zeros_like(h), gradient.square().sum(1, keepdim=True)
         for _ in range(inner):
             change = direction @ w.T
-            moved = (q * change).sum(1, keepdim=True)
-            product = change.mul_(q) @ w - moved * mean / mass.unsqueeze(1)
-            length = size / (direction * product).sum(1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
-            step = step + length * direction
-            residual_ = residual_ - length * product
-            size, before = residual_.square().sum(1, keepdim=True), size
-            direction = residual_ + size / before.clamp_min(torch.finfo(h.dtype).tiny) * direction
+            moved = torch.linalg.vecdot(q, change).unsqueeze(1) / mass.unsqueeze(1)
+            product = (
+                change.mul_(q) @ w - moved * mean + 1e-4 * direction
+            )  # damped, for states that cost next to nothing
+            length = size / torch.linalg.vecdot(direction, product).unsqueeze(1).clamp_min(tiny)
+            step, rest = step + length * direction, rest - length * product
+            before, size = size, rest.square().sum(1, keepdim=True)
+            direction = rest + size / before.clamp_min(tiny) * direction
             if float(size.mean()) < 1e-3 * float(gradient.square().sum(1).mean()):
                 break
-        decrement = (gradient * step).sum(1)
-        length = torch.ones_like(mass)
-        for _ in range(6):  # rows that overshot take shorter steps
-            new = h - length.unsqueeze(1) * step
-            new_losses, new_q = loss_and_q(new)
-            worse = new_losses > losses
+        decrement = torch.linalg.vecdot(gradient, step)
+        new = h - step
+        new_losses, new_q = loss_and_q(new, slice(None))
+        for shorter in (4.0**-n for n in range(1, 12)):
+            worse = ~(new_losses <= losses + 1e-6)  # or not a number
             if not worse.any():
                 break
-            length[worse] /= 3
-        h = torch.where(worse.unsqueeze(1), h, new)
-        if worse.any():
-            losses, q = loss_and_q(h)
-        else:
-            losses, q = new_losses, new_q
+            new[worse] = h[worse] - shorter * step[worse]
+            new_losses[worse], new_q[worse] = loss_and_q(new[worse], worse)
+        h, losses, q = new, new_losses, new_q
         if float(decrement.mean()) < 1e-6:
             break
     return h, losses, decrement
