@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from minwidth import corpus, models
+from minwidth import corpus, cut, models, projection
 from minwidth.errors import SourceError
 
 D, VOCABULARY = 32, 97
@@ -77,7 +77,7 @@ def teacher(request):
 
 def test_cut_at_full_width_is_the_teacher(teacher):
     ids = token_batches()[0]
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches()), D)
+    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches()), D)
     logits = teacher(ids).logits
     assert logits.std() > 1  # else the next line would say little
     assert (student(ids).logits - logits).abs().max() < 1e-4
@@ -85,11 +85,11 @@ def test_cut_at_full_width_is_the_teacher(teacher):
 
 
 def test_cut_at_full_width_is_exact_in_any_basis_of_the_stream(teacher):
-    basis = models.stream_basis(teacher, token_batches())
+    basis = projection.stream_basis(teacher, token_batches())
     generator = torch.Generator().manual_seed(5)
     rotation, _ = torch.linalg.qr(torch.randn(D - 1, D - 1, generator=generator, dtype=torch.float64))
     basis[:, :-1] = basis[:, :-1] @ rotation
-    assert kl(teacher, models.cut_to_width(teacher, basis, D), token_batches()[0]) < 1e-5
+    assert kl(teacher, cut.cut_to_width(teacher, basis, D), token_batches()[0]) < 1e-5
 
 
 def test_cut_degrades_with_width_and_less_in_the_principal_basis():
@@ -99,23 +99,23 @@ def test_cut_degrades_with_width_and_less_in_the_principal_basis():
         strength = torch.logspace(0, -2, D)
         with torch.no_grad():
             teacher.get_input_embeddings().weight *= strength
-            family = models._family(config)
+            family = cut.family_of(config)
             for layer in teacher.base_model.layers:
                 for name in family.writes:
                     layer.get_submodule(name).weight *= 0.3 * strength[:, None]
-        basis = models.stream_basis(teacher, token_batches())
+        basis = projection.stream_basis(teacher, token_batches())
         ids = token_batches()[0]
-        losses = [kl(teacher, models.cut_to_width(teacher, basis, width), ids) for width in (4, 8, 16, 24, 32)]
+        losses = [kl(teacher, cut.cut_to_width(teacher, basis, width), ids) for width in (4, 8, 16, 24, 32)]
         assert losses == sorted(losses, reverse=True)
         assert losses[0] > 20 * losses[-2] > 0
         last_first = torch.cat([basis[:, :-1].flip(1), basis[:, -1:]], dim=1)
-        assert kl(teacher, models.cut_to_width(teacher, last_first, 16), ids) > 5 * losses[2]
+        assert kl(teacher, cut.cut_to_width(teacher, last_first, 16), ids) > 5 * losses[2]
 
 
 @pytest.mark.parametrize("width", [4, 7, 24])
 def test_cut_keeps_heads_ffn_depth_and_scales_norms(teacher, width):
     config = teacher.config
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches(1)), width)
+    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches(1)), width)
     for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "rope_parameters"):
         assert getattr(student.config, name) == getattr(config, name)
     assert student.config.hidden_size == width
@@ -131,7 +131,7 @@ def test_cut_keeps_heads_ffn_depth_and_scales_norms(teacher, width):
                 (before[name][0], width),
                 (width, *before[name][1:]),
             }
-    final = student.base_model.get_submodule(models._family(config).final_norm)
+    final = student.base_model.get_submodule(cut.family_of(config).final_norm)
     torch.testing.assert_close(final.weight, torch.full((width,), (D / width) ** 0.5))
 
 
@@ -142,15 +142,15 @@ def test_the_norm_of_a_cut_stream_is_the_teachers_of_the_kept_part():
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             teacher.model.layers[0].get_submodule(name).weight.zero_()  # the stream is the embedding
         teacher.model.embed_tokens.weight[5] = torch.tensor([3.0, 0.0, 4.0, 0.0])
-    student = models.cut_to_width(teacher, torch.eye(4), 2)
+    student = cut.cut_to_width(teacher, torch.eye(4), 2)
     hidden = models.final_hidden(student, torch.tensor([[5]]))
     torch.testing.assert_close(hidden[0, 0], torch.tensor([2.0, 0.0]))  # sqrt(d) e_1: the part that was kept, renormed
 
 
 def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
     ids = token_batches()[0]
-    basis = models.stream_basis(teacher, token_batches(1))
-    for model in (models.cut_to_width(teacher, basis, 16), models.make_student(teacher, 16, 0), teacher):
+    basis = projection.stream_basis(teacher, token_batches(1))
+    for model in (cut.cut_to_width(teacher, basis, 16), models.make_student(teacher, 16, 0), teacher):
         logits = models.final_hidden(model, ids) @ models.unembedding(model).T
         torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
         if model is not teacher:
@@ -164,8 +164,8 @@ def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
 def test_a_students_transformer_is_one_graph(config):
     """As it is compiled on a GPU: no Python in between, the same gradients, and each of many students in turn."""
     teacher, (ids, *_) = teacher_of(config), token_batches()
-    basis = models.stream_basis(teacher, [ids])
-    for student in (models.make_student(teacher, 16, 0), models.cut_to_width(teacher, basis, 16)):
+    basis = projection.stream_basis(teacher, [ids])
+    for student in (models.make_student(teacher, 16, 0), cut.cut_to_width(teacher, basis, 16)):
         student.requires_grad_(True)
 
         def gradients(student=student):
@@ -180,7 +180,7 @@ def test_a_students_transformer_is_one_graph(config):
 
 
 def test_cut_students_are_saved_and_loaded(teacher, tmp_path):
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches(1)), 23)
+    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches(1)), 23)
     student.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = token_batches()[0]
@@ -191,8 +191,8 @@ def test_cut_students_are_saved_and_loaded(teacher, tmp_path):
 def test_cutting_leaves_teacher_and_global_generator_alone(teacher):
     before = {name: p.clone() for name, p in teacher.named_parameters()}
     state = torch.get_rng_state()
-    basis = models.stream_basis(teacher, token_batches(1))
-    models.cut_to_width(teacher, basis, 16)
+    basis = projection.stream_basis(teacher, token_batches(1))
+    cut.cut_to_width(teacher, basis, 16)
     models.make_student(teacher, 16, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
@@ -200,18 +200,18 @@ def test_cutting_leaves_teacher_and_global_generator_alone(teacher):
 
 
 def test_bad_cuts(teacher):
-    basis = models.stream_basis(teacher, token_batches(1))
+    basis = projection.stream_basis(teacher, token_batches(1))
     for width in (3, 33):
         with pytest.raises(ValueError, match=f"from 4 to 32, not to {width}"):
-            models.cut_to_width(teacher, basis, width)
+            cut.cut_to_width(teacher, basis, width)
     for bad in (basis[:, :16], 2 * basis, basis * torch.nan):
         with pytest.raises(ValueError, match="32 x 32 with orthonormal columns"):
-            models.cut_to_width(teacher, bad, 16)
-    if models._family(teacher.config).centred:
+            cut.cut_to_width(teacher, bad, 16)
+    if cut.family_of(teacher.config).centred:
         with pytest.raises(ValueError, match="end with the constant direction"):
-            models.cut_to_width(teacher, torch.eye(D), 16)
+            cut.cut_to_width(teacher, torch.eye(D), 16)
     with pytest.raises(ValueError, match="at least one batch"):
-        models.stream_basis(teacher, [])
+        projection.stream_basis(teacher, [])
 
 
 # ---------------------------------------------------------------------------------------------------- stream's basis
@@ -233,21 +233,21 @@ def test_moments_are_those_of_all_norms_outputs_before_their_gains(teacher):
     for hook in hooks:
         hook.remove()
     stream = torch.cat([part.flatten(0, -2) for part in seen]).double()
-    moments = models.stream_moments(teacher, batches)
+    moments = projection.stream_moments(teacher, batches)
     torch.testing.assert_close(moments, stream.T @ stream / len(stream), rtol=1e-4, atol=1e-4)
     assert moments.trace() == pytest.approx(D, rel=1e-4)
-    as_arrays = models.stream_moments(teacher, [batch.numpy().astype(np.uint16) for batch in batches])
+    as_arrays = projection.stream_moments(teacher, [batch.numpy().astype(np.uint16) for batch in batches])
     torch.testing.assert_close(as_arrays, moments, rtol=0, atol=0)
 
 
 def test_basis_is_orthonormal_and_ordered(teacher):
-    moments = models.stream_moments(teacher, token_batches())
-    basis = models.principal_basis(teacher, moments)
+    moments = projection.stream_moments(teacher, token_batches())
+    basis = projection.principal_basis(teacher, moments)
     torch.testing.assert_close(basis.T @ basis, torch.eye(D, dtype=torch.float64))
     energies = ((moments @ basis) * basis).sum(0)
     assert (energies.diff() < 1e-12).all()
     assert (basis.abs().max(0).values == basis.max(0).values).all()  # signs
-    if models._family(teacher.config).centred:
+    if cut.family_of(teacher.config).centred:
         torch.testing.assert_close(basis[:, -1], torch.full((D,), D**-0.5, dtype=torch.float64))
         assert energies[-1].abs() < 1e-12
 
@@ -462,7 +462,7 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
 def test_tiny_teacher_cut_at_full_width_is_exact():
     teacher = models.load_teacher("tiny")
     batches = token_batches(8, teacher.model.config.vocab_size)
-    student = models.cut_to_width(teacher.model, models.stream_basis(teacher.model, batches), teacher.d)
+    student = cut.cut_to_width(teacher.model, projection.stream_basis(teacher.model, batches), teacher.d)
     assert (student(batches[0]).logits - teacher.model(batches[0]).logits).abs().max() < 1e-4
     assert kl(teacher.model, student, batches[0]) < 1e-5
 
@@ -476,6 +476,6 @@ def test_smollm2():
     assert teacher.tokenizer.decode(ids[0]) == text
     with torch.no_grad():
         assert float(teacher.model(ids, labels=ids).loss) < 4.5
-    basis = models.stream_basis(teacher.model, [ids])
-    student = models.cut_to_width(teacher.model, basis, 576)
+    basis = projection.stream_basis(teacher.model, [ids])
+    student = cut.cut_to_width(teacher.model, basis, 576)
     assert kl(teacher.model, student, ids) < 1e-5

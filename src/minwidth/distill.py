@@ -29,7 +29,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import calibration, errors, kl, models, ranks, residual, runs, scales, training
+from minwidth import calibration, cut, errors, kl, models, projection, ranks, residual, runs, scales, training
 from minwidth.paths import existing
 
 log = logging.getLogger(__name__)
@@ -128,13 +128,13 @@ def _say(sentence: str) -> None:
 
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> runs.Record:
-    """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
+    """Second moments of the teacher's normalised residual stream on training text (``projection.stream_moments``)."""
     tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
         blocks = _blocks(teacher, p, "train", tokens // p.length)
         batches = (blocks[start : start + 16] for start in range(0, len(blocks), 16))
-        return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
+        return {"moments": projection.stream_moments(teacher.model, batches).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent}
@@ -149,8 +149,8 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
     """A student before training: ``random`` is the paper's ladder, ``width_alone`` the teacher cut to its width."""
     if ladder == "random":
         return models.make_student(teacher.model, width, seed)
-    basis = models.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
-    return models.cut_to_width(teacher.model, basis, width)
+    basis = projection.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
+    return cut.cut_to_width(teacher.model, basis, width)
 
 
 # ------------------------------------------------------------------------------------------------------- one student

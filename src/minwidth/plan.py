@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedConfig
 
-from minwidth import distill, kl, models, residual, sae, scales, training
+from minwidth import cut, distill, kl, models, residual, sae, scales, training
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
@@ -370,7 +370,7 @@ def _distillation(p: scales.Distill) -> Iterator[Part]:
 
 
 def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConfig:
-    return (models.student_config if ladder == "random" else models.cut_config)(config, width)
+    return (models.student_config if ladder == "random" else cut.cut_config)(config, width)
 
 
 def _autoencoders(p: scales.Sae) -> Iterator[Part]:

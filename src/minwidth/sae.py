@@ -31,7 +31,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import capacity, kl, models, ranks, residual, runs, scales
+from minwidth import capacity, cut, kl, models, projection, ranks, residual, runs, scales
 from minwidth.errors import Diverged, ParameterError, in_one_sentence
 from minwidth.training import batch_rows, checkpointed, load_state, save_state
 
@@ -751,11 +751,11 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
     """
     model = reference.teacher.model
     try:
-        basis = models.stream_basis(model, residual.batches(text, "cpu"))
+        basis = projection.stream_basis(model, residual.batches(text, "cpu"))
     except ValueError as error:
         log.warning("%s", error)
         return [math.nan] * len(widths)
-    return [divergence(reference, models.cut_to_width(model, basis, width)) for width in widths]
+    return [divergence(reference, cut.cut_to_width(model, basis, width)) for width in widths]
 
 
 # --------------------------------------------------------------------------------------------------- the measurement

@@ -72,6 +72,12 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     scale: ScaleName
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_from_text(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """``papermill -p widths "[16, 32]"`` gives text."""
+        return {name: _list(value) if _is_list(cls, name) else value for name, value in given.items()}
+
     @model_validator(mode="after")
     def _each_once(self):
         for name, value in self:
@@ -171,7 +177,7 @@ class Sae(Costly):
                 raise ValueError(
                     f"topk = {self.topk} exceeds the {self.expansion * self.shape.width} latents; give at most that"
                 )
-        check_teacher(self.teacher, self.revision)
+        check_teacher(self.teacher)
         check_text(self.text)
         return self
 
@@ -436,25 +442,19 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
         )
 
 
-def check_teacher(name: str, revision: str | None = None) -> None:
-    """Whether ``name`` can be a teacher: a scale's, an existing folder, or a hub model with its commit.
+def check_teacher(name: str) -> None:
+    """Whether ``name`` can be a teacher: a scale's, a folder, a GGUF file, or a hub model, with its commit or without.
 
     Raises:
         ValueError: it is none of these; says what is.
     """
-    if name in SHAPES or os.path.isdir(os.path.expanduser(name)):
+    place = os.path.expanduser(name)
+    if name in SHAPES or os.path.isdir(place) or (name.endswith(".gguf") and os.path.isfile(place)):
         return
-    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@(\w+))?", name, re.ASCII)
-    if not hub:
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?", name, re.ASCII) or name.endswith(".gguf"):
         raise ValueError(
-            f"there is no teacher {_shown(name)}: give {', '.join(map(repr, SHAPES))}, an existing folder, "
-            "or a hub model as 'owner/name@commit'"
-        )
-    commit = revision or hub[2]
-    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
-        raise ValueError(
-            f"the hub model {hub[1]!r} needs a pinned revision and has {_shown(commit)}: give the 40-digit commit "
-            f"listed at https://huggingface.co/{hub[1]}/commits/main as '{hub[1]}@<commit>' or as revision"
+            f"there is no teacher {_shown(name)}: give {', '.join(map(repr, SHAPES))}, an existing folder, a .gguf "
+            "file, or a hub model as 'owner/name' or 'owner/name@commit'"
         )
 
 
@@ -570,6 +570,19 @@ def _sentence(notebook: str, error: ValidationError) -> str:
     wish = fault["msg"].removeprefix("Input ").removeprefix("List ")
     hint = ' (a list is passed with -y, as in -y "widths: [16, 32]")' if fault["type"] == "list_type" else ""
     return f"{notebook}: {name} = {_shown(fault['input'])} {wish}{hint}."
+
+
+def _is_list(kind: type[Parameters], name: str) -> bool:
+    return name in kind.model_fields and "list" in str(kind.model_fields[name].annotation)
+
+
+def _list(value: Any) -> Any:
+    """A list that was written as text; anything else as it is."""
+    try:
+        read = ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
+    return list(read) if isinstance(read, tuple | list) else value
 
 
 def _shown(value: Any) -> str:
