@@ -108,7 +108,7 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
             raise ValueError("A basis for LayerNorm must end with the constant direction; stream_basis computes one.")
         rotation = basis[:, : width - 1] @ zero_mean_basis(width).to(basis).T
 
-    student = models.from_config(cut_config(teacher_model.config, width)).to(basis.device)
+    student = models.from_config(cut_config(teacher_model.config, width)).to(basis.device).eval()  # no dropout: exact
     old, new = teacher_model.base_model, student.base_model
     with torch.no_grad():
         same = dict(teacher_model.named_parameters())

@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import HfApi
 from jaxtyping import Float, Integer
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -37,7 +36,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minwidth import corpus, scales
-from minwidth.errors import ParameterError, SourceError
+from minwidth.errors import Fault, ParameterError, SourceError
 from minwidth.paths import DATA, RUNS, sealed, sha256
 
 logger = logging.getLogger(__name__)
@@ -99,15 +98,18 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     options |= {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
     with _readable(scale_or_name, source), _no_bars():
         place = _converted(scale_or_name, source, pinned)
-        _check_decoder(AutoConfig.from_pretrained(place, **options))
+        check_decoder(AutoConfig.from_pretrained(place, **options))
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"its files lack {len(missing)} tensors, {missing[0]} the first")
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, more than its embedding")
+        words = max(tokenizer.vocab_size, (tokenizer.eos_token_id or 0) + 1)
+        if words > model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"its tokenizer has {words} tokens, more than its embedding")
+        if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one
+            raise ValueError("it comes without a tokenizer, or with one that makes no tokens of a text")
         model.eval().requires_grad_(False)
         check_logits(model)
     return Teacher(model.to(device), tokenizer, scale_or_name, pinned)
@@ -134,7 +136,7 @@ def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedCo
     with _readable(scale_or_name, source):
         place = _converted(scale_or_name, source, _pinned(scale_or_name, source, commit))
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
-        _check_decoder(config)
+        check_decoder(config)
     return config
 
 
@@ -176,15 +178,15 @@ def _source(name: str, revision: str | None) -> tuple[str | Path, str | None]:
         return Path(name).expanduser(), None
     hub, _, commit = (PYTHIA_410M if name == "pythia-410m" else name).partition("@")
     commit = revision or commit
-    return hub, commit if re.fullmatch("[0-9a-f]{40}", commit) else _commit(hub, commit or None)
+    return hub, commit if re.fullmatch("[0-9a-f]{40}", commit) else commit_of(hub, commit or None)
 
 
 @functools.cache
-def _commit(hub: str, revision: str | None) -> str:
+def commit_of(hub: str, revision: str | None) -> str:
     """The commit that a hub model, or one of its branches and tags, is at now."""
     try:
         commit = HfApi().model_info(hub, revision=revision).sha
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the network, of the hub, of the name: none of them ours
         raise ParameterError(
             f"The hub could not be asked for the commit of {hub!r} ({_first_line(error)}): give it as "
             f"'{hub}@<40 digits>', listed at https://huggingface.co/{hub}/commits/main, or give a folder."
@@ -218,9 +220,9 @@ def _readable(name: str, place: str | Path) -> Iterator[None]:
     """Whatever transformers finds wrong with a model, in one sentence."""
     try:
         yield
-    except (ParameterError, SourceError):
+    except Fault:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of configs, files, tokenizers and readers, each of its own type
         reason = _first_line(error)
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "it needs code of its own, which is never run here"
@@ -231,10 +233,10 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _check_decoder(config: PreTrainedConfig) -> None:
+def check_decoder(config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder; this study is about decoders alone")
-    if not getattr(config, "num_attention_heads", None) or not getattr(config, "hidden_size", None):
+    if not all(hasattr(type(config), n) or n in config.attribute_map for n in ("hidden_size", "num_attention_heads")):
         raise ValueError(f"{config.model_type} is no transformer with one width and attention heads")
     if quantized := getattr(config, "quantization_config", None):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
@@ -372,6 +374,12 @@ def parameter_count(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def flops_per_token(model: PreTrainedModel) -> int:
+    """FLOPs of one token's forward pass: 2 for each weight that multiplies, so not for embeddings, nor for scores."""
+    matrices = {m: m.weight for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
+    return 2 * sum(weight.numel() for module, weight in matrices.items() if not isinstance(module, nn.Embedding))
+
+
 # ---------------------------------------------------------------------------------------- students: the paper's ladder
 
 
@@ -380,6 +388,7 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTr
 
     Matrices are drawn from N(0, 2 / (5 width)) by a generator of their own, biases are 0 and gains 1. That is the
     "small init" that Pythia was trained from (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
+    It comes in eval mode: no dropout.
 
     Raises:
         ValueError: as ``student_config``.
@@ -390,7 +399,7 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTr
         for parameter in student.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, (2 / (5 * width)) ** 0.5, generator=generator)
-    return student.to(teacher_model.device)
+    return student.to(teacher_model.device).eval()
 
 
 def student_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
@@ -412,7 +421,7 @@ def student_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
         sharing = teacher_heads / config.num_key_value_heads
         groups = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(1, heads / sharing))
         changes |= {"num_key_value_heads": groups}
-    if hasattr(config, "head_dim"):
+    if "head_dim" in config.to_dict():
         changes |= {"head_dim": width // heads}
     if hasattr(config, "word_embed_proj_dim"):  # OPT
         changes |= {"word_embed_proj_dim": width}
