@@ -189,7 +189,7 @@ def untrained(
     """
     norms = stream_norms(model) if norms is None else norms
     divergences, losses = [], []
-    for block in tqdm(blocks, desc="untrained student", unit=" blocks", leave=False):
+    for block in tqdm(blocks, desc="untrained student", unit=" blocks", leave=False, disable=len(blocks) < 2):
         ids = torch.from_numpy(np.asarray(block, dtype=np.int64))[None].to(model.device)
         teacher = student = model(input_ids=ids, use_cache=False).logits[0].float()
         if directions is not None:

@@ -271,6 +271,40 @@ class Ledger(Parameters):
     """06_ledger: ``scale`` is the one shown first; every scale with results has its column."""
 
 
+class YourModel(Parameters):
+    """08_your_model: any teacher, and how much a student of each width must or will lose."""
+
+    teacher: str  # scale's teacher, folder, .gguf file or hub name
+    revision: str  # commit of a hub name, else empty: its current one
+    text: str  # "wheels", or as 04 takes it
+    percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
+    length: Annotated[int, Field(ge=8, le=8192)]  # tokens a block
+    temperature: Annotated[float, Field(gt=0, le=100)]  # of both distributions, in all that is called KL
+    target: Annotated[float, Field(gt=0, le=100)]  # nats per token: the question is how wide a student must be for it
+    widths: Annotated[list[Width], SEVERAL] | None  # None: ``eighths`` of the teacher's
+    eighths: Annotated[list[Annotated[int, Field(ge=1, le=7)]], SEVERAL]
+    basis_blocks: Positive  # training blocks, for principal directions, word frequencies and contexts
+    blocks: Positive  # held-out blocks, on which students are measured
+    contexts: Positive  # training tokens that the floor's unembedding is fitted to
+    held_out_contexts: Positive  # tokens of its upper end
+    words: Positive  # likeliest words that its lower end looks at
+    starts: Annotated[int, Field(ge=1, le=100)]  # minimisations of the lower end
+    floor_steps: Positive  # at most, of each minimisation
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _fits(self):
+        for contexts, blocks in (("contexts", "basis_blocks"), ("held_out_contexts", "blocks")):
+            if getattr(self, contexts) > getattr(self, blocks) * self.length:
+                raise ValueError(
+                    f"{contexts} = {getattr(self, contexts)} exceeds the tokens of {blocks} = {getattr(self, blocks)} "
+                    f"blocks; give at most {getattr(self, blocks) * self.length}"
+                )
+        check_teacher(self.teacher)
+        check_text(self.text)
+        return self
+
+
 NOTEBOOKS = {
     "01_theory": Theory,
     "02_toy_sweep": Toy,
@@ -278,6 +312,7 @@ NOTEBOOKS = {
     "04_distill": Distill,
     "05_probe": Probe,
     "06_ledger": Ledger,
+    "08_your_model": YourModel,
 }
 
 _THEORY = dict(alpha=0.992, features=28_700, width=128, zipf_exponent=1.0)
@@ -297,6 +332,10 @@ _DISTILL = dict(
 _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=0.3, doubling=False, revive=0, seed=0)
 # The Pile without the subsets that were withdrawn for copyright, at its last commit
 PILE = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
+_YOUR_MODEL = dict(
+    revision="", text="wheels", percent=10.0, length=128, temperature=2.0, target=0.1, widths=None, starts=1,
+    floor_steps=100, seed=0,
+)  # fmt: skip
 _PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
 
 # fmt: off
@@ -318,6 +357,10 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             passages=500, layer=2, widths=[16, 48, 128], tokens=64, splits=3, train_students=True
         ),
         "06_ledger": {},
+        "08_your_model": _YOUR_MODEL | dict(
+            teacher="tiny", eighths=[1, 2, 4, 6, 7], basis_blocks=128, blocks=32, contexts=1024,
+            held_out_contexts=256, words=4096, floor_steps=40,
+        ),
     },
     "smollm2": {
         "01_theory": _THEORY,
@@ -334,6 +377,10 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
         "06_ledger": {},
+        "08_your_model": _YOUR_MODEL | dict(
+            teacher="smollm2", eighths=[2, 4, 6, 7], basis_blocks=32, blocks=16, contexts=4096,
+            held_out_contexts=256, words=4096, floor_steps=50,
+        ),
     },
     "pythia-410m": {  # the paper's own settings
         "01_theory": _THEORY,
@@ -355,6 +402,10 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
             train_students=False,
         ),
         "06_ledger": {},
+        "08_your_model": _YOUR_MODEL | dict(
+            teacher="pythia-410m", text=PILE, percent=100.0, length=512, eighths=[1, 2, 3, 4, 5, 6, 7],
+            basis_blocks=256, blocks=64, contexts=65_536, held_out_contexts=4096, words=16_384,
+        ),
     },
 }
 # What a job of each rule of the pipeline asks a scheduler for: memory in MB, minutes, and GPUs where one is used. A job
@@ -540,6 +591,8 @@ def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
     if scale is None:
         width = given.get("width") if notebook == "04_distill" else None
         scale = smallest_scale(width if isinstance(width, int) else None)
+        if notebook == "08_your_model" and given.get("teacher") in SCALES:
+            scale = given["teacher"]
     return parameters(notebook, scale, **given)
 
 
