@@ -13,7 +13,7 @@ from tokenizers import models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from minwidth import corpus, cut, models, projection
+from minwidth import corpus, cut, models, projection, residual
 from minwidth.errors import ParameterError, SourceError
 from minwidth.paths import sha256
 from tests.small_models import VOCABULARY, D, config_of, kl, model_of, token_batches
@@ -122,6 +122,15 @@ def test_final_states_and_unembedding_give_the_logits(architecture):
     found.square().mean().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "head" in name)
     models.check_logits(model)
+
+
+def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    model, (ids, *_) = model_of(config_of("phi")), token_batches()
+    states = residual.offline_teacher(models.Teacher(model, None, "phi", "0"), ids.numpy(), "text")
+    assert states.shape == (2, 40, D + 1)
+    found = torch.from_numpy(states.copy()) @ models.unembedding(model).T
+    torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_capped_logits_are_known_and_no_matrix_is_given_for_them():

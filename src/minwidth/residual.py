@@ -80,7 +80,8 @@ def offline_teacher(
         ValueError: another dtype than float32 or float16.
         OverflowError: a state does not fit into float16.
     """
-    return _on_disk(teacher, blocks, [name], dtype, lambda ids: [models.final_hidden(teacher.model, ids)])[0]
+    width = models.unembedding(teacher.model).shape[1]  # d, and one more where an output bias is carried along
+    return _on_disk(teacher, blocks, [name], dtype, lambda ids: [models.final_hidden(teacher.model, ids)], width)[0]
 
 
 def offline_streams(
@@ -120,13 +121,14 @@ def _on_disk(
     names: Sequence[str],
     dtype: str,
     compute: Callable[[Int[Tensor, "batch length"]], list[Float[Tensor, "batch length d"]]],
+    width: int | None = None,
 ) -> list[np.memmap]:
-    """What ``compute`` gives of ``blocks``, a file a name."""
+    """What ``compute`` gives of ``blocks``, a file a name; ``width`` numbers a token, the teacher's if None."""
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype = {dtype!r} is not how states are stored; give 'float32' (exact) or 'float16'.")
-    shape = (*blocks.shape, teacher.d)
+    shape = (*blocks.shape, width or teacher.d)
     targets = [states_file(teacher, blocks, name, dtype) for name in names]
-    a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * teacher.d * np.dtype(dtype).itemsize))
+    a_shard = max(1, SHARD_BYTES // (blocks.shape[1] * shape[-1] * np.dtype(dtype).itemsize))
     starts = range(0, len(blocks), a_shard)
     with ExitStack() as locks:
         for target in sorted(targets):
