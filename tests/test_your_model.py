@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import cut, models, projection, residual, runs, scales, your_model
+from minwidth import cut, models, projection, residual, runs, scales, teacher, training, your_model
 from minwidth.errors import ParameterError
 from tests.small_models import VOCABULARY, D, config_of, kl
 from tests.test_models import save_teacher
@@ -119,3 +119,43 @@ def test_word_frequencies_by_hand():
     text = your_model.Text(blocks, np.array([[2, 0, 1, 2]]), blocks, blocks)
     expected = -np.log(np.array([11 / 18, 5 / 18, 2 / 18])).mean()
     assert your_model.unigram_loss(text, 3) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [600])
+def test_a_trained_teacher_of_another_family(tmp_path, monkeypatch, steps):
+    """Qwen3's architecture at 2M parameters, trained on the study's text for five minutes with the tiny tokenizer."""
+    for module in (runs, models):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    tiny = models.load_teacher("tiny")
+    config = config_of(
+        "qwen3", hidden_size=160, num_hidden_layers=5, intermediate_size=480, head_dim=32, vocab_size=2048,
+        max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.from_config(config)
+    text = torch.from_numpy(np.asarray(residual.token_blocks(tiny, "train", 128, 10.0)).astype(np.int64))
+    training.train(
+        model,
+        loss=lambda model, rows: teacher.cross_entropy(model, text[rows]),
+        evaluate=lambda model: 0.0,
+        rows=len(text),
+        schedule=teacher.SCHEDULE._replace(steps=steps, warmup=steps // 20),
+        seed=0,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+    )
+    model.eval().save_pretrained(tmp_path / "qwen3")
+    tiny.tokenizer.save_pretrained(tmp_path / "qwen3")
+
+    p = scales.parameters("08_your_model", "tiny", teacher=str(tmp_path / "qwen3"))
+    trained = models.load_teacher(p.teacher)
+    blocks = your_model.read(trained, p)
+    record = your_model.measure(trained, blocks, p)
+    assert record["loss"] < record["unigram"] - 0.5
+    table = record["table"]
+    assert table.kl.is_monotonic_decreasing and table.low.is_monotonic_decreasing and (table.low < table.kl).all()
+    basis = your_model.principal_basis(trained, blocks)
+    student = cut.cut_to_width(trained.model, basis, int(table.width.iloc[2]))
+    ids = torch.from_numpy(blocks.held_out)
+    assert table.kl.iloc[2] == pytest.approx(kl(trained.model, student, ids, p.temperature), rel=1e-3)

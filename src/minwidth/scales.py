@@ -334,7 +334,7 @@ _SAE = dict(revision="", kind="l1", topk=32, text="wheels", percent=10.0, kappa=
 PILE = "monology/pile-uncopyrighted@3be90335b66f24456a5d6659d9c8d208c0357119"
 _YOUR_MODEL = dict(
     revision="", text="wheels", percent=10.0, length=128, temperature=2.0, target=0.1, widths=None, starts=1,
-    floor_steps=100, seed=0,
+    floor_steps=150, seed=0,
 )  # fmt: skip
 _PROBE = dict(concepts=list(Probe.CONCEPTS), text="wheels", documents=2_000_000, seed=0)
 
@@ -358,8 +358,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "06_ledger": {},
         "08_your_model": _YOUR_MODEL | dict(
-            teacher="tiny", eighths=[1, 2, 4, 6, 7], basis_blocks=128, blocks=32, contexts=1024,
-            held_out_contexts=256, words=4096, floor_steps=40,
+            teacher="tiny", eighths=[1, 2, 4, 6, 7], basis_blocks=128, blocks=32, contexts=768,
+            held_out_contexts=256, words=4096,
         ),
     },
     "smollm2": {
@@ -378,8 +378,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "05_probe": _PROBE | dict(passages=500, layer=15, widths=[128, 512], tokens=64, splits=3, train_students=False),
         "06_ledger": {},
         "08_your_model": _YOUR_MODEL | dict(
-            teacher="smollm2", eighths=[2, 4, 6, 7], basis_blocks=32, blocks=16, contexts=4096,
-            held_out_contexts=256, words=4096, floor_steps=50,
+            teacher="smollm2", eighths=[2, 4, 6, 7], basis_blocks=32, blocks=16, contexts=2304,
+            held_out_contexts=256, words=4096,
         ),
     },
     "pythia-410m": {  # the paper's own settings

@@ -125,10 +125,12 @@ def _cut(teacher, text: Text, p: scales.YourModel, directions: Tensor | None, no
 def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
     """Both ends of the floor of the last state at each width (``bottleneck.floor``), with 95 % intervals.
 
+    ``still_falling`` is the share by which the last ten steps lowered the lower end.
+
     Empty where a model caps its logits: no student of matrix and state has logits like that, so the theorem, which is
     about such students, still holds, but its teacher cannot be given to ``bottleneck`` as state and matrix.
     """
-    columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high"]
+    columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "still_falling"]
     try:
         matrix = models.unembedding(teacher.model)
     except ParameterError:
@@ -153,8 +155,8 @@ def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataF
         record = runs.find_or_compute(
             _name(teacher, f"floor-w{width}"), parameters | {"width": width}, lambda width=width: compute(width)
         )
-        ends = (record["low"], *record["low_interval"], record["high"], *record["high_interval"])
-        rows.append(dict(zip(columns, (width, *ends), strict=True)))
+        low, high = (record["low"], *record["low_interval"]), (record["high"], *record["high_interval"])
+        rows.append(dict(zip(columns, (width, *low, *high, record["converged"]), strict=True)))
     return pd.DataFrame(rows)
 
 
