@@ -221,7 +221,7 @@ narrow = (width**-0.5 * d**0.5 * rms_norm(x @ u)) @ (m @ u).T  # a layer of widt
 assert torch.allclose(wide, narrow, atol=1e-5)
 
 # %% [markdown]
-# So a narrow layer computes exactly what the wide one computes of a projected stream. `models.cut_to_width` does this
+# So a narrow layer computes exactly what the wide one computes of a projected stream. `cut.cut_to_width` does this
 # to every layer at once. The architectures, ours and the paper's:
 
 # %%

@@ -1,256 +1,29 @@
+import copy
 import json
 import re
 import zipfile
+from types import SimpleNamespace
 
-import numpy as np
+import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
-from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from minwidth import models
-from minwidth import wheels as locked
-from minwidth.errors import SourceError
+from minwidth import cut, models, projection, stream
+from minwidth.errors import ParameterError, SourceError
+from minwidth.store import sha256
+from tests.small_models import VOCABULARY, D, config_of, kl, model_of, token_batches
 
-D, VOCABULARY = 32, 97
+torch.set_num_threads(1)
 
 
-def neox(**changes):
-    settings = {"hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 4 * D}
-    return GPTNeoXConfig(**{**settings, "vocab_size": VOCABULARY, "max_position_embeddings": 64, **changes})
-
-
-def llama(**changes):
-    settings = {"hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    settings |= {"intermediate_size": 80, "tie_word_embeddings": True, "pad_token_id": 2}
-    return LlamaConfig(**{**settings, "vocab_size": VOCABULARY, "max_position_embeddings": 64, **changes})
-
-
-FAMILIES = {
-    "gpt_neox": neox(),
-    "gpt_neox, serial, no attention bias": neox(use_parallel_residual=False, attention_bias=False),
-    "llama": llama(),
-    "llama, untied, all biases": llama(tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
-}
-
-
-def teacher_of(config, seed=0):
-    """A teacher whose every parameter is random, gains and biases too, and whose logits are far from flat."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim == 2:
-                    parameter.normal_(0, 1.0 if "embed" in name else 0.2)
-                else:
-                    parameter.normal_(1.0 if "weight" in name else 0.0, 0.5)
-    return model.requires_grad_(False)
-
-
-def token_batches(count=4, vocabulary=VOCABULARY):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(vocabulary, (2, 40), generator=generator) for _ in range(count)]
-
-
-def kl(teacher, student, ids, temperature=2.0):
-    with torch.no_grad():
-        log_p, log_q = (F.log_softmax(model(ids).logits.double() / temperature, -1) for model in (teacher, student))
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-
-
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["gpt_neox", "llama"])
 def teacher(request):
-    return teacher_of(FAMILIES[request.param])
-
-
-# ------------------------------------------------------------------------------------------------------ width alone
-
-
-def test_cut_at_full_width_is_the_teacher(teacher):
-    ids = token_batches()[0]
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches()), D)
-    logits = teacher(ids).logits
-    assert logits.std() > 1  # else the next line would say little
-    assert (student(ids).logits - logits).abs().max() < 1e-4
-    assert kl(teacher, student, ids) < 1e-5
-
-
-def test_cut_at_full_width_is_exact_in_any_basis_of_the_stream(teacher):
-    basis = models.stream_basis(teacher, token_batches())
-    generator = torch.Generator().manual_seed(5)
-    rotation, _ = torch.linalg.qr(torch.randn(D - 1, D - 1, generator=generator, dtype=torch.float64))
-    basis[:, :-1] = basis[:, :-1] @ rotation
-    assert kl(teacher, models.cut_to_width(teacher, basis, D), token_batches()[0]) < 1e-5
-
-
-def test_cut_degrades_with_width_and_less_in_the_principal_basis():
-    # random weights have no preferred directions: let the stream live mostly in a few, as a trained one does
-    for config in (neox(), llama()):
-        teacher = teacher_of(config)
-        strength = torch.logspace(0, -2, D)
-        with torch.no_grad():
-            teacher.get_input_embeddings().weight *= strength
-            family = models._family(config)
-            for layer in teacher.base_model.layers:
-                for name in family.writes:
-                    layer.get_submodule(name).weight *= 0.3 * strength[:, None]
-        basis = models.stream_basis(teacher, token_batches())
-        ids = token_batches()[0]
-        losses = [kl(teacher, models.cut_to_width(teacher, basis, width), ids) for width in (4, 8, 16, 24, 32)]
-        assert losses == sorted(losses, reverse=True)
-        assert losses[0] > 20 * losses[-2] > 0
-        last_first = torch.cat([basis[:, :-1].flip(1), basis[:, -1:]], dim=1)
-        assert kl(teacher, models.cut_to_width(teacher, last_first, 16), ids) > 5 * losses[2]
-
-
-@pytest.mark.parametrize("width", [4, 7, 24])
-def test_cut_keeps_heads_ffn_depth_and_scales_norms(teacher, width):
-    config = teacher.config
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches(1)), width)
-    for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "rope_parameters"):
-        assert getattr(student.config, name) == getattr(config, name)
-    assert student.config.hidden_size == width
-    ids = token_batches()[0]
-    assert models.final_hidden(student, ids).shape == (2, 40, width)
-    assert models.unembedding(student).shape == (VOCABULARY, width)
-    before = {name: p.shape for name, p in teacher.named_parameters()}
-    for name, parameter in student.named_parameters():
-        if name in before:  # an axis is either the stream's, and cut, or left alone
-            assert tuple(parameter.shape) in {
-                tuple(before[name]),
-                tuple(width if size == D else size for size in before[name]),
-                (before[name][0], width),
-                (width, *before[name][1:]),
-            }
-    final = student.base_model.get_submodule(models._family(config).final_norm)
-    torch.testing.assert_close(final.weight, torch.full((width,), (D / width) ** 0.5))
-
-
-def test_the_norm_of_a_cut_stream_is_the_teachers_of_the_kept_part():
-    # Hand-worked: one RMSNorm, stream e_1 * 3 + e_2 * 4 cut to e_1 in width 2 of 4 keeps direction and overall scale.
-    teacher = teacher_of(llama(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1))
-    with torch.no_grad():
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            teacher.model.layers[0].get_submodule(name).weight.zero_()  # the stream is the embedding
-        teacher.model.embed_tokens.weight[5] = torch.tensor([3.0, 0.0, 4.0, 0.0])
-    student = models.cut_to_width(teacher, torch.eye(4), 2)
-    hidden = models.final_hidden(student, torch.tensor([[5]]))
-    torch.testing.assert_close(hidden[0, 0], torch.tensor([2.0, 0.0]))  # sqrt(d) e_1: the part that was kept, renormed
-
-
-def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
-    ids = token_batches()[0]
-    basis = models.stream_basis(teacher, token_batches(1))
-    for model in (models.cut_to_width(teacher, basis, 16), models.make_student(teacher, 16, 0), teacher):
-        logits = models.final_hidden(model, ids) @ models.unembedding(model).T
-        torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
-        if model is not teacher:
-            F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-                assert parameter.grad.abs().sum() > 0 or "bias" in name, name
-
-
-@pytest.mark.parametrize("config", [neox(num_hidden_layers=1), llama(num_hidden_layers=1)])
-def test_a_students_transformer_is_one_graph(config):
-    """As it is compiled on a GPU: no Python in between, the same gradients, and each of many students in turn."""
-    teacher, (ids, *_) = teacher_of(config), token_batches()
-    basis = models.stream_basis(teacher, [ids])
-    for student in (models.make_student(teacher, 16, 0), models.cut_to_width(teacher, basis, 16)):
-        student.requires_grad_(True)
-
-        def gradients(student=student):
-            logits = models.final_hidden(student, ids) @ models.unembedding(student).T
-            return torch.autograd.grad(logits.square().mean(), [*student.parameters()])
-
-        expected, names = gradients(), [name for name, _ in student.named_parameters()]
-        models.compile_transformer(student, backend="aot_eager", fullgraph=True)
-        with torch._dynamo.config.patch(recompile_limit=1):
-            torch.testing.assert_close(gradients(), expected)
-        assert [name for name, _ in student.named_parameters()] == names
-
-
-def test_cut_students_are_saved_and_loaded(teacher, tmp_path):
-    student = models.cut_to_width(teacher, models.stream_basis(teacher, token_batches(1)), 23)
-    student.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    ids = token_batches()[0]
-    assert type(again) is type(student)
-    torch.testing.assert_close(again(ids).logits, student(ids).logits, rtol=0, atol=0)
-
-
-def test_cutting_leaves_teacher_and_global_generator_alone(teacher):
-    before = {name: p.clone() for name, p in teacher.named_parameters()}
-    state = torch.get_rng_state()
-    basis = models.stream_basis(teacher, token_batches(1))
-    models.cut_to_width(teacher, basis, 16)
-    models.make_student(teacher, 16, 0)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
-    assert not any(module._forward_pre_hooks for module in teacher.modules())
-
-
-def test_bad_cuts(teacher):
-    basis = models.stream_basis(teacher, token_batches(1))
-    for width in (3, 33):
-        with pytest.raises(ValueError, match=f"from 4 to 32, not to {width}"):
-            models.cut_to_width(teacher, basis, width)
-    for bad in (basis[:, :16], 2 * basis, basis * torch.nan):
-        with pytest.raises(ValueError, match="32 x 32 with orthonormal columns"):
-            models.cut_to_width(teacher, bad, 16)
-    if models._family(teacher.config).centred:
-        with pytest.raises(ValueError, match="end with the constant direction"):
-            models.cut_to_width(teacher, torch.eye(D), 16)
-    with pytest.raises(ValueError, match="at least one batch"):
-        models.stream_basis(teacher, [])
-
-
-# ---------------------------------------------------------------------------------------------------- stream's basis
-
-
-def test_moments_are_those_of_all_norms_outputs_before_their_gains(teacher):
-    batches = token_batches()
-    seen = []
-    norms = [m for name, m in teacher.named_modules() if name.endswith("norm")]
-    assert len(norms) == 2 * 3 + 1
-
-    def undo(norm, _, output):
-        seen.append((output - getattr(norm, "bias", torch.zeros(1))) / norm.weight)
-
-    hooks = [norm.register_forward_hook(undo) for norm in norms]
-    with torch.no_grad():
-        for batch in batches:
-            teacher(batch)
-    for hook in hooks:
-        hook.remove()
-    stream = torch.cat([part.flatten(0, -2) for part in seen]).double()
-    moments = models.stream_moments(teacher, batches)
-    torch.testing.assert_close(moments, stream.T @ stream / len(stream), rtol=1e-4, atol=1e-4)
-    assert moments.trace() == pytest.approx(D, rel=1e-4)
-    as_arrays = models.stream_moments(teacher, [batch.numpy().astype(np.uint16) for batch in batches])
-    torch.testing.assert_close(as_arrays, moments, rtol=0, atol=0)
-
-
-def test_basis_is_orthonormal_and_ordered(teacher):
-    moments = models.stream_moments(teacher, token_batches())
-    basis = models.principal_basis(teacher, moments)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(D, dtype=torch.float64))
-    energies = ((moments @ basis) * basis).sum(0)
-    assert (energies.diff() < 1e-12).all()
-    assert (basis.abs().max(0).values == basis.max(0).values).all()  # signs
-    if models._family(teacher.config).centred:
-        torch.testing.assert_close(basis[:, -1], torch.full((D,), D**-0.5, dtype=torch.float64))
-        assert energies[-1].abs() < 1e-12
+    return model_of(config_of(request.param))
 
 
 # ----------------------------------------------------------------------------------------------- the paper's ladder
@@ -287,7 +60,7 @@ def test_llama_ladder(width, heads, groups):
     assert config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("config", [PYTHIA, SMOLLM2, neox(), llama()])
+@pytest.mark.parametrize("config", [PYTHIA, SMOLLM2, config_of("gpt_neox"), config_of("llama")])
 def test_widths_work_or_are_refused(config):
     assert models.student_config(config, config.hidden_size).num_attention_heads <= config.num_attention_heads
     for width in range(16, config.hidden_size + 1, 1 if config.hidden_size < 100 else 23):
@@ -303,8 +76,8 @@ def test_widths_work_or_are_refused(config):
 
 def test_students_of_any_width_run():
     ids = token_batches()[0]
-    for config in (neox(hidden_size=64), llama(hidden_size=64)):
-        teacher = teacher_of(config)
+    for architecture in ("gpt_neox", "llama"):
+        teacher = model_of(config_of(architecture, hidden_size=64))
         for width in (16, 24, 32, 48, 64):
             assert models.make_student(teacher, width, 0)(ids).logits.shape == (2, 40, VOCABULARY)
 
@@ -333,46 +106,242 @@ def test_bad_widths():
         models.student_config(PYTHIA, 2048)
     with pytest.raises(ValueError, match=r"width = 200 does not divide into 12 heads .* 192 and 208"):
         models.student_config(PYTHIA, 200)
-    with pytest.raises(ValueError, match="gpt_neox and llama, not gpt2"):
-        models.student_config(GPT2Config(), 64)
 
 
-def test_output_bias_is_refused():
-    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=1, vocab_size=11))
-    assert models.unembedding(model).shape == (11, 16)
-    model.lm_head = torch.nn.Linear(16, 11)
-    with pytest.raises(ValueError, match="adds a bias"):
+# ---------------------------------------------------------------------------------------------------------- logits
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi", "gptj", "granite", "cohere", "gpt2"])
+def test_final_states_and_unembedding_give_the_logits(architecture):
+    """With an output bias (Phi, GPT-J), a scale of the logits (Cohere, Granite), and gradients into all parameters."""
+    model = model_of(config_of(architecture)).requires_grad_(True)
+    (ids, *_) = token_batches()
+    found = models.final_hidden(model, ids) @ models.unembedding(model).T
+    torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(models.logits(model, ids), found)
+    found.square().mean().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "head" in name)
+    models.check_logits(model)
+
+
+def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    model, (ids, *_) = model_of(config_of("phi")), token_batches()
+    states = stream.offline_teacher(models.Teacher(model, None, "phi", "0"), ids.numpy(), "text")
+    assert states.shape == (2, 40, D + 1)
+    found = torch.from_numpy(states.copy()) @ models.unembedding(model).T
+    torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_capped_logits_are_known_and_no_matrix_is_given_for_them():
+    model = model_of(config_of("gemma2", final_logit_softcapping=3.0))
+    (ids, *_) = token_batches()
+    torch.testing.assert_close(models.logits(model, ids), model(ids).logits, rtol=1e-4, atol=1e-4)
+    models.check_logits(model)
+    with pytest.raises(ParameterError, match=r"Gemma2ForCausalLM caps its logits \(final_logit_softcapping = 3\)"):
         models.unembedding(model)
+
+
+def test_logits_that_are_made_in_an_unknown_way_are_refused():
+    model = model_of(config_of("llama"))
+    model.lm_head.register_forward_hook(lambda _, __, logits: 1.5 * logits)
+    with pytest.raises(ParameterError, match=r"logits of LlamaForCausalLM are not .* \(they differ by [0-9.]+\)"):
+        models.check_logits(model)
+
+
+def test_a_model_that_reads_ahead_is_refused():
+    model = model_of(config_of("llama"))
+    model.model.embed_tokens.register_forward_hook(lambda _, __, stream: stream + stream.mean(1, keepdim=True))
+    with pytest.raises(ParameterError, match="LlamaForCausalLM reads ahead"):
+        models.check_logits(model)
 
 
 # --------------------------------------------------------------------------------------------------------- teachers
 
 
-def save_teacher(folder, config=None):
-    model = teacher_of(config or neox())
-    model.half().save_pretrained(folder)
-    words = {"<|endoftext|>": 0, "a": 1, "b": 2}
-    tokenizer = Tokenizer(tokenizer_models.WordLevel(words, unk_token="<|endoftext|>"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
-    return model.float()
+def save_teacher(folder, config=None, dtype=torch.float16, words=("<|endoftext|>", "a", "b"), special=None, **options):
+    """A random model and a tokenizer of whole words, as ``save_pretrained`` leaves them; returns the model."""
+    model = model_of(config or config_of("gpt_neox"))
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, **options)
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token=words[0]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    special = {"eos_token": "<|endoftext|>"} if special is None else special
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    for parameter in model.parameters():  # alone: rounded buffers, such as rotary frequencies, are not saved
+        parameter.copy_(parameter.to(dtype))
+    return model
 
 
-def test_local_folder(tmp_path):
-    model = save_teacher(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config, shard", [("gpt_neox", "50MB"), ("llama", "20KB"), ("tied", "20KB")])
+def test_local_folder(tmp_path, config, shard, dtype):
+    """Whatever the precision it was saved in, in one file or several, embeddings tied or not."""
+    config = config_of("llama", tie_word_embeddings=True) if config == "tied" else config_of(config)
+    model = save_teacher(tmp_path, config, dtype, max_shard_size=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
     teacher = models.load_teacher(str(tmp_path))
     assert (teacher.name, teacher.d, teacher.layers) == (str(tmp_path), D, 3)
     assert not teacher.model.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in teacher.model.parameters())
-    ids = token_batches()[0]
+    (ids, *_) = token_batches()
     torch.testing.assert_close(teacher.model(ids).logits, model(ids).logits)
     assert teacher.tokenizer.eos_token_id == 0
     assert teacher.revision == models.teacher_revision(str(tmp_path))
 
+
+def test_a_folders_revision_is_that_of_all_it_holds(tmp_path):
+    save_teacher(tmp_path)
+    first = models.teacher_revision(str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
-    assert models.teacher_revision(str(tmp_path)) != teacher.revision
-    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(ValueError, match=r"could not be read from .*header"):
+    assert models.teacher_revision(str(tmp_path)) != first
+
+
+def spoil(folder, what):
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    said = json.loads(config.read_text())
+    if what == "weights":
+        weights.write_bytes(b"not a tensor")
+    elif what == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif what == "a tensor is missing":
+        tensors = load_file(weights)
+        save_file({name: t for name, t in tensors.items() if "layers.1.attention.dense.weight" not in name}, weights)
+    elif what == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif what == "config":
+        config.write_text("{")
+    else:
+        config.write_text(json.dumps(said | what))
+
+
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        ("weights", "header"),
+        ("cut off", "header"),
+        ("a tensor is missing", "its files lack 1 tensors, gpt_neox.layers.1.attention.dense.weight the first"),
+        ("no tokenizer", "tokenizer"),
+        ("config", "JSON"),
+        ({"hidden_size": 64}, "size"),
+        ({"model_type": "mamba"}, "mamba is no transformer with one width and attention heads"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder-decoder"),
+        ({"model_type": "newer_than_this"}, "newer_than_this"),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+            "it needs code of its own, which is never run",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"its weights are quantized \(gptq\)"),
+    ],
+)
+def test_what_cannot_be_read_says_why_in_one_sentence(tmp_path, what, reason):
+    save_teacher(tmp_path)
+    spoil(tmp_path, what)
+    with pytest.raises(ParameterError, match=rf"could not be read from .*{reason}") as caught:
+        models.load_teacher(str(tmp_path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_shards_that_are_missing_are_named(tmp_path):
+    save_teacher(tmp_path, max_shard_size="20KB")
+    sorted(tmp_path.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(ParameterError, match="model-00002-of-"):
+        models.load_teacher(str(tmp_path))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    words = ["<|endoftext|>", *(f"w{n}" for n in range(VOCABULARY))]
+    save_teacher(tmp_path, words=words)
+    with pytest.raises(ParameterError, match="its tokenizer has 98 tokens, more than its embedding"):
+        models.load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"eos_token": "b"},
+        {"eos_token": "b", "bos_token": "<|endoftext|>"},
+        {"eos_token": "b", "pad_token": "b", "bos_token": "a"},
+    ],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 1},
+        {"num_attention_heads": 4, "head_dim": 24},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ],
+)
+def test_small_differences_between_models_do_not_matter(tmp_path, special, changes):
+    """Neither pad nor BOS, BOS with id 0, pad = EOS, a vocabulary larger than the tokenizer's, one key head, ..."""
+    save_teacher(tmp_path, config_of("llama", **changes), torch.float32, special=special)
+    teacher = models.load_teacher(str(tmp_path))
+    assert len(teacher.tokenizer) < teacher.model.config.vocab_size
+    (ids, *_) = token_batches()
+    basis = projection.stream_basis(teacher.model, [ids])
+    whole = projection.untrained(teacher.model, ids.numpy(), projection.kept(basis, D, False))
+    assert abs(whole.kl).max() < 1e-4
+    narrow = projection.untrained(teacher.model, ids.numpy(), projection.kept(basis, 16, False))
+    assert narrow.kl.mean() == pytest.approx(
+        kl(teacher.model, cut.cut_to_width(teacher.model, basis, 16), ids), rel=1e-3
+    )
+
+
+def write_gguf(path):
+    """A random Llama in the format of llama.cpp, with a byte-level tokenizer."""
+    model = model_of(config_of("llama", bos_token_id=1, eos_token_id=2))
+    writer, config = gguf.GGUFWriter(path, "llama"), model.config
+    writer.add_context_length(64)
+    writer.add_embedding_length(D)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(D // 4)
+    writer.add_rope_freq_base(1e4)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    words = ["<unk>", "<s>", "</s>", *map(chr, range(33, 33 + VOCABULARY - 5)), "ab", "abc"]
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3, 3] + [1] * (VOCABULARY - 3))
+    writer.add_token_merges(["a b", "ab c"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    for name, tensor in model.state_dict().items():
+        place = names.get_name(name, try_suffixes=(".weight",))
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):  # llama.cpp pairs the rotated halves of a head
+            if part in name:
+                tensor = tensor.view(heads, 2, D // 8, D).swapaxes(1, 2).reshape(tensor.shape)
+        writer.add_tensor(place, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
+    file = tmp_path / "random.gguf"
+    model = write_gguf(file)
+    teacher = models.load_teacher(str(file))
+    (ids, *_) = token_batches()
+    torch.testing.assert_close(teacher.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert teacher.revision == sha256(file)[:8] == models.teacher_revision(str(file))
+    assert models.load_config(str(file)).hidden_size == D
+    monkeypatch.setattr(models, "_convert_gguf", lambda *_: pytest.fail("it was converted again"))
+    models.load_teacher(str(file))
+    file.write_bytes(b"GGUF and nothing else")
+    monkeypatch.undo()
+    monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
+    with pytest.raises(ParameterError, match=r"could not be read from .*random.gguf"):
+        models.load_teacher(str(file))
+    with pytest.raises(ParameterError, match=r"holds no safetensors; give its \.gguf file itself"):
         models.load_teacher(str(tmp_path))
 
 
@@ -401,24 +370,40 @@ def test_a_tiny_teacher_that_is_not_the_one_of_its_record_is_refused(tmp_path, m
 def test_pickled_weights_are_refused(tmp_path):
     save_teacher(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    torch.save(teacher_of(neox()).state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(model_of(config_of("gpt_neox")).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="holds no safetensors"):
         models.load_teacher(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["smolm2", "./nowhere", "/nowhere/at-all", "gpt2", "owner/name/more", ""])
+@pytest.mark.parametrize("name", ["smolm2", "./nowhere", "/nowhere/at-all", "gpt2", "owner/name/more", "", "no.gguf"])
 def test_unknown_teachers(name):
-    with pytest.raises(ValueError, match=r"there is no teacher .* an existing folder, or a hub model"):
+    with pytest.raises(ValueError, match=r"there is no teacher .* an existing folder, a .gguf file, or a hub model"):
         models.load_teacher(name)
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.mark.parametrize("revision", [None, "main", "step143000", COMMIT[:12]])
-def test_a_hub_model_needs_a_commit(revision):
-    with pytest.raises(ValueError, match=r"'owner/name' needs a pinned revision .*huggingface.co/owner/name/commits"):
-        models.load_teacher("owner/name", revision)
+def test_a_hub_model_without_a_commit_is_at_its_current_one(monkeypatch, capsys):
+    """Whatever a branch or tag is at now is asked for once, printed, and what records hold."""
+    asked = []
+
+    def model_info(_, hub, revision=None):
+        asked.append((hub, revision))
+        if hub == "owner/gone":
+            raise OSError("404 Client Error\nand a long explanation")
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(models.HfApi, "model_info", model_info)
+    models.commit_of.cache_clear()
+    assert models.teacher_revision("owner/name") == models.teacher_revision("owner/name") == COMMIT
+    assert models.teacher_revision("owner/name", "step143000") == models.teacher_revision("owner/name@v1") == COMMIT
+    assert asked == [("owner/name", None), ("owner/name", "step143000"), ("owner/name", "v1")]
+    assert f"owner/name is at commit {COMMIT}" in capsys.readouterr().out
+    with pytest.raises(
+        ParameterError, match=r"commit of 'owner/gone' \(404 Client Error\): give it as 'owner/gone@<40"
+    ):
+        models.load_teacher("owner/gone")
 
 
 @pytest.mark.parametrize(
@@ -435,9 +420,10 @@ def test_hub_models_are_read_safely(arguments, place, commit, monkeypatch):
         raise OSError("no route to the hub\nand a long explanation")
 
     asked = []
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", classmethod(lambda *_, **__: config_of("gpt_neox")))
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", classmethod(lambda *_, **__: None))
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", classmethod(refuse))
-    with pytest.raises(ValueError, match=r"could not be read from .*: no route to the hub$"):
+    with pytest.raises(ValueError, match=r"could not be read from .*: no route to the hub\.$"):
         models.load_teacher(*arguments)
     ((source, options),) = asked
     assert source == place and options["revision"] == commit == models.teacher_revision(*arguments)
@@ -463,7 +449,7 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
 def test_tiny_teacher_cut_at_full_width_is_exact():
     teacher = models.load_teacher("tiny")
     batches = token_batches(8, teacher.model.config.vocab_size)
-    student = models.cut_to_width(teacher.model, models.stream_basis(teacher.model, batches), teacher.d)
+    student = cut.cut_to_width(teacher.model, projection.stream_basis(teacher.model, batches), teacher.d)
     assert (student(batches[0]).logits - teacher.model(batches[0]).logits).abs().max() < 1e-4
     assert kl(teacher.model, student, batches[0]) < 1e-5
 
@@ -477,6 +463,6 @@ def test_smollm2():
     assert teacher.tokenizer.decode(ids[0]) == text
     with torch.no_grad():
         assert float(teacher.model(ids, labels=ids).loss) < 4.5
-    basis = models.stream_basis(teacher.model, [ids])
-    student = models.cut_to_width(teacher.model, basis, 576)
+    basis = projection.stream_basis(teacher.model, [ids])
+    student = cut.cut_to_width(teacher.model, basis, 576)
     assert kl(teacher.model, student, ids) < 1e-5

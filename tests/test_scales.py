@@ -2,7 +2,6 @@ import math
 import re
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,9 +198,39 @@ def test_only_a_scale_as_it_stands_has_its_folder():
     assert scales.parameters("03_sae", "tiny", teacher="owner/name", revision="0" * 40).place == "other"
 
 
-def test_profiles_ask_for_what_rules_of_the_pipeline_need():
-    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M))
-    for profile in (ROOT / "workflow" / "profiles").glob("*/config.yaml"):
-        asked = [item.partition("=")[0].split(":") for item in yaml.safe_load(profile.read_text())["set-resources"]]
-        assert {rule for rule, _ in asked} == {"sae", "students", "distill", "probe"} <= rules
-        assert {name for _, name in asked} <= {"mem_mb", "runtime", "gpu"}
+def test_every_rule_of_the_pipeline_has_resources_at_every_scale():
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M)) - {"all"}
+    for scale in SCALES:
+        assert set(scales.RESOURCES[scale]) == rules
+        for asked in scales.RESOURCES[scale].values():
+            assert {"mem_mb", "runtime"} <= set(asked) <= {"mem_mb", "runtime", "gpu"} and min(asked.values()) > 0
+
+
+@pytest.mark.parametrize("said", ["[16, 32]", "16, 32", "(16, 32)", [16, 32]])
+def test_a_list_may_come_as_text(said):
+    """As papermill's ``-p widths "[16, 32]"`` gives it."""
+    namespace = injected(f"widths = {said!r}\n", scale="tiny")
+    assert scales.validate("04_distill", namespace).widths == [16, 32]
+    assert scales.parameters("04_distill", ladders='["random"]').ladders == ["random"]
+
+
+@pytest.mark.parametrize("said", ["[16, 32", "16", "[16, thirty]", "__import__('os').getcwd()"])
+def test_text_that_is_no_list_is_refused_as_text(said):
+    assert re.search("widths = .*list.*-y", sentence("04_distill", widths=said))
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path):
+    folder = tmp_path / "lr=1e-3, seed=0"
+    folder.mkdir()
+    namespace = injected(f"teacher = {str(folder)!r}\n")
+    assert scales.validate("08_your_model", namespace).teacher == str(folder)
+    assert scales.settings([f'teacher="{folder}"']) == {"teacher": str(folder)}
+
+
+def test_a_teacher_of_the_study_brings_its_own_scale():
+    assert scales.validate("08_your_model", injected("teacher = 'smollm2'\n")).scale == "smollm2"
+    assert scales.validate("08_your_model", injected("teacher = 'owner/name'\n")).scale == "tiny"
+    p = scales.validate("08_your_model", injected("target = 0.5\n"))
+    assert (p.scale, p.teacher, p.place) == ("tiny", "tiny", "other")
+    assert re.search("contexts = 99999 exceeds the tokens of basis_blocks", sentence("08_your_model", contexts=99_999))
+    assert re.search("there is no teacher './gone'", sentence("08_your_model", teacher="./gone"))

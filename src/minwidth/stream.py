@@ -51,7 +51,8 @@ def offline_teacher(
     Args:
         name: readable part of the file's name under ``runs/states``; the rest hashes teacher and blocks.
     """
-    return _on_disk(teacher, blocks, [name], lambda ids: [models.final_hidden(teacher.model, ids)])[0]
+    width = models.unembedding(teacher.model).shape[1]  # d, and one more where an output bias is carried along
+    return _on_disk(teacher, blocks, [name], lambda ids: [models.final_hidden(teacher.model, ids)], width)[0]
 
 
 def offline_streams(
@@ -84,9 +85,11 @@ def _on_disk(
     blocks: Int[np.ndarray, "blocks length"],
     names: Sequence[str],
     compute: Callable[[Int[Tensor, "batch length"]], list[Float[Tensor, "batch length d"]]],
+    width: int | None = None,
 ) -> list[np.memmap]:
-    """What ``compute`` gives of ``blocks``, a file a name."""
-    a_block = 4 * blocks.shape[1] * teacher.d
+    """What ``compute`` gives of ``blocks``, a file a name; ``width`` numbers a token, the teacher's if None."""
+    shape = (*blocks.shape, width or teacher.d)
+    a_block = 4 * shape[1] * shape[2]
     a_shard = max(1, SHARD_BYTES // a_block)
     targets = [states_file(teacher, blocks, name) for name in names]
     with ExitStack() as locks:
@@ -109,7 +112,7 @@ def _on_disk(
                     sums[str(start)] = write_part(target, start * a_block, states)
                     save_json(target.with_suffix(".json"), sums)
         bar.close()
-    return [np.memmap(target, "float32", "r", shape=(*blocks.shape, teacher.d)) for target in targets]
+    return [np.memmap(target, "float32", "r", shape=shape) for target in targets]
 
 
 def _sums(target: Path, size: int) -> dict[str, str]:

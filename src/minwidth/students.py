@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minwidth import errors, kl, models, scales, store, stream, text, training
+from minwidth import cut, errors, kl, models, projection, scales, store, stream, text, training
 from minwidth.store import existing
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ def _say(sentence: str) -> None:
 
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> store.Record:
-    """Second moments of the teacher's normalised residual stream on training text (``models.stream_moments``)."""
+    """Second moments of the teacher's normalised residual stream on training text (``projection.stream_moments``)."""
     tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
         blocks = _blocks(teacher, p, "train", tokens // p.length)
         batches = (blocks[start : start + 16] for start in range(0, len(blocks), 16))
-        return {"moments": models.stream_moments(teacher.model, batches).cpu().numpy()}
+        return {"moments": projection.stream_moments(teacher.model, batches).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent} | text.pin(p.text)
@@ -138,8 +138,8 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
     if ladder == "head":
         states = _batch(teacher, read(teacher, p, "train"), np.arange(BASIS_TOKENS // 4 // p.length))[1]
         return Head(models.unembedding(teacher.model), states.flatten(0, 1), width)
-    basis = models.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
-    return models.cut_to_width(teacher.model, basis, width)
+    basis = projection.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
+    return cut.cut_to_width(teacher.model, basis, width)
 
 
 # ------------------------------------------------------------------------------------------------------- one student

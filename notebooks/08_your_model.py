@@ -1,0 +1,311 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 8 · How narrow can *your* student be?
+#
+# *What the paper promises (arXiv:2604.04037, section 8): a practical tool that tells, before any training, how narrow a
+# student of a given teacher can be. Here it is, for any causal language model, with other means than the paper's.*
+#
+# - **For whom.** Anyone about to spend GPU time on a student that is narrower than its teacher.
+# - **You will learn** what no student of a width can get below, whatever its depth, data and training; what a student
+#   starts from that is cut out of the teacher; what either costs; and what nobody can tell beforehand.
+# - **Your own teacher**: `papermill 08_your_model.ipynb -p teacher <folder, .gguf file or owner/name>`, and
+#   `-p target 0.1` for the loss that you would accept.
+# - **Before this**, nothing is needed but what a KL divergence and a residual stream are.
+# - **Time** on two cores: a minute for the tiny teacher, about ten for SmolLM2-135M (`-p teacher smollm2`). A width
+#   that was measured is found again, and an interrupted run goes on behind the last.
+
+# %% tags=["parameters"]
+scale = None  # whose sizes of samples are taken: "tiny", "smollm2" or "pythia-410m"; None: the teacher's own, or "tiny"
+teacher = None  # a folder, a .gguf file, "owner/name" or "owner/name@commit" on the hub; None: the scale's
+revision = None  # commit of a hub model; None: as the name says, else its current one
+text = None  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format; None: as the scale has it
+percent = None  # share of its documents that is read
+length = None  # tokens a block
+temperature = None  # of both distributions
+target = None  # nats per token that a student may lose
+widths = None  # the students' widths; None: `eighths` of the teacher's
+eighths = None
+basis_blocks = None  # training blocks, for principal directions and for the contexts of the floor
+blocks = None  # held-out blocks, on which students are measured
+contexts = None  # training tokens that the floor is computed on
+held_out_contexts = None  # and held-out ones
+words = None  # of the vocabulary, the likeliest that the floor's lower end looks at
+starts = None  # of its minimisation
+floor_steps = None
+seed = None
+
+# %% tags=["colab", "remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    repository = ""  # where git finds this study: an address, or a folder on a mounted drive
+    get_ipython().system(f"git clone --quiet --depth 1 {repository} minwidth")
+    sys.path.insert(0, "minwidth/src")
+    from minwidth import colab
+
+    colab.install()
+
+# %%
+from minwidth import scales
+
+p = scales.validate("08_your_model", globals())
+
+# %% tags=["nbval-ignore-output"]
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML, Markdown
+
+from minwidth import cut, figures, models, projection, store, your_model
+from minwidth.exercises import check
+
+teacher = models.load_teacher(p.teacher, p.revision or None)
+blocks_read = your_model.read(teacher, p)
+norms = projection.stream_norms(teacher.model)
+basis = your_model.principal_basis(teacher, blocks_read)
+
+# %%
+pd.Series(
+    {
+        "teacher": f"{p.teacher}, revision {teacher.revision}",
+        "architecture": type(teacher.model).__name__,
+        "width, layers": f"{teacher.d}, {teacher.layers}",
+        "vocabulary": f"{teacher.model.get_input_embeddings().num_embeddings:,}",
+        "norms that read the stream": f"{len(norms)}, {'LayerNorm' if norms[-1].centred else 'RMSNorm'}",
+        "text": p.text,
+        "tokens": f"{blocks_read.train.size:,} learnt from, {blocks_read.held_out.size:,} held out",
+        "asked for": f"at most {p.target:g} nats per token at T = {p.temperature:g}",
+    },
+    name="",
+).to_frame()
+
+# %% [markdown]
+# Loading has checked that the final states times the unembedding are the model's logits (with its own scale, bias or
+# cap), and that no state depends on a later token.
+#
+# ## 1. A narrower student, without building it
+#
+# A transformer reads its residual stream through norms, and nothing else touches it. Which norms those are is found
+# out rather than looked up: add a vector to the stream, hold the outputs of all norms, and the inputs that move by
+# just that vector are the stream. A student whose stream is cut to $k$ directions then computes what the teacher does
+# when the input of each of these norms is projected onto them. Here it is by hand, on one block of text:
+
+# %%
+width = your_model.widths_of(p, teacher.d)[0]
+keep = projection.kept(basis, width, norms[-1].centred).float()  # LayerNorm takes one direction out itself
+block = torch.from_numpy(blocks_read.held_out[:1])
+
+with torch.no_grad():
+    of_teacher = teacher.model(block).logits
+    hooks = [norm.module.register_forward_pre_hook(lambda _, given: (given[0] @ keep @ keep.T,)) for norm in norms]
+    of_student = teacher.model(block).logits
+    for hook in hooks:
+        hook.remove()
+
+log_p, log_q = ((logits / p.temperature).log_softmax(-1) for logits in (of_teacher, of_student))
+by_hand = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+kernel = projection.untrained(teacher.model, blocks_read.held_out[:1], keep, p.temperature, norms)
+assert np.isclose(by_hand, kernel.kl.mean(), rtol=1e-4)
+Markdown(f"At width {width} this block costs **{by_hand:.3f} nats** per token, by hand and by `projection.untrained`.")
+
+# %% [markdown]
+# At full width nothing may change, and where the family is known (`cut.FAMILIES`) the student can be built, saved and
+# trained. It gives the same logits as the projection did:
+
+# %%
+whole = projection.untrained(
+    teacher.model, blocks_read.held_out[:1], projection.kept(basis, teacher.d, norms[-1].centred), p.temperature, norms
+)
+assert np.abs(whole.kl).max() < 1e-4, "the teacher cut to its full width is not the teacher"
+
+if teacher.model.config.model_type in cut.FAMILIES:
+    student = cut.cut_to_width(teacher.model, basis, max(width, teacher.model.config.num_attention_heads))
+    if student.config.hidden_size == width:
+        with torch.no_grad():
+            apart = (student(block).logits - of_student).abs().max() / of_student.abs().max()
+        assert apart < 1e-3, "the student that is built is not the one that was measured"
+    built = f"`cut.cut_to_width` builds it: {models.parameter_count(student):,} parameters at width {width}."
+else:
+    built = f"No {teacher.model.config.model_type} is built narrower here; what follows needs none."
+Markdown(built)
+
+# %% [markdown]
+# ## 2. What no student passes, and what it starts from
+#
+# **The floor.** The logits of a student whose last state has $d$ numbers have rank $d$ over any set of contexts,
+# however deep it is and however it was trained. The best matrix of that rank, fitted to the teacher's distributions
+# with one free state a context, is a bound for all of them (`bottleneck`). *Low* is that bound on the contexts at
+# hand; *high*, which uses held-out contexts, says how far above it the floor on all text may lie.
+#
+# **The start.** The student cut out of the teacher, before any training: a student of that width *exists* that loses no
+# more. Training takes it down from there, and how far is what remains unknown.
+
+# %% tags=["nbval-ignore-output"]
+record = your_model.measure(teacher, blocks_read, p)
+
+# %%
+table = record["table"]
+shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss"]]
+shown = shown.rename(
+    columns={"low": "floor, low", "high": "floor, high", "kl": "cut, untrained", "loss": "its own loss"}
+)
+HTML(shown.to_html(index=False, float_format="{:.3f}".format, na_rep=""))
+
+# %%
+fails = record["loss"] >= record["unigram"]
+Markdown(
+    f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "
+    f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. The last column is "
+    f"the cut student's loss of the next token at T = 1, in which the teacher has **{record['loss']:.2f}** and word "
+    f"frequencies **{record['unigram']:.2f}**."
+    + fails
+    * "\n\n**This teacher does worse than word frequencies: wrong text, wrong tokenizer, or no BOS? Nothing "
+    "that follows means anything.**"
+)
+
+# %%
+figure, ((axis,),) = figures.panels()
+blue, red = figures.PALETTE[0], figures.PALETTE[3]
+axis.fill_between(table.width, table.low, table.high, color="0.85", label="where the floor of the last state lies")
+axis.plot(table.width, table.low, color="0.4", **figures.OURS, label="its lower end: no student passes")
+bars = (table.kl - table.kl_low, table.kl_high - table.kl)
+axis.errorbar(table.width, table.kl, bars, color=blue, **figures.OURS, label="cut out of the teacher, untrained")
+axis.axhline(p.target, color=red, linestyle="--", label=f"asked for: {p.target:g} nats")
+axis.set(yscale="log", xlabel="width of the student, $d_S$", ylabel=f"KL, nats per token (T = {p.temperature:g})")
+axis.set_title(f"{p.teacher}, $d_T$ = {teacher.d}; {blocks_read.held_out.size:,} held-out tokens")
+figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+figures.save(figure, "your_model_loss", p.place, record)
+
+# %% [markdown]
+# ## 3. What it costs
+#
+# The cut keeps depth, heads and feed-forward width; the paper's student (Table 8) shrinks its heads and feed-forward
+# layers along, so it is smaller at the same width and has to learn everything. Parameters count the unembedding,
+# which a cut student no longer shares with its embedding; FLOPs are two for each weight that multiplies, attention
+# scores left out.
+
+# %%
+costs = table[["width", "cut_parameters", "cut_flops", "paper_width", "paper_parameters", "paper_flops"]]
+millions = costs.set_index("width")[["cut_parameters", "cut_flops", "paper_parameters", "paper_flops"]] / 1e6
+HTML(millions.rename(columns=lambda name: f"{name.replace('_', ' ')}, million").to_html(float_format="{:.2f}".format))
+
+# %%
+figure, axes = figures.panels(2)
+for axis, what, unit in zip(axes[0], ("parameters", "flops"), ("parameters", "FLOPs per token"), strict=True):
+    axis.plot(table.width, table[f"cut_{what}"], color=figures.PALETTE[0], **figures.OURS, label="cut")
+    axis.plot(
+        table.paper_width, table[f"paper_{what}"], color=figures.PALETTE[1], marker="s", label="the paper's student"
+    )
+    axis.axhline(record[what], color="0.4", linestyle=":", label="the teacher")
+    axis.set(yscale="log", xlabel="width, $d_S$", ylabel=unit)
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+figures.save(figure, "your_model_costs", p.place, record)
+
+# %% [markdown]
+# ## 4. The answer
+
+# %%
+sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
+below = table[sure > p.target].width.max()
+above = table[table.kl_high <= p.target].width.min()
+free = table[table.high_high <= p.target].width.min()
+cost = table[table.width == above]
+
+if table.low.isna().all():
+    proved = "nothing, since this model caps its logits and its floor is not computed."
+elif np.isnan(below):
+    proved = f"none of these widths is excluded; the floor's lower end is below {p.target:g} nats at all of them."
+else:
+    proved = f"a last state of {below:.0f} numbers or fewer loses more than that, whatever student it belongs to."
+if np.isnan(above):
+    measured = f"none of these widths is enough; the widest, {table.width.max()}, loses {table.kl.iloc[-1]:.3f}."
+else:
+    measured = (
+        f"width {above:.0f} is enough, cut out of the teacher, with {cost.cut_parameters.iloc[0] / 1e6:.2f} million "
+        f"parameters where the teacher has {record['parameters'] / 1e6:.2f} million."
+    )
+last = "" if np.isnan(free) else f"From width {free:.0f} on the last state alone would allow it. "
+Markdown(
+    f"**For at most {p.target:g} nats per token (T = {p.temperature:g}), how wide?**\n\n"
+    f"- **Proved**, on these contexts and as far as the minimisation found its minimum: {proved}\n"
+    f"- **Measured**, on held-out text and without training: {measured}\n"
+    f"- **Not known**: what training gains between the two, and what the layers below the last state cost. {last}"
+    "Only students trained there can tell. One with fewer layers, heads or a smaller FFN is bound by the same floor, "
+    "and by nothing else on this page."
+)
+
+# %%
+store.save_results(p.place, "your_model", table, record)
+assert (table.low.isna() | (table.low <= table.kl_high)).all(), "a student below the floor of all students"
+
+# %% [markdown]
+# ## 5. What holds, what does not
+#
+# - The floor is a theorem about the *last state* on the contexts that were looked at. It needs no autoencoder, no
+#   sparsity and none of the paper's assumptions; it says nothing of what the layers below can compute.
+# - The cut is one student out of many. That it exists is certain, and that it loses what is shown; a better one of the
+#   same width may well exist untrained, and surely does after training.
+# - Both depend on the text. A student for other text needs this page made with that text (`-p text`).
+# - The lower end rests on a minimisation that is not convex: more `starts` show whether they agree, and more `contexts`
+#   raise it.
+#
+# ## Exercises
+#
+# **1. What a direction is worth.** From the table: by how many nats does the untrained loss fall, on average, for each
+# dimension between the two narrowest widths?
+
+# %%
+per_dimension = None
+
+# %% tags=["solution"]
+per_dimension = (table.kl[0] - table.kl[1]) / (table.width[1] - table.width[0])
+
+# %%
+check(
+    1,
+    per_dimension,
+    lambda answer: abs(answer * (table.width[1] - table.width[0]) - (table.kl[0] - table.kl[1])) < 1e-6,
+    "divide the difference of the first two entries of table.kl by that of table.width",
+)
+
+# %% [markdown]
+# **2. Any directions?** Keep random directions instead of principal ones, at the narrowest width and on one block:
+# draw a random orthonormal basis with `torch.linalg.qr`, take from it what `projection.kept` takes, and measure.
+# (Under LayerNorm, make the columns zero-mean before `qr`.) How many nats?
+
+# %%
+random_kl = None
+
+# %% tags=["solution"]
+columns = torch.randn(teacher.d, width - norms[-1].centred, generator=torch.Generator().manual_seed(0))
+columns = torch.linalg.qr(columns - norms[-1].centred * columns.mean(0))[0]
+random_kl = projection.untrained(teacher.model, blocks_read.held_out[:1], columns, p.temperature, norms).kl.mean()
+
+# %%
+check(
+    2,
+    random_kl,
+    lambda answer: answer > by_hand,
+    "projection.untrained(teacher.model, blocks_read.held_out[:1], columns, p.temperature, norms).kl.mean()",
+)
+
+# %% [markdown]
+# **3. Another question.** For which `target` would the second width of the table be enough, untrained, with 95 %
+# confidence?
+
+# %%
+enough = None
+
+# %% tags=["solution"]
+enough = table.kl_high[1]
+
+# %%
+check(3, enough, lambda answer: abs(answer - table.kl_high[1]) < 1e-9, "the upper end of its interval, table.kl_high")

@@ -1,0 +1,266 @@
+"""A model of a narrower residual stream and nothing else narrower, made of its teacher's own weights, to be saved.
+
+The teacher's weights are folded, rotated into the principal directions of its stream and cut to the first of them;
+depth, heads and FFN stay, and at full width the student *is* the teacher. It computes what ``projection.projected``
+says, which any architecture can be asked for; to be built, one must be described in ``FAMILIES``.
+"""
+
+from typing import NamedTuple
+
+import torch
+from huggingface_hub.dataclasses import strict
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
+
+from minwidth import models
+from minwidth.errors import ParameterError
+from minwidth.projection import StreamNorm, asked, stream_norms, zero_mean_basis
+
+
+class Family(NamedTuple):
+    """What an architecture calls the parts of a layer that read from the residual stream and write to it."""
+
+    reads: dict[str, tuple[str, ...]]  # norm -> the matrices that read through it
+    writes: tuple[str, ...]  # matrices
+    final_norm: str
+    epsilon: str  # of its norms, in the config
+    post_norms: tuple[str, ...] = ()  # that a write passes through, in the order of ``writes``
+    layers: str = "layers"
+    changes: tuple[tuple[str, object], ...] = ()  # to the config: biases that those of norms are folded into
+
+
+LLAMA = Family(
+    reads={
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    },
+    writes=("self_attn.o_proj", "mlp.down_proj"),
+    final_norm="norm",
+    epsilon="rms_norm_eps",
+)
+FAMILIES = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "smollm3": LLAMA,
+    "granite": LLAMA,
+    "phi3": LLAMA._replace(
+        reads={"input_layernorm": ("self_attn.qkv_proj",), "post_attention_layernorm": ("mlp.gate_up_proj",)}
+    ),
+    "gemma3_text": LLAMA._replace(
+        reads={
+            "input_layernorm": LLAMA.reads["input_layernorm"],
+            "pre_feedforward_layernorm": LLAMA.reads["post_attention_layernorm"],
+        },
+        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    "gpt2": Family(
+        reads={"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
+        writes=("attn.c_proj", "mlp.c_proj"),
+        final_norm="ln_f",
+        epsilon="layer_norm_epsilon",
+        layers="h",
+    ),
+    "gpt_neox": Family(
+        reads={"input_layernorm": ("attention.query_key_value",), "post_attention_layernorm": ("mlp.dense_h_to_4h",)},
+        writes=("attention.dense", "mlp.dense_4h_to_h"),
+        final_norm="final_layer_norm",
+        epsilon="layer_norm_eps",
+        changes=(("attention_bias", True),),
+    ),
+}
+
+
+def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], width: int) -> PreTrainedModel:
+    """The teacher with its residual stream cut to ``width``, everything else untouched; at full width, the teacher.
+
+    Norm gains and biases are folded into the matrices that read from the stream, the unembedding is untied, and the
+    stream is rotated into ``basis`` and cut to its first directions. The student's gains are sqrt(d_T / width) and
+    its epsilon d_T / width times the teacher's, so that the missing directions alone change what a norm gives. A norm
+    that a write passes through (Gemma 3) stays as wide as it was, and a matrix behind it leads into the narrow stream.
+
+    LayerNorm also takes the mean out. What is written to the stream can be centred beforehand, so the stream has
+    d_T - 1 dimensions that matter, and a student of width k holds the first k - 1 of them in the zero-mean subspace
+    of its own stream. The direction that its last LayerNorm discards carries the teacher's final bias to the logits.
+
+    Args:
+        basis: orthonormal columns, best first; under LayerNorm the last one constant (``stream_basis`` gives it so).
+        width: from the number of heads to the teacher's.
+
+    Raises:
+        ValueError: a width out of range, a basis that is not as described, or a family that cannot be cut.
+    """
+    family, d = family_of(teacher_model.config), teacher_model.config.hidden_size
+    least = max(2, teacher_model.config.num_attention_heads)
+    if not least <= width <= d:
+        raise ValueError(f"This teacher of width {d} can be cut to widths from {least} to {d}, not to {width}.")
+    basis = basis.to(teacher_model.device, torch.float64)
+    if basis.shape != (d, d) or not (basis.T @ basis - torch.eye(d).to(basis)).abs().max() < 1e-5:
+        raise ValueError(f"The basis must be {d} x {d} with orthonormal columns; stream_basis computes one.")
+    norms = {norm.name: norm for norm in stream_norms(teacher_model)}
+    rotation = basis[:, :width]
+    if centred := norms[family.final_norm].centred:
+        if not basis[:, :-1].sum(0).abs().max() < 1e-4:
+            raise ValueError("A basis for LayerNorm must end with the constant direction; stream_basis computes one.")
+        rotation = basis[:, : width - 1] @ zero_mean_basis(width).to(basis).T
+
+    student = models.from_config(cut_config(teacher_model.config, width)).to(basis.device).eval()  # no dropout: exact
+    old, new = teacher_model.base_model, student.base_model
+    with torch.no_grad():
+        same = dict(teacher_model.named_parameters())
+        for name, parameter in student.named_parameters():  # what has no axis along the stream, such as norms of keys
+            if name in same and same[name].shape == parameter.shape:
+                parameter.copy_(same[name])
+        for name, source in old.named_modules():
+            if isinstance(source, nn.Embedding):
+                target = new.get_submodule(name)
+                scale = _embedding_scale(source) / _embedding_scale(target)
+                target.weight.copy_(scale * source.weight.double() @ rotation)
+        for number in range(teacher_model.config.num_hidden_layers):
+            layer = f"{family.layers}.{number}."
+            for norm, readers in family.reads.items():
+                _set_gain(new.get_submodule(layer + norm), (d / width) ** 0.5)
+                for name in readers:
+                    weight, bias = _folded(old.get_submodule(layer + name), norms[layer + norm], rotation)
+                    _set(new.get_submodule(layer + name), weight, bias)
+            for place, name in enumerate(family.writes):
+                source, target = old.get_submodule(layer + name), new.get_submodule(layer + name)
+                if family.post_norms:
+                    _set(target, _matrix(source).double(), source.bias)
+                    norm, into = new.get_submodule(layer + family.post_norms[place])
+                    norm.load_state_dict(old.get_submodule(layer + family.post_norms[place]).state_dict())
+                    into.weight.copy_(rotation.T)
+                else:
+                    bias = None if source.bias is None else rotation.T @ source.bias.double()
+                    _set(target, rotation.T @ _matrix(source).double(), bias)
+        final, head = new.get_submodule(family.final_norm), student.get_output_embeddings()
+        _set_gain(final, (d / width) ** 0.5)
+        matrix, bias = _folded(teacher_model.get_output_embeddings(), norms[family.final_norm], rotation)
+        if centred:
+            final.bias.fill_(1)
+            matrix = matrix + bias[:, None] / width
+        head.weight.copy_(matrix)
+    return student
+
+
+def cut_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
+    """The architecture of ``cut_to_width``: only the residual stream is narrower."""
+    family, d = family_of(config), config.hidden_size
+    changes = {
+        "hidden_size": width,
+        "head_dim": getattr(config, "head_dim", None) or d // config.num_attention_heads,
+        "written_width": d if family.post_norms else None,
+        "tie_word_embeddings": False,
+        family.epsilon: getattr(config, family.epsilon) * d / width,
+        **dict(family.changes),
+    }
+    changes |= {name: getattr(config, name) or 4 * d for name in models.FFN_WIDTHS if hasattr(config, name)}
+    names = {config.attribute_map.get(name, name): value for name, value in changes.items()}
+    return CONFIGS[config.model_type](**(models.settings_of(config) | names))
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """How an architecture's parts are called.
+
+    Raises:
+        ParameterError: no model of that width can be built of this architecture; it can still be measured.
+    """
+    if config.model_type not in FAMILIES:
+        raise ParameterError(
+            f"A {config.model_type} cannot be built at another width of its stream alone, only {', '.join(FAMILIES)}; "
+            "08_your_model measures any pre-norm decoder."
+        )
+    return FAMILIES[config.model_type]
+
+
+def _folded(linear: nn.Module, norm: StreamNorm, rotation: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a matrix that reads from the rotated stream as ``linear`` does through ``norm``."""
+    weight = _matrix(linear).double()
+    bias = None if linear.bias is None else linear.bias.double()
+    if norm.centred:
+        shift = weight @ norm.bias
+        bias = shift if bias is None else bias + shift
+    return (weight * norm.gain) @ rotation, bias
+
+
+def _matrix(linear: nn.Module) -> Float[Tensor, "out in"]:
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    _matrix(linear).copy_(weight)
+    if linear.bias is not None:
+        linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
+    elif bias is not None:
+        raise ValueError(f"A bias of {bias.abs().max():.2g} has no place in {linear}.")
+
+
+def _set_gain(norm: nn.Module, gain: float) -> None:
+    norm.weight.fill_(gain)
+    acts_as, *_ = asked(norm, len(norm.weight))
+    norm.weight.fill_(gain - round(float(acts_as[0]) - gain))  # Gemma's gain is 1 + weight
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.zero_()
+
+
+def _embedding_scale(embedding: nn.Embedding) -> float:
+    return getattr(embedding, "scalar_embed_scale", 1.0)  # Gemma 3: sqrt(d)
+
+
+def _widen(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Give a model that was built for its narrow width the wider parts that its config tells of."""
+    family = FAMILIES[config.model_type.removeprefix("minwidth_")]
+    inner = config.num_attention_heads * config.head_dim
+    for layer in model.base_model.get_submodule(family.layers):
+        if config.model_type == "minwidth_gpt2":
+            attention = layer.attn
+            attention.num_heads, attention.head_dim = config.num_attention_heads, config.head_dim
+            attention.split_size = inner
+            attention.scaling = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+            attention.scaling /= attention.layer_idx + 1 if config.scale_attn_by_inverse_layer_idx else 1
+            attention.c_attn = Conv1D(3 * inner, config.hidden_size)
+            attention.c_proj = Conv1D(config.hidden_size, inner)
+        if config.model_type == "minwidth_gpt_neox":
+            attention = layer.attention
+            attention.head_size, attention.scaling = config.head_dim, config.head_dim**-0.5
+            attention.rotary_ndims = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
+            attention.query_key_value = nn.Linear(config.hidden_size, 3 * inner, bias=config.attention_bias)
+            attention.dense = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
+        for write, norm in zip(family.writes, family.post_norms, strict=bool(family.post_norms)):
+            matrix, narrow = layer.get_submodule(write), layer.get_submodule(norm)
+            wide = nn.Linear(matrix.in_features, config.written_width, bias=matrix.bias is not None)
+            layer.set_submodule(write, wide)
+            into = nn.Linear(config.written_width, config.hidden_size, bias=False)
+            layer.set_submodule(norm, nn.Sequential(type(narrow)(config.written_width, eps=narrow.eps), into))
+
+
+def _registered(model_type: str) -> type[PreTrainedConfig]:
+    """Config and model of a family, known to ``from_pretrained``, whose heads may be wider than the stream together."""
+    plain = CONFIG_MAPPING[model_type]
+    fields = {"head_dim": None, "written_width": None, "validate_architecture": lambda self: None}
+    types = {"head_dim": int | None, "written_width": int | None}
+    content = {"model_type": f"minwidth_{model_type}", "__module__": __name__, "__annotations__": types, **fields}
+    config_class = strict(type(f"Cut{plain.__name__}", (plain,), content))
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[plain]
+
+    def build(self, config):
+        heads = config.num_attention_heads
+        if model_type == "gpt2":
+            config.num_attention_heads = 1  # else it would refuse a width that heads do not divide
+        model_class.__init__(self, config)
+        config.num_attention_heads = heads
+        _widen(self, config)
+
+    content = {"config_class": config_class, "__init__": build, "__module__": __name__}
+    cut_class = type(f"Cut{model_class.__name__}", (model_class,), content)
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModelForCausalLM.register(config_class, cut_class)
+    globals().update({kind.__name__: kind for kind in (config_class, cut_class)})
+    return config_class
+
+
+CONFIGS = {model_type: _registered(model_type) for model_type in FAMILIES}

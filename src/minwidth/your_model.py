@@ -1,0 +1,257 @@
+"""How narrow can the student of a given teacher be? The measurements of 08_your_model, a record a width.
+
+Of each width: the floor that no student passes (``bottleneck.floor``), what a teacher loses whose stream keeps only
+that many directions, untrained (``projection``), and what the cut and the paper's student would cost.
+"""
+
+import hashlib
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minwidth import bottleneck, models, projection, scales, store, stream, text
+from minwidth.errors import ParameterError
+
+
+class Text(NamedTuple):
+    """Token blocks, and the number of the document each token belongs to."""
+
+    train: Int[np.ndarray, "blocks length"]
+    held_out: Int[np.ndarray, "blocks length"]
+    train_documents: Int[np.ndarray, "blocks length"]
+    held_out_documents: Int[np.ndarray, "blocks length"]
+
+
+def widths_of(p: scales.YourModel, d: int) -> list[int]:
+    """The widths asked for, or eighths of the teacher's.
+
+    Raises:
+        ParameterError: one is not below the teacher's width, where a student has nothing to lose.
+    """
+    widths = sorted(p.widths or {max(2, d * eighths // 8) for eighths in p.eighths})
+    if not 2 <= widths[0] <= widths[-1] < d:
+        raise ParameterError(f"widths = {widths} must lie between 2 and {d - 1}, below the teacher's {d}.")
+    return widths
+
+
+def read(teacher: models.Teacher, p: scales.YourModel) -> Text:
+    """The first blocks of each split, spread over its documents: ``basis_blocks`` to learn from, ``blocks`` held out.
+
+    Raises:
+        ParameterError: the text has too few tokens, or the blocks are longer than the teacher's context.
+    """
+    context = getattr(teacher.model.config, "max_position_embeddings", None) or p.length
+    if p.length > context:
+        raise ParameterError(f"length = {p.length} exceeds the context of {teacher.name}; give at most {context}.")
+    found = []
+    for split, count in (("train", p.basis_blocks), ("held_out", p.blocks)):
+        every = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, 4 * count)
+        if len(every) < count:
+            raise ParameterError(
+                f"{count} blocks of {p.length} {split} tokens were asked for and the text {p.text} has {len(every)}: "
+                "give fewer, shorter ones, a higher percent, or more text."
+            )
+        rows = np.linspace(0, len(every) - 1, count).round().astype(int)
+        documents = text.document_numbers(every, teacher.tokenizer)
+        found.append((np.asarray(every[rows]).astype(np.int64), documents[rows]))
+    (train, train_documents), (held_out, held_out_documents) = found
+    return Text(train, held_out, train_documents, held_out_documents)
+
+
+def measure(teacher: models.Teacher, text: Text, p: scales.YourModel) -> store.Record:
+    """``table`` with a row a width, of ``untrained``, ``floors`` and ``sizes``; the teacher's own costs and losses."""
+    students, ends = untrained(teacher, text, p), floors(teacher, text, p)
+
+    def compute() -> dict[str, Any]:
+        costs = sizes(teacher, widths_of(p, teacher.d))
+        table = students.merge(ends, "left", on="width").merge(costs, on="width")
+        vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
+        own = {"parameters": models.parameter_count(teacher.model), "flops": models.flops_per_token(teacher.model)}
+        losses = {"loss": float(students.teacher_loss.iloc[0]), "unigram": unigram_loss(text, vocabulary)}
+        return {"table": table} | own | losses
+
+    given = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths"})
+    parameters = _made_of(teacher, text.train, text.held_out) | given | {"widths": widths_of(p, teacher.d)}
+    return store.find_or_compute(_name(teacher, "ladder"), parameters, compute)
+
+
+def untrained(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
+    """KL and next-token loss of the cut student at each width before any training, with 95 % intervals over documents.
+
+    Columns: width, kl, kl_low, kl_high (at the temperature), loss, and the teacher's own loss of the same tokens.
+    """
+    norms = projection.stream_norms(teacher.model)
+    basis = principal_basis(teacher, text)
+    whole = _cut(teacher, text, p, None, norms)
+    rows = []
+    for width in tqdm(widths_of(p, teacher.d), desc="untrained students", unit=" widths", leave=False):
+        found = _cut(teacher, text, p, projection.kept(basis, width, norms[-1].centred), norms)
+        low, high = bottleneck.interval(
+            torch.from_numpy(found["kl"]), torch.from_numpy(text.held_out_documents.ravel())
+        )
+        losses = {"loss": np.nanmean(found["loss"]), "teacher_loss": np.nanmean(whole["loss"])}
+        rows.append({"width": width, "kl": found["kl"].mean(), "kl_low": low, "kl_high": high} | losses)
+    return pd.DataFrame(rows)
+
+
+def principal_basis(teacher: models.Teacher, text: Text) -> Tensor:
+    """The teacher's principal directions on the training blocks; a record."""
+
+    def compute() -> dict[str, Any]:
+        moments = projection.stream_moments(teacher.model, stream.batches(text.train, "cpu"))
+        return {"moments": moments.cpu().numpy()}
+
+    record = store.find_or_compute(_name(teacher, "moments"), _made_of(teacher, text.train), compute)
+    return projection.principal_basis(teacher.model, torch.from_numpy(record["moments"]))
+
+
+def _cut(teacher, text: Text, p: scales.YourModel, directions: Tensor | None, norms) -> store.Record:
+    width = teacher.d if directions is None else directions.shape[1] + norms[-1].centred
+    parameters = _made_of(teacher, text.train, text.held_out) | {"width": width, "temperature": p.temperature}
+
+    def compute() -> dict[str, Any]:
+        return projection.untrained(teacher.model, text.held_out, directions, p.temperature, norms)._asdict()
+
+    return store.find_or_compute(_name(teacher, f"w{width}"), parameters, compute)
+
+
+def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
+    """Both ends of the floor of the last state at each width (``bottleneck.floor``), with 95 % intervals.
+
+    ``still_falling`` is the share by which the last ten steps lowered the lower end.
+
+    Empty where a model caps its logits: no student of matrix and state has logits like that, so the theorem, which is
+    about such students, still holds, but its teacher cannot be given to ``bottleneck`` as state and matrix.
+    """
+    columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "still_falling"]
+    try:
+        matrix = models.unembedding(teacher.model)
+    except ParameterError:
+        return pd.DataFrame(columns=columns, dtype=float)
+    data: dict[str, Tensor] = {}
+
+    def compute(width: int) -> dict[str, Any]:
+        if not data:
+            data.update(_contexts(teacher, text, p))
+        found = bottleneck.floor(
+            data["train"], matrix, width, p.temperature, held_out=data["held_out"], documents=data["train_documents"],
+            held_out_documents=data["held_out_documents"], words=_words(p, matrix, width), starts=p.starts, seed=p.seed,
+            steps=p.floor_steps, bias=matrix.shape[1] > teacher.d, progress=f"floor of width {width}",
+        )  # fmt: skip
+        ends = {"low": found.low, "high": found.high, "starts": list(found.starts), "converged": found.converged}
+        return ends | {"low_interval": list(found.low_interval), "high_interval": list(found.high_interval)}
+
+    names = ("temperature", "contexts", "held_out_contexts", "words", "starts", "floor_steps", "seed")
+    parameters = _made_of(teacher, text.train, text.held_out) | {name: getattr(p, name) for name in names}
+    rows = []
+    for width in tqdm(widths_of(p, teacher.d), desc="floors", unit=" widths", leave=False):
+        record = store.find_or_compute(
+            _name(teacher, f"floor-w{width}"), parameters | {"width": width}, lambda width=width: compute(width)
+        )
+        low, high = (record["low"], *record["low_interval"]), (record["high"], *record["high_interval"])
+        rows.append(dict(zip(columns, (width, *low, *high, record["converged"]), strict=True)))
+    return pd.DataFrame(rows)
+
+
+def _words(p: scales.YourModel, matrix: Tensor, width: int) -> int | None:
+    wanted = max(p.words, 4 * width)
+    return None if wanted >= len(matrix) else wanted
+
+
+def _contexts(teacher: models.Teacher, text: Text, p: scales.YourModel) -> dict[str, Tensor]:
+    """The teacher's final states in contexts drawn from both splits, and their documents."""
+    found = {}
+    for split, wanted in (("train", p.contexts), ("held_out", p.held_out_contexts)):
+        blocks, documents = getattr(text, split), getattr(text, f"{split}_documents")
+        rows = np.random.default_rng(p.seed).permutation(blocks.size)[:wanted]
+        states = [models.final_hidden(teacher.model, ids).flatten(0, 1) for ids in stream.batches(blocks, "cpu")]
+        found[split] = torch.cat(states)[rows]
+        found[f"{split}_documents"] = torch.from_numpy(documents.ravel()[rows])
+    return found
+
+
+def sizes(teacher: models.Teacher, widths: list[int]) -> pd.DataFrame:
+    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where there is none."""
+    norms = projection.stream_norms(teacher.model)
+    rows = []
+    for width in widths:
+        cut = projection.size(teacher.model, norms, width)
+        paper = papers_size(teacher, width)
+        rows.append({"width": width, "cut_parameters": cut.parameters, "cut_flops": cut.flops} | paper)
+    return pd.DataFrame(rows)
+
+
+def papers_size(teacher: models.Teacher, width: int) -> dict[str, float]:
+    """Of the paper's student, whose heads and FFN shrink along, at the nearest width that divides into heads."""
+    for near in sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other: abs(other - width))[:32]:
+        try:
+            config = models.student_config(teacher.model.config, near)
+            with torch.device("meta"):
+                student = models.from_config(config)
+        except (ValueError, RuntimeError):
+            continue
+        size = {"paper_parameters": models.parameter_count(student), "paper_flops": models.flops_per_token(student)}
+        return {"paper_width": near} | size
+    return {"paper_width": math.nan, "paper_parameters": math.nan, "paper_flops": math.nan}
+
+
+def unigram_loss(text: Text, vocabulary: int) -> float:
+    """Held-out loss in nats per token of word frequencies, mixed with the uniform as Witten and Bell do."""
+    counts = np.bincount(text.train.ravel(), minlength=vocabulary)
+    kinds = (counts > 0).sum()
+    probability = (counts + kinds / vocabulary) / (counts.sum() + kinds)
+    return float(-np.log(probability[text.held_out[:, 1:]]).mean())
+
+
+def bases(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
+    """Untrained KL at each width of three choices of what a stream keeps, and the parameters each takes.
+
+    ``global``: one principal basis, as everywhere here. ``site``: a basis at each place where the stream is read, with
+    a matrix between one and the next (SliceGPT, arXiv:2401.15024). ``channels``: no rotation, the channels of largest
+    activation (as Minitron prunes, arXiv:2407.14679).
+    """
+    model, norms = teacher.model, projection.stream_norms(teacher.model)
+    centred, sites = norms[-1].centred, norms[-1].site + 1
+
+    def compute() -> dict[str, Any]:
+        each = projection.stream_moments(model, stream.batches(text.train, "cpu"), each_site=True)
+        members = torch.bincount(torch.tensor([norm.site for norm in norms])).double()
+        pooled = (each * members[:, None, None]).sum(0) / len(norms)
+        basis = projection.principal_basis(model, pooled)
+        own = [projection.principal_basis(model, moments) for moments in each]
+        rows = []
+        for width in tqdm(widths_of(p, teacher.d), desc="bases", unit=" widths", leave=False):
+            parameters = projection.size(model, norms, width).parameters
+            for name, directions, more in (
+                ("global", projection.kept(basis, width, centred), 0),
+                ("site", [projection.kept(at, width, centred) for at in own], (sites - 1) * width**2),
+                ("channels", projection.channel_directions(pooled, width, centred), 0),
+            ):
+                found = projection.untrained(model, text.held_out, directions, p.temperature, norms)
+                row = {"basis": name, "width": width, "kl": found.kl.mean(), "parameters": parameters + more}
+                rows.append(row)
+        return {"bases": pd.DataFrame(rows)}
+
+    parameters = _made_of(teacher, text.train, text.held_out) | {"widths": widths_of(p, teacher.d)}
+    record = store.find_or_compute(_name(teacher, "bases"), parameters | {"temperature": p.temperature}, compute)
+    return record["bases"]
+
+
+def _made_of(teacher: models.Teacher, *blocks: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for part in blocks:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64))
+        digest.update(str(part.shape).encode())
+    return {"teacher": teacher.revision, "blocks": digest.hexdigest()[:16]}
+
+
+def _name(teacher: models.Teacher, what: str) -> str:
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", teacher.name.rstrip("/").rpartition("/")[2]).strip("_.") or "teacher"
+    return f"your_model/{label}/{what}"

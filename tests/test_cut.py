@@ -1,0 +1,143 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minwidth import cut, models, projection
+from tests.small_models import VOCABULARY, D, config_of, kl, model_of, token_batches
+
+torch.set_num_threads(1)
+CONFIGS = {
+    "gpt_neox, serial, no attention bias": config_of("gpt_neox", use_parallel_residual=False, attention_bias=False),
+    "llama, tied": config_of("llama", tie_word_embeddings=True),
+    "llama, all biases": config_of("llama", attention_bias=True, mlp_bias=True),
+    "gemma3_text": config_of("gemma3_text"),
+    "gpt2": config_of("gpt2", scale_attn_by_inverse_layer_idx=True),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def teacher(request):
+    return model_of(CONFIGS[request.param])
+
+
+def test_cut_at_full_width_is_the_teacher(teacher):
+    ids = token_batches()[0]
+    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches()), D)
+    logits = teacher(ids).logits
+    assert logits.std() > 1  # else the next line would say little
+    assert (student(ids).logits - logits).abs().max() < 1e-4
+    assert kl(teacher, student, ids) < 1e-5
+
+
+def test_cut_at_full_width_is_exact_in_any_basis_of_the_stream(teacher):
+    basis = projection.stream_basis(teacher, token_batches())
+    generator = torch.Generator().manual_seed(5)
+    rotation, _ = torch.linalg.qr(torch.randn(D - 1, D - 1, generator=generator, dtype=torch.float64))
+    basis[:, :-1] = basis[:, :-1] @ rotation
+    assert kl(teacher, cut.cut_to_width(teacher, basis, D), token_batches()[0]) < 1e-5
+
+
+def test_cut_degrades_with_width_and_less_in_the_principal_basis():
+    # random weights have no preferred directions: let the stream live mostly in a few, as a trained one does
+    for architecture in ("gpt_neox", "llama"):
+        teacher = model_of(config_of(architecture))
+        strength = torch.logspace(0, -2, D)
+        with torch.no_grad():
+            teacher.get_input_embeddings().weight *= strength
+            family = cut.FAMILIES[architecture]
+            for layer in teacher.base_model.layers:
+                for name in family.writes:
+                    layer.get_submodule(name).weight *= 0.3 * strength[:, None]
+        basis = projection.stream_basis(teacher, token_batches())
+        ids = token_batches()[0]
+        losses = [kl(teacher, cut.cut_to_width(teacher, basis, width), ids) for width in (4, 8, 16, 24, 32)]
+        assert losses == sorted(losses, reverse=True)
+        assert losses[0] > 20 * losses[-2] > 0
+        last_first = torch.cat([basis[:, :-1].flip(1), basis[:, -1:]], dim=1)
+        assert kl(teacher, cut.cut_to_width(teacher, last_first, 16), ids) > 5 * losses[2]
+
+
+@pytest.mark.parametrize("width", [4, 7, 24])
+def test_cut_keeps_heads_ffn_depth_and_scales_norms(teacher, width):
+    config = teacher.config
+    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches(1)), width)
+    for name in ("num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        assert getattr(student.config, name) == getattr(config, name)
+    assert student.config.hidden_size == width
+    ids = token_batches()[0]
+    assert models.final_hidden(student, ids).shape == (2, 40, width)
+    assert models.unembedding(student).shape == (VOCABULARY, width)
+    gain = projection.stream_norms(student)[-1].gain
+    torch.testing.assert_close(gain, torch.full((width,), (D / width) ** 0.5).double(), rtol=1e-5, atol=0)
+
+
+def test_the_norm_of_a_cut_stream_is_the_teachers_of_the_kept_part():
+    # Hand-worked: one RMSNorm, stream e_1 * 3 + e_2 * 4 cut to e_1 in width 2 of 4 keeps direction and overall scale.
+    teacher = model_of(
+        config_of("llama", hidden_size=4, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    )
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            teacher.model.layers[0].get_submodule(name).weight.zero_()  # the stream is the embedding
+        teacher.model.embed_tokens.weight[5] = torch.tensor([3.0, 0.0, 4.0, 0.0])
+    student = cut.cut_to_width(teacher, torch.eye(4), 2)
+    hidden = models.final_hidden(student, torch.tensor([[5]]))
+    torch.testing.assert_close(hidden[0, 0], torch.tensor([2.0, 0.0]))  # sqrt(d) e_1: the part that was kept, renormed
+
+
+def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
+    ids = token_batches()[0]
+    basis = projection.stream_basis(teacher, token_batches(1))
+    for model in (cut.cut_to_width(teacher, basis, 16), models.make_student(teacher, 16, 0), teacher):
+        logits = models.final_hidden(model, ids) @ models.unembedding(model).T
+        torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+        if model is not teacher:
+            F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+                assert parameter.grad.abs().sum() > 0 or "bias" in name, name
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_a_students_transformer_is_one_graph(architecture):
+    """As it is compiled on a GPU: no Python in between, the same gradients, and each of many students in turn."""
+    teacher, (ids, *_) = model_of(config_of(architecture, num_hidden_layers=1)), token_batches()
+    basis = projection.stream_basis(teacher, [ids])
+    for student in (models.make_student(teacher, 16, 0), cut.cut_to_width(teacher, basis, 16)):
+        student.requires_grad_(True)
+
+        def gradients(student=student):
+            logits = models.final_hidden(student, ids) @ models.unembedding(student).T
+            return torch.autograd.grad(logits.square().mean(), [*student.parameters()])
+
+        expected, names = gradients(), [name for name, _ in student.named_parameters()]
+        models.compile_transformer(student, backend="aot_eager", fullgraph=True)
+        with torch._dynamo.config.patch(recompile_limit=1):
+            torch.testing.assert_close(gradients(), expected)
+        assert [name for name, _ in student.named_parameters()] == names
+
+
+def test_cutting_leaves_teacher_and_global_generator_alone(teacher):
+    before = {name: p.clone() for name, p in teacher.named_parameters()}
+    state = torch.get_rng_state()
+    basis = projection.stream_basis(teacher, token_batches(1))
+    cut.cut_to_width(teacher, basis, 16)
+    models.make_student(teacher, 16, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_bad_cuts(teacher):
+    basis = projection.stream_basis(teacher, token_batches(1))
+    for width in (3, 33):
+        with pytest.raises(ValueError, match=f"from 4 to 32, not to {width}"):
+            cut.cut_to_width(teacher, basis, width)
+    for bad in (basis[:, :16], 2 * basis, basis * torch.nan):
+        with pytest.raises(ValueError, match="32 x 32 with orthonormal columns"):
+            cut.cut_to_width(teacher, bad, 16)
+    if projection.stream_norms(teacher)[0].centred:
+        with pytest.raises(ValueError, match="end with the constant direction"):
+            cut.cut_to_width(teacher, torch.eye(D), 16)
+    with pytest.raises(ValueError, match=r"bloom cannot be built at another width .* only llama, "):
+        cut.cut_config(config_of("bloom"), 16)

@@ -1,0 +1,161 @@
+"""08_your_model's measurements of small random teachers; every text is made up."""
+
+import numpy as np
+import pytest
+import torch
+
+from minwidth import cut, models, projection, scales, store, stream, teacher, training, your_model
+from minwidth.errors import ParameterError
+from tests.small_models import VOCABULARY, D, config_of, kl
+from tests.test_models import save_teacher
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def parameters(tmp_path, monkeypatch):
+    """Of a folder, its records and made-up text of its own vocabulary."""
+    for module in (store, residual, models):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    text = np.random.default_rng(0).zipf(1.3, (400, 16)) % VOCABULARY
+    monkeypatch.setattr(
+        residual, "token_blocks", lambda teacher, split, *_: text[:300] if split == "train" else text[300:]
+    )
+
+    def of(config, **changes):
+        save_teacher(tmp_path / "teacher", config, torch.float32)
+        given = dict(length=16, widths=[8, 16], basis_blocks=64, blocks=16, contexts=256, held_out_contexts=32)
+        given |= dict(floor_steps=5, teacher=str(tmp_path / "teacher")) | changes
+        return scales.parameters("08_your_model", "tiny", **given)
+
+    return of
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi", "cohere"])
+def test_a_measurement_is_of_the_students_that_exist(parameters, architecture):
+    p = parameters(config_of(architecture))
+    teacher = models.load_teacher(p.teacher)
+    text = your_model.read(teacher, p)
+    record = your_model.measure(teacher, text, p)
+    table, ids = record["table"], torch.from_numpy(text.held_out)
+    assert table.width.tolist() == [8, 16] and (table.low <= table.high).all() and (table.low < table.kl).all()
+    assert (table.kl_low < table.kl).all() and (table.kl < table.kl_high).all()
+    with torch.no_grad():
+        assert record["loss"] == pytest.approx(float(teacher.model(input_ids=ids, labels=ids).loss), rel=1e-4)
+    assert record["unigram"] < np.log(VOCABULARY) < record["loss"]  # random weights do worse than word frequencies
+    if architecture in cut.FAMILIES:
+        basis = your_model.principal_basis(teacher, text)
+        for row in table.itertuples():
+            student = cut.cut_to_width(teacher.model, basis, row.width)
+            assert row.kl == pytest.approx(kl(teacher.model, student, ids, p.temperature), rel=1e-3)
+            assert row.cut_parameters == models.parameter_count(student)
+            assert row.cut_flops == models.flops_per_token(student)
+
+
+def test_a_width_that_was_measured_is_found_again(parameters, monkeypatch):
+    p = parameters(config_of("llama"))
+    teacher = models.load_teacher(p.teacher)
+    text = your_model.read(teacher, p)
+    first = your_model.measure(teacher, text, p)["table"]
+    asked = []
+    measure = projection.untrained
+    monkeypatch.setattr(projection, "untrained", lambda *given: asked.append(given[2]) or measure(*given))
+    more = p.model_copy(update={"widths": [8, 12, 16]})
+    again = your_model.measure(teacher, text, more)["table"]
+    assert len(asked) == 1 and asked[0].shape == (D, 12)
+    assert again[again.width != 12].reset_index(drop=True).equals(first)
+    your_model.untrained(teacher, text, p.model_copy(update={"temperature": 1.0}))
+    assert len(asked) == 4  # another temperature: the teacher and both widths
+
+
+def test_a_model_that_caps_its_logits_has_no_floor_here(parameters):
+    p = parameters(config_of("gemma2", final_logit_softcapping=5.0))
+    teacher = models.load_teacher(p.teacher)
+    table = your_model.measure(teacher, your_model.read(teacher, p), p)["table"]
+    assert table.low.isna().all() and (table.kl > 0).all()
+
+
+def test_a_basis_at_each_site_beats_one_and_both_beat_channels(parameters):
+    """Where the stream has directions that matter and no channels that do, turned as it is."""
+    p = parameters(config_of("llama"))
+    teacher = models.load_teacher(p.teacher)
+    turn, _ = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3)))
+    strength = turn @ torch.diag(torch.logspace(0, -2, D)) @ turn.T
+    teacher.model.get_input_embeddings().weight.copy_(teacher.model.get_input_embeddings().weight @ strength)
+    for layer in teacher.model.model.layers:
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            layer.get_submodule(name).weight.copy_(0.3 * strength @ layer.get_submodule(name).weight)
+    for norm in projection.stream_norms(teacher.model):
+        norm.module.weight.fill_(1)
+    table = your_model.bases(teacher, your_model.read(teacher, p), p).pivot(index="width", columns="basis")
+    assert (table.kl["global"] < 0.7 * table.kl["channels"]).all()
+    assert (table.kl["site"] < 1.05 * table.kl["global"]).all()
+    assert (table.parameters["global"] == table.parameters["channels"]).all()
+    adapters = table.parameters["site"] - table.parameters["global"]
+    assert adapters.tolist() == [6 * 8**2, 6 * 16**2]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"widths": [8, 32]}, r"widths = \[8, 32\] must lie between 2 and 31, below the teacher's 32"),
+        ({"length": 128, "contexts": 128}, "length = 128 exceeds the context of .*; give at most 64"),
+        (
+            {"basis_blocks": 5000, "contexts": 128},
+            "5000 blocks of 16 train tokens were .* has 300: give fewer",
+        ),
+    ],
+)
+def test_bad_input(parameters, changes, sentence):
+    p = parameters(config_of("llama"), **changes)
+    teacher = models.load_teacher(p.teacher)
+    with pytest.raises(ParameterError, match=sentence):
+        your_model.untrained(teacher, your_model.read(teacher, p), p)
+
+
+def test_word_frequencies_by_hand():
+    """Of 0 0 0 1 among three words: (3 + 2/3) / 6, (1 + 2/3) / 6 and (2/3) / 6; a block's first token is not scored."""
+    blocks = np.array([[0, 0, 0, 1]])
+    text = your_model.Text(blocks, np.array([[2, 0, 1, 2]]), blocks, blocks)
+    expected = -np.log(np.array([11 / 18, 5 / 18, 2 / 18])).mean()
+    assert your_model.unigram_loss(text, 3) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [600])
+def test_a_trained_teacher_of_another_family(tmp_path, monkeypatch, steps):
+    """Qwen3's architecture at 2M parameters, trained on the study's text for five minutes with the tiny tokenizer."""
+    for module in (store, models):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    tiny = models.load_teacher("tiny")
+    config = config_of(
+        "qwen3", hidden_size=160, num_hidden_layers=5, intermediate_size=480, head_dim=32, vocab_size=2048,
+        max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.from_config(config)
+    text = torch.from_numpy(np.asarray(stream.token_blocks(tiny, "train", 128, 10.0)).astype(np.int64))
+    training.train(
+        model,
+        loss=lambda model, rows: teacher.cross_entropy(model, text[rows]),
+        evaluate=lambda model: 0.0,
+        rows=len(text),
+        schedule=teacher.SCHEDULE._replace(steps=steps, warmup=steps // 20),
+        seed=0,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+    )
+    model.eval().save_pretrained(tmp_path / "qwen3")
+    tiny.tokenizer.save_pretrained(tmp_path / "qwen3")
+
+    p = scales.parameters("08_your_model", "tiny", teacher=str(tmp_path / "qwen3"))
+    trained = models.load_teacher(p.teacher)
+    blocks = your_model.read(trained, p)
+    record = your_model.measure(trained, blocks, p)
+    assert record["loss"] < record["unigram"] - 0.5
+    table = record["table"]
+    assert table.kl.is_monotonic_decreasing and table.low.is_monotonic_decreasing and (table.low < table.kl).all()
+    basis = your_model.principal_basis(trained, blocks)
+    student = cut.cut_to_width(trained.model, basis, int(table.width.iloc[2]))
+    ids = torch.from_numpy(blocks.held_out)
+    assert table.kl.iloc[2] == pytest.approx(kl(trained.model, student, ids, p.temperature), rel=1e-3)
