@@ -644,6 +644,13 @@ for lam_tried in grid.lam:
 claim("top-features", top, why=f"twenty of {len(values):,} latents or so")
 
 # %% [markdown]
+# They have a seventh to a fifth of it, at every $\lambda$: the head is heavy, one latent in a hundred, but it does not
+# dominate.
+
+# %%
+holds(min(top.values()) > 0.1, max(top.values()) < 0.25)
+
+# %% [markdown]
 # ### Is it a power law?
 #
 # A power law has one exponent. Eq. 2 at neighbouring widths gives the mean importance of the ranks between them, and so
@@ -679,12 +686,13 @@ if ratios:  # else no λ leaves something to drop at four widths
     display(claim("importance-power-law", ratios, why="between widths at which something is dropped"))
 
 # %% [markdown]
-# Neither the paper's importances nor ours follow one power law: the exponent grows along the tail, most of all behind
-# the rank where importance collapses.
+# The paper's do not follow one power law: the exponent grows from 1.5 to 5.3 along its Table 2. Ours stay near 1 where
+# $\lambda$ is 0.2 or 1, and double at the end of the tail where it is 0.1 or 0.5. So of our importances this is
+# undetermined, by $\lambda$ and by where one looks: in panel (a) every curve bends, and ends in a cliff.
 
 # %%
 assert (np.diff(slopes) > 0).all() and slopes[-1] > 2 * slopes[0]
-holds(min(ratios.values(), default=9) > 1.5)
+holds(max(ratios.values(), default=0) > 1.6, min(ratios.values(), default=0) < 1.5)
 
 # %% [markdown]
 # ## 7. Three predictions
@@ -710,7 +718,8 @@ with figures.style():
         axes[0].plot(part.width / d_teacher, part.eq2 / part.eq2.iloc[0], line, **look)
     part = at_layer[at_layer.lam == like]
     for column, label, (marker, line), color in zip(
-        ("eq2", "pca_tail", "kl_cut"), (f"Eq. 2, λ = {like:g}", "tail of components", "KL of the cut teacher"),
+        ("eq2", "pca_tail", "kl_cut"),
+        (f"Eq. 2, λ = {like:g}", "tail of components", "KL of the cut teacher"),
         figures.STYLES, ("0.3", figures.PALETTE[1], figures.PALETTE[2]), strict=False,
     ):  # fmt: skip
         axes[1].plot(part.width / d_teacher, part[column] / part[column].iloc[0], line, color=color, marker=marker,
@@ -722,9 +731,9 @@ with figures.style():
 figures.save(figure, "sae_predictions", p.place, record)
 
 # %% [markdown]
-# (One seed; at the largest $\lambda$ Eq. 2 is 0 at every width, so it has no line.) At 3/8 of the teacher's width, Eq.
-# 2 leaves anything from a third of the narrowest student's loss to nothing, as $\lambda$ has it; the principal
-# components leave half, and the cut teacher three quarters. Notebook 04 trains the students and compares.
+# (One seed; at the largest $\lambda$ Eq. 2 is 0 at every width and has no line.) At 3/8 of the teacher's width, Eq. 2
+# leaves anything from half of the narrowest student's loss to nothing, as $\lambda$ has it; the principal components
+# leave half, and the cut teacher three quarters. Notebook 04 trains the students and compares.
 
 # %%
 narrowest, at_three_eighths = (
@@ -733,7 +742,7 @@ narrowest, at_three_eighths = (
 left_by_eq2 = (at_three_eighths.eq2 / narrowest.eq2).fillna(0)
 left_by_others = (at_three_eighths[["pca_tail", "kl_cut"]] / narrowest[["pca_tail", "kl_cut"]]).iloc[0]
 holds(
-    0.2 < left_by_eq2.max() < 0.5,
+    0.4 < left_by_eq2.max() < 0.65,
     left_by_eq2.min() == 0,
     0.4 < left_by_others.pca_tail < 0.6,
     0.6 < left_by_others.kl_cut < 0.9,
@@ -825,8 +834,8 @@ assert spread[0.1] < 5 and spread[three].max() < 50
 #   with.)
 # - **$d^*$ hardly depends on the layer**: not in the tiny teacher, where it doubles; nearly so in SmolLM2 at small
 #   $\lambda$.
-# - **The top twenty features dominate**: the cards above have their share at each $\lambda$.
-# - **Importance follows a power law**: no single one, neither in the paper's Table 2 nor in our models.
+# - **The top twenty features dominate**: not here. They have a fifth of all importance at most.
+# - **Importance follows a power law**: not in the paper's own Table 2; in our models it depends on $\lambda$.
 # - **A practical tool**: the numbers are quick to get, but they are numbers about $\lambda$ until somebody says how to
 #   choose it. At the $\lambda$ that gives the paper's $d^*/d_T$ our Eq. 2 falls with the width as the paper's does;
 #   whether students follow it, notebook 04 finds out.
