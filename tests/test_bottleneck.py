@@ -227,9 +227,9 @@ def test_bad_input_is_named(changes, said):
 
 
 def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypatch):
-    for module in (store, residual):
+    for module in (store, stream):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(residual, "token_blocks", token_blocks)
+    monkeypatch.setattr(text, "token_blocks", token_blocks)
     save_teacher(tmp_path / "teacher")
     folder, given = str(tmp_path / "teacher"), dict(contexts=[80, 160], held_out=60, starts=1)
     first = bottleneck.ladder(folder, [8], **given)

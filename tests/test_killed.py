@@ -117,7 +117,7 @@ def test_the_toy_sweep(survives):
 
 
 def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
-    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    monkeypatch.setattr(text, "token_blocks", small_world.token_blocks)
     small_world.save_teacher(tmp_path / "teacher")
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
@@ -159,20 +159,20 @@ def test_probes(survives, students, monkeypatch):
 
 def test_the_teachers_states(tmp_path, monkeypatch, students):
     """Shards that were finished are kept, the others computed."""
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
+    monkeypatch.setattr(stream, "RUNS", tmp_path)
+    monkeypatch.setattr(stream, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
     model, blocks = test_students.make_teacher(), test_students.blocks(None, "train", test_students.LENGTH, 100)[:40]
 
     def compute():
         stream.offline_teacher(model, blocks, "text")
 
     with monkeypatch.context() as patch:
-        patch.setattr(residual, "_states", deadly(residual._states, 2))
+        patch.setattr(stream, "_states", deadly(stream._states, 2))
         assert in_child(compute) == "SIGKILL"
     (sums,) = tmp_path.glob("states/*.json")
     assert list(json.loads(sums.read_text())) == ["0"]
     with monkeypatch.context() as patch:
-        patch.setattr(residual, "_states", deadly(residual._states, 3))
+        patch.setattr(stream, "_states", deadly(stream._states, 3))
         assert in_child(compute) == "done", "two of three shards were missing"
     assert sorted(json.loads(sums.read_text())) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()

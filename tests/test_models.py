@@ -125,7 +125,7 @@ def test_final_states_and_unembedding_give_the_logits(architecture):
 
 
 def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
+    monkeypatch.setattr(stream, "RUNS", tmp_path)
     model, (ids, *_) = model_of(config_of("phi")), token_batches()
     states = stream.offline_teacher(models.Teacher(model, None, "phi", "0"), ids.numpy(), "text")
     assert states.shape == (2, 40, D + 1)
