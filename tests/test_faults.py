@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
-from minwidth import notebooks, store
+from minwidth import notebooks, store, stream
 from tests.test_scales import one_sentence
 from tests.test_store import files, in_child, read_only
 
@@ -25,7 +25,7 @@ from tests.test_store import files, in_child, read_only
 def test_a_full_disk_is_met_before_the_teachers_states_are_computed(tmp_path):
     def reserve():
         with store.alone(tmp_path / "states" / "x.bin"):
-            residual._allocate(tmp_path / "states" / "x.bin", 10**7)
+            stream._reserve(tmp_path / "states" / "x.bin", 10**7)
 
     assert in_child(reserve, RLIMIT_FSIZE=10**6).startswith("StorageError") and files(tmp_path) == {}
     assert read_only(tmp_path, reserve).startswith("StorageError")

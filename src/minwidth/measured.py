@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from minwidth.store import RESULTS, replace_file
+from minwidth.store import RESULTS, replace_file, results_file
 
 MARGIN = 2.0  # spreads in a tolerance; rounded up to what is printed, it stays below 3
 NOTHING = 1e-5  # a smaller number, with a smaller tolerance, is printed as 0: a student that is its teacher, say
