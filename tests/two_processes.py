@@ -30,8 +30,8 @@ def student_parameters() -> scales.Distill:
 
 def autoencoders(folder: Path) -> store.Record:
     """Train autoencoders of the random teacher in ``folder``."""
-    store.RUNS = small_world.residual.RUNS = folder / "runs"
-    small_world.residual.token_blocks = small_world.token_blocks
+    store.RUNS = small_world.stream.RUNS = folder / "runs"
+    small_world.text.token_blocks = small_world.token_blocks
     return sae.measure(autoencoder_parameters(folder))
 
 
