@@ -61,9 +61,9 @@ def test_the_overview_says_which_gpu_is_too_small(monkeypatch):
 def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_disk():
     p = scales.parameters("04_distill", "tiny", widths=[16], ladders=["random"], batch=2, length=16)
     kept = plan.plan(p)
-    assert list(kept.part) == ["Random weights, 16", "Teacher, kept on disk", "Text", "all"]
+    assert list(kept.part) == ["random weights, 16", "Teacher, kept on disk", "Text", "all"]
     beside = plan.plan(p.model_copy(update={"steps": 10**7}))
-    assert list(beside.part) == ["Random weights, 16", "Text", "all"]
+    assert list(beside.part) == ["random weights, 16", "Text", "all"]
     assert beside["GPU memory, GiB"][0] > kept["GPU memory, GiB"][0]
 
 
