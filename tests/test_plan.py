@@ -73,8 +73,8 @@ def test_asking_for_a_plan_changes_no_record():
         scales.parameters("04_distill", "tiny", gpu="Voodoo2")
 
 
-def test_the_readme_has_the_plan_of_the_paper():
-    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "README.md").read_text()
+def test_the_documentation_has_the_plan_of_the_paper():
+    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "docs" / "running.md").read_text()
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def autoencoders(folder: Path) -> store.Record:
 
 
 def autoencoder_parameters(folder: Path) -> scales.Sae:
-    return small_world.parameters(folder / "teacher", revive=25)
+    return small_world.parameters(folder / "teacher")
 
 
 def dying(folder: Path) -> None:
