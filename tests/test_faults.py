@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
-from minwidth import notebooks, store
+from minwidth import notebooks, store, stream
 from tests.test_scales import one_sentence
 from tests.test_store import files, in_child, read_only
 

@@ -61,9 +61,9 @@ def test_the_overview_says_which_gpu_is_too_small(monkeypatch):
 def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_disk():
     p = scales.parameters("04_distill", "tiny", widths=[16], ladders=["random"], batch=2, length=16)
     kept = plan.plan(p)
-    assert list(kept.part) == ["Random weights, 16", "Teacher, kept on disk", "Text", "all"]
+    assert list(kept.part) == ["random weights, 16", "Teacher, kept on disk", "Text", "all"]
     beside = plan.plan(p.model_copy(update={"steps": 10**7}))
-    assert list(beside.part) == ["Random weights, 16", "Text", "all"]
+    assert list(beside.part) == ["random weights, 16", "Text", "all"]
     assert beside["GPU memory, GiB"][0] > kept["GPU memory, GiB"][0]
 
 
@@ -73,8 +73,8 @@ def test_asking_for_a_plan_changes_no_record():
         scales.parameters("04_distill", "tiny", gpu="Voodoo2")
 
 
-def test_the_readme_has_the_plan_of_the_paper():
-    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "README.md").read_text()
+def test_the_documentation_has_the_plan_of_the_paper():
+    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "docs" / "running.md").read_text()
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_only_what_was_injected_last_is_judged():
         ("04_distill", {"widths": 64}, r"widths = 64.*list.*-y"),
         ("04_distill", {"widths": []}, r"widths = \[\].*at least 1"),
         ("04_distill", {"widths": [64, "x"]}, r"widths.1 = 'x'.*integer"),
-        ("04_distill", {"ladders": ["narrow"]}, r"ladders.0 = 'narrow'.*'random' or 'width_alone'"),
+        ("04_distill", {"ladders": ["narrow"]}, r"ladders.0 = 'narrow'.*'random', 'width_alone'"),
         ("04_distill", {"steps": 3}, r"steps = 3.*greater than or equal to 10"),
         ("04_distill", {"learning_rate": math.nan}, r"learning_rate = nan"),
         ("04_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast'.*number"),

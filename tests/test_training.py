@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minwidth import sae, store, students, training
+from minwidth import sae, store, stream, students, text, training
 from minwidth.errors import ParameterError
 from minwidth.store import ROOT
 from minwidth.training import Schedule
@@ -298,9 +298,9 @@ def test_two_processes_give_a_student_the_numbers_of_one(launched, tmp_path, her
 
 
 def test_two_processes_give_autoencoders_the_numbers_of_one(launched, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "RUNS", tmp_path)
-    monkeypatch.setattr(residual, "token_blocks", small_world.token_blocks)
+    for module in (store, stream):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
+    monkeypatch.setattr(text, "token_blocks", small_world.token_blocks)
     p = two_processes.autoencoder_parameters(launched)
     alone = sae.measure(p)
     monkeypatch.setattr(store, "RUNS", launched / "runs")

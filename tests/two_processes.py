@@ -30,13 +30,13 @@ def student_parameters() -> scales.Distill:
 
 def autoencoders(folder: Path) -> store.Record:
     """Train autoencoders of the random teacher in ``folder``."""
-    store.RUNS = small_world.residual.RUNS = folder / "runs"
-    small_world.residual.token_blocks = small_world.token_blocks
+    store.RUNS = small_world.stream.RUNS = folder / "runs"
+    small_world.text.token_blocks = small_world.token_blocks
     return sae.measure(autoencoder_parameters(folder))
 
 
 def autoencoder_parameters(folder: Path) -> scales.Sae:
-    return small_world.parameters(folder / "teacher", revive=25)
+    return small_world.parameters(folder / "teacher")
 
 
 def dying(folder: Path) -> None:

@@ -338,7 +338,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """What ``save`` wrote; None where there is nothing.
 
     Raises:
-        DAMAGE: it is not as it was written.
+        ValueError: it is not as it was written; or another error of ``DAMAGE``.
     """
     for old in [] if folder.exists() else folder.parent.glob(f".{folder.name}-old-*"):
         old.rename(folder)  # a process was killed between the two renames of ``replace_folder``
