@@ -1,0 +1,273 @@
+"""The floor of the last state: cases by hand, its theorem's properties, and the minimisation against float64."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_world import save_teacher, token_blocks
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minwidth import bottleneck, kl, models, residual, runs
+from minwidth.errors import ParameterError
+
+WIDTHS = (2, 4, 6)
+
+
+def problem(contexts=360, vocabulary=60, d=8, rank=None, held_out=240, dtype=torch.float32, seed=0):
+    """States and unembedding of a teacher: logits with a standard deviation of about 2.5 and a falling spectrum."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = 1.5 * torch.arange(1, d + 1) ** -0.5
+    spectrum[rank or d :] = 0
+    states = torch.randn(contexts + held_out, d, generator=generator) * spectrum
+    matrix = torch.randn(vocabulary, d, generator=generator)
+    return states[:contexts].to(dtype), matrix.to(dtype), states[contexts:].to(dtype)
+
+
+@pytest.fixture(scope="module")
+def floors():
+    states, matrix, held_out = problem()
+    return {d: bottleneck.floor(states, matrix, d, 1.0, held_out=held_out, starts=2) for d in WIDTHS}
+
+
+def test_three_words_by_hand():
+    """p1 = (.8, .1, .1), p2 = (.1, .8, .1), d = 1: the best line is w = (1, -1, 0), met at e^h = x by a quadratic."""
+    logits = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).log()
+    x = (0.7 + math.sqrt(0.49 + 4 * 0.3 * 1.7)) / 0.6  # x - 1/x = .7 (x + 1/x + 1): q matches p in the mean of w
+    q = np.array([x, 1 / x, 1]) / (x + 1 / x + 1)
+    by_hand = (np.array([0.8, 0.1, 0.1]) * np.log([0.8, 0.1, 0.1] / q)).sum()
+    matrix = torch.eye(3, dtype=torch.float64)
+    found = bottleneck.floor(logits, matrix, 1, 1.0, held_out=logits, starts=8, tolerance=1e-9)
+    assert found.low == pytest.approx(by_hand, rel=1e-6)
+    assert found.high == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_two_words_need_one_number_at_any_width_of_the_teacher():
+    states, matrix, held_out = problem(vocabulary=2)
+    found = bottleneck.floor(states, matrix, 1, 2.0, held_out=held_out, starts=1)
+    assert max(found.low, found.high) < 1e-5
+
+
+def test_nothing_is_lost_at_full_width():
+    states, matrix, held_out = problem()
+    found = bottleneck.floor(states, matrix, 8, 2.0, held_out=held_out)
+    assert -1e-6 < found.low < 1e-5
+    assert -1e-6 < found.high < 1e-5
+
+
+def test_nothing_is_lost_at_the_rank_of_the_logits_and_something_below():
+    states, matrix, held_out = problem(rank=3)
+    at, below = (bottleneck.floor(states, matrix, d, 1.0, held_out=held_out, starts=1) for d in (3, 2))
+    assert max(at.low, at.high) < 1e-5
+    assert below.low > 1e-2
+
+
+def test_both_ends_fall_with_width_and_stay_in_order(floors):
+    for wide, narrow in zip(WIDTHS[1:], WIDTHS, strict=False):
+        assert floors[wide].low < floors[narrow].low
+        assert floors[wide].high < floors[narrow].high
+    for found in floors.values():
+        assert found.low < found.high
+        assert found.low_interval[0] < found.low < found.low_interval[1]
+        assert found.high_interval[0] < found.high < found.high_interval[1]
+
+
+def test_the_least_of_the_starts_counts(floors):
+    for found in floors.values():
+        assert found.low == min(found.starts)
+    assert floors[2].starts[1] > 1.05 * floors[2].low  # the problem is not convex: this random start ends higher
+
+
+def test_states_and_unembedding_attain_the_upper_end(floors):
+    _, matrix, held_out = problem()
+    for found in floors.values():
+        attained = kl.divergence(found.states, found.unembedding, held_out, matrix, 1.0)
+        assert float(attained) == pytest.approx(found.high, rel=1e-4)
+        assert found.slack < 1e-4 * found.high
+
+
+def test_more_contexts_close_the_bracket_in_the_mean():
+    lows, highs = [], []
+    for seed in range(3):
+        states, matrix, held_out = problem(contexts=400, held_out=200, seed=seed)
+        found = [bottleneck.floor(states[:n], matrix, 2, 1.0, held_out=held_out, starts=1) for n in (40, 400)]
+        lows.append([f.low for f in found])
+        highs.append([f.high for f in found])
+    assert (np.diff(np.mean(lows, 0)) > 0).all()
+    assert (np.diff(np.mean(highs, 0)) < 0).all()
+
+
+def test_no_trained_head_lies_below_the_lower_end(floors):
+    """The teacher's trunk with W and a linear map of its last state trained on the very contexts of the lower end."""
+    states, matrix, _ = problem()
+    contexts = states[torch.randperm(len(states), generator=torch.Generator().manual_seed(0))[36:]]
+    for d in (2,):
+        down = torch.randn(8, d, generator=torch.Generator().manual_seed(1)).div_(8**0.5).requires_grad_()
+        head = (matrix @ torch.linalg.pinv(down.detach()).T).requires_grad_()
+        optimiser = torch.optim.Adam([down, head], 2e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
+        for _ in range(300):
+            optimiser.zero_grad()
+            loss = kl.divergence(contexts @ down, head, contexts, matrix, 1.0)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        assert floors[d].low < loss.item() < 2 * floors[d].high
+
+
+def test_a_bias_is_one_more_rank(floors):
+    states, matrix, held_out = problem()
+    found = bottleneck.floor(states, matrix, 3, 1.0, held_out=held_out, bias=True)
+    assert found.low == pytest.approx(floors[4].low, rel=0.02)
+    assert floors[4].high < found.high < floors[2].high
+
+
+def test_fewer_words_bound_from_below_by_the_chain_rule(floors):
+    states, matrix, held_out = problem()
+    found = bottleneck.floor(states, matrix, 2, 1.0, held_out=held_out, words=30, starts=1)
+    assert (found.words, found.restricted) == (30, True)
+    assert 0.5 < found.mass < 1
+    assert 0.2 * floors[2].low < found.low < floors[2].low
+
+    chosen = torch.arange(0, 60, 2)
+    target = bottleneck._target(states.double(), matrix.double(), chosen)
+    generator = torch.Generator().manual_seed(2)
+    h, w = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (len(states), 60))
+    p, q = F.log_softmax(states.double() @ matrix.double().T, 1), F.log_softmax(h @ w.T, 1)
+    part = F.kl_div(F.log_softmax(q[:, chosen], 1), F.log_softmax(p[:, chosen], 1), log_target=True, reduction="none")
+    expected = p[:, chosen].exp().sum(1) * part.sum(1)
+    losses, *_ = bottleneck._losses_and_gradients(target, h, w[chosen])
+    torch.testing.assert_close(losses, expected)
+    assert (losses <= F.kl_div(q, p, log_target=True, reduction="none").sum(1)).all()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_loss_gradients_and_curvature_against_autograd(monkeypatch, cached):
+    monkeypatch.setattr(bottleneck, "CACHE_BYTES", 2**32 if cached else 0)
+    states, matrix, _ = problem(contexts=30, vocabulary=40, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    h, w = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (30, 40))
+    target = bottleneck._target(states / 2, matrix)
+    with torch.no_grad():
+        losses, for_hidden, for_matrix = bottleneck._losses_and_gradients(target, h, w)
+    expected = kl.divergence_per_token(2 * h, w, states, matrix, 2.0)
+    torch.testing.assert_close(losses, expected)
+    reference = F.kl_div(F.log_softmax(h @ w.T, 1), F.log_softmax(states @ matrix.T / 2, 1), log_target=True,
+                         reduction="none").sum()  # fmt: skip
+    for mine, wanted in zip((for_hidden, for_matrix), torch.autograd.grad(reference, (h, w)), strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+    exact = states / 2 @ torch.linalg.lstsq(matrix, w.detach()).solution  # any state: the Hessian is taken at q = p
+    hessians = []
+    for p in F.softmax(states @ matrix.T / 2, 1):
+        hessians.append(
+            torch.func.hessian(lambda x, p=p: torch.logsumexp(p.log() + w.detach() @ x, 0))(torch.zeros_like(exact[0]))
+        )
+    hessian, traces = bottleneck._curvature(target, w.detach())
+    torch.testing.assert_close(hessian, torch.stack(hessians).mean(0))
+    torch.testing.assert_close(traces, torch.stack([one.trace() / 3 for one in hessians]))
+
+
+def test_held_out_states_are_the_best_of_their_contexts():
+    states, matrix, held_out = problem(dtype=torch.float64, held_out=20)
+    found = bottleneck.floor(states, matrix, 3, 1.0, held_out=held_out, starts=1)
+    h = torch.zeros(20, 3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([h], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = kl.divergence(h, found.unembedding, held_out, matrix, 1.0)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    assert found.high == pytest.approx(loss().item(), abs=1e-6)
+
+
+def test_same_inputs_give_the_same_bits():
+    states, matrix, held_out = problem()
+    one, two = (bottleneck.floor(states, matrix, 2, 1.0, held_out=held_out, seed=4) for _ in range(2))
+    assert one[:12] == two[:12]
+    assert torch.equal(one.unembedding, two.unembedding)
+
+
+def test_interval_draws_documents():
+    losses = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(50)
+    by_context = bottleneck.interval(losses, torch.arange(200))
+    half = 1.96 * 0.5 / math.sqrt(200)
+    assert by_context == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
+    pairs = torch.arange(200) // 2  # losses agree within a document: half as many independent draws
+    low, high = bottleneck.interval(losses, pairs)
+    assert high - low == pytest.approx(math.sqrt(2) * (by_context[1] - by_context[0]), rel=0.15)
+    assert bottleneck.interval(losses, torch.zeros(200)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(width=0), "width = 0 is outside 1 ... 8"),
+        (dict(width=9), "width = 9 is outside 1 ... 8"),
+        (dict(temperature=0.0), "temperature = 0.0 is not positive"),
+        (dict(temperature=math.nan), "temperature = nan"),
+        (dict(teacher_hidden=torch.zeros(15, 8)), "15 contexts and 240 held out are too few for width 8"),
+        (dict(held_out=torch.zeros(0, 8)), "0 held out are too few"),
+        (dict(held_out=torch.zeros(9, 7)), "share d_T"),
+        (dict(words=8), "words = 8 must exceed the width"),
+        (dict(starts=0), "starts = 0"),
+        (dict(documents=torch.zeros(3)), "documents must be one number for each of 360"),
+    ],
+)
+def test_bad_input_is_named(changes, said):
+    states, matrix, held_out = problem()
+    given = dict(teacher_hidden=states, teacher_unembedding=matrix, width=8, temperature=1.0, held_out=held_out)
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        bottleneck.floor(**given | changes)
+
+
+def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypatch):
+    for module in (runs, residual):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(residual, "token_blocks", token_blocks)
+    save_teacher(tmp_path / "teacher")
+    folder, given = str(tmp_path / "teacher"), dict(contexts=[80, 160], held_out=60, starts=1)
+    first = bottleneck.ladder(folder, [8], **given)
+    calls = []
+    monkeypatch.setattr(
+        bottleneck, "floor", lambda *a, floor=bottleneck.floor, **k: calls.append(a[2]) or floor(*a, **k)
+    )
+    both = bottleneck.ladder(folder, [16, 8], **given)
+    assert calls == [16, 16]
+    assert both["growth"][["width", "contexts"]].values.tolist() == [[8, 72], [8, 144], [16, 72], [16, 144]]
+    assert both["table"].iloc[:1].equals(first["table"])
+    assert both["table"].high.is_monotonic_decreasing
+    assert (both["table"].low <= both["table"].high).all()
+    with pytest.raises(ParameterError, match=r"width = 33 is outside 1 \.\.\. 32"):
+        bottleneck.ladder(folder, [33])
+    with pytest.raises(ParameterError, match="ask for at most that many"):
+        bottleneck.ladder(folder, [8], contexts=[10**6], held_out=60)
+
+
+@pytest.mark.slow
+def test_a_teacher_nobody_tuned_for():
+    """Random-weight Llama, d_T = 96, 5,000 words, T = 1: the same properties at another shape and temperature."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=5000, hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=6,
+        initializer_range=0.2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        ids = torch.randint(5000, (60, 64))
+        states = models.final_hidden(model, ids).flatten(0, 1)
+        matrix = models.unembedding(model)
+        states = states[torch.randperm(len(states))]
+    train, held_out = states[:3000], states[3000:3300]
+    found = [bottleneck.floor(train, matrix, d, 1.0, held_out=held_out, starts=1) for d in (8, 24, 48, 80)]
+    assert all(f.low < f.high for f in found)
+    assert all(a.low > b.low and a.high > b.high for a, b in pairwise(found))
+    fewer = bottleneck.floor(train[:750], matrix, 24, 1.0, held_out=held_out, starts=1)
+    assert fewer.low < found[1].low < found[1].high < fewer.high
+    whole = bottleneck.floor(train, matrix, 96, 1.0, held_out=held_out, starts=1)
+    assert max(whole.low, whole.high) < 1e-5
