@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minwidth import capacity, figures, toy
+from minwidth import capacity, figures, toy, toy_kernel
 
 RESULTS = Path(__file__).parent / "results"
 CELL = (20, 0.9, 5)
@@ -114,7 +114,7 @@ def compiled(*cell_and_sizes, loss: Callable | None = None) -> list[toy.Model]:
 
 
 def ours(n: int, alpha: float, width: int, seeds: int, steps: int, rows: int) -> list[toy.Model]:
-    training = toy._rows(n, alpha, toy.POOL_ROWS, toy.TRAINING, "uniform")  # drawing the pool is part of the cost
+    training = toy.pool(n, alpha)  # drawing the pool is part of the cost
     return [
         toy.train(toy.initial_model(n, width, rng), training, capacity.zipf(n), steps, rng, rows)[0]
         for rng in map(np.random.default_rng, range(seeds))
@@ -146,7 +146,7 @@ def speed(rounds: int, rows: int = 1024, seeds: int = 20) -> dict:
 
 
 def floors(models: list[toy.Model], n: int, alpha: float) -> np.ndarray:
-    fresh = toy._rows(n, alpha, toy.EVALUATION_ROWS, toy.MEASURING, "uniform")
+    fresh = toy.pool(n, alpha, toy.EVALUATION_ROWS, toy.MEASURING)
     return np.array([toy.measure(model, fresh, capacity.zipf(n))[0] for model in models])
 
 
@@ -209,7 +209,7 @@ def growth(steps: int = 2000) -> dict[str, dict]:
         seconds = []
         for size in sizes:
             n, alpha, width, seeds = cell(size)
-            rows = toy._rows(n, alpha, 16_384, toy.TRAINING, "uniform")
+            rows = toy.pool(n, alpha, 16_384)
             start = [toy.initial_model(n, width, np.random.default_rng(seed)) for seed in range(seeds)]
 
             def train(n=n, rows=rows, start=start):
@@ -257,7 +257,7 @@ def main(steps: int, seeds: int, rounds: int) -> dict:
     checked = parity(found)
     fast = speed(rounds)
     result = {
-        "machine": {"processor": _processor(), "system": platform.platform(), "lanes": toy.LANES},
+        "machine": {"processor": _processor(), "system": platform.platform(), "lanes": toy_kernel.LANES},
         "versions": {"python": platform.python_version()}
         | {x: metadata.version(x) for x in ("torch", "numba", "numpy")},
         "compile_or_load_cpu_seconds": loading,

@@ -1,6 +1,5 @@
 """The formulas against hand-worked values, brute force, sampling, linear programmes and each other."""
 
-import itertools
 import math
 
 import numpy as np
@@ -35,12 +34,6 @@ def test_g_at_hand_worked_points():
     np.testing.assert_allclose(capacity.g([0.8, 0.9, 0.95, 0.99]), [3.1067, 4.3429, 6.6762, 21.7147], rtol=2e-5)
     assert capacity.g(0.992) == pytest.approx(25.89, abs=0.005)  # the paper's Table 7 prints 27.0,
     assert capacity.g(0.9924) == pytest.approx(27.0, abs=0.05)  # which belongs to this sparsity
-
-
-@searched
-@given(sparsities)
-def test_g_is_least_at_one_minus_one_over_e(alpha):
-    assert capacity.g(alpha) >= capacity.g(1 - 1 / math.e) - 1e-12
 
 
 def test_g_has_a_pole_at_both_ends():
@@ -139,7 +132,6 @@ def test_floors_keep_their_order_and_fall_with_width(importance, alpha, width):
         "naive": capacity.eq2_floor(importance, widths, alpha, square, capacity=1),
         "linear": capacity.linear_floor(importance, widths, alpha),
         "digon": capacity.digon_floor(importance, widths, alpha),
-        "refined": capacity.digon_floor(importance, widths, alpha, refined=True),
         "eq2": capacity.eq2_floor(importance, widths, alpha, square),
         "ideal": capacity.ideal_decoder_floor(importance, widths, alpha),
     }
@@ -150,7 +142,6 @@ def test_floors_keep_their_order_and_fall_with_width(importance, alpha, width):
     for higher, lower in (
         ("naive", "linear"),
         ("linear", "digon"),
-        ("digon", "refined"),
         ("naive", "eq2"),
         ("linear", "ideal"),
     ):
@@ -167,18 +158,6 @@ def test_linear_floor_is_the_least_of_trained_linear_autoencoders():
         left = np.trace(covariance) - direction @ covariance @ direction
         assert left >= capacity.linear_floor(importance, 1, alpha) - 1e-12
     assert capacity.linear_floor(importance, 1, alpha) == pytest.approx(3 * (0.3 / 3 - 0.09 / 4))
-
-
-@searched
-@given(importances, sparsities, st.integers(1, 30))
-def test_log_capacity_is_linear_optimum_without_growth_and_continuous_in_kappa(importance, alpha, width):
-    assert capacity.log_capacity_floor(importance, width, alpha, 0.0) == pytest.approx(
-        capacity.linear_floor(importance, width, alpha)
-    )
-    near = capacity.log_capacity_floor(importance, width, alpha, np.float64(0.3)) - capacity.log_capacity_floor(
-        importance, width, alpha, 0.3 + 1e-9
-    )
-    assert 0 <= near <= 1e-6 * (1 + importance.sum())
 
 
 # --- pairs
@@ -214,20 +193,6 @@ def test_refined_pair_is_the_best_symmetric_pair(alpha):
     assert refined == pytest.approx(grid, rel=4e-3)
 
 
-def test_refined_pair_gains_a_share_that_vanishes_with_p():
-    p = np.array([0.2, 0.02, 0.002])
-    gain = 1 - capacity.pair_loss(1 - p, refined=True) / capacity.pair_loss(1 - p)
-    np.testing.assert_allclose(gain, p / (8 * (4 - 3 * p)) + p**2 / 6, rtol=0.4)
-    np.testing.assert_allclose(gain[1:], p[1:] / 32, rtol=0.15)
-    assert gain[0] == pytest.approx(0.0112, abs=2e-4)
-
-
-def test_refined_pair_of_dense_features_is_linear_and_at_no_sparsity_worse_than_sharing_an_axis_linearly():
-    assert capacity.pair_loss(1e-9, refined=True) == pytest.approx(capacity.variance(1e-9) / 2, rel=1e-6)
-    alpha = np.linspace(0.001, 0.999, 400)
-    assert (capacity.pair_loss(alpha, refined=True) <= capacity.variance(alpha) / 2 + 1e-12).all()
-
-
 def brute_force_digon(importance, width, alpha):
     p, n = 1 - alpha, len(importance)
     losses = []
@@ -256,51 +221,28 @@ def test_digon_floor_is_water_filling_with_three_points(importance, alpha):
     np.testing.assert_allclose(capacity.digon_floor(importance, widths, alpha), filled, rtol=1e-9, atol=1e-12)
 
 
-@searched
-@given(importances, sparsities, st.integers(1, 30))
-def test_digon_allocation_attains_the_floor_and_is_possible(importance, alpha, width):
-    width = min(width, importance.size)
-    k, p = int(capacity.digon_allocation(importance, width, alpha)), 1 - alpha
-    assert 0 <= k <= min(width, importance.size - width)
-    loss = p**2 / 6 * importance[width - k : width + k].sum() + capacity.variance(alpha) * importance[width + k :].sum()
-    assert loss == pytest.approx(capacity.digon_floor(importance, width, alpha), abs=1e-12)
-
-
 def test_equal_features_pair_up_exactly_below_four_sevenths():
     importance = np.ones(10)
     assert capacity.digon_allocation(importance, 5, 1 - 4 / 7 - 1e-6) == 0
     assert capacity.digon_allocation(importance, 5, 1 - 4 / 7 + 1e-6) == 5
 
 
-@pytest.mark.parametrize(("alpha", "refined"), [(0.8, False), (0.95, False), (0.8, True)])
-def test_digon_floor_is_attained_by_weights(alpha, refined):
+@pytest.mark.parametrize("alpha", [0.8, 0.95])
+def test_digon_floor_is_attained_by_weights(alpha):
     """Build the weights the allocation describes, run the toy model on samples: its loss is the floor."""
     n, d = 12, 4
     importance = capacity.zipf(n)
-    k = int(capacity.digon_allocation(importance, d, alpha, refined))
+    k = int(capacity.digon_allocation(importance, d, alpha))
     assert k > 0
-    scale, bias_value = (1.01997, 0.00605 * 1.01997) if refined else (1.0, 0.0)  # the best pair at p = 0.2
     weights, bias = np.zeros((d, n)), np.zeros(n)
     weights[range(d - k), range(d - k)] = 1
     for pair in range(k):
         first = d - k + 2 * pair
-        weights[d - k + pair, first : first + 2] = np.array([1, -1]) * math.sqrt(scale)
-        bias[first : first + 2] = bias_value
+        weights[d - k + pair, first : first + 2] = 1, -1
     bias[d + k :] = (1 - alpha) / 2
     losses = [toy_loss(weights, bias, importance, sample(n, alpha, 200_000, seed)) for seed in range(8)]
     error = np.std(losses, ddof=1) / math.sqrt(len(losses))
-    assert np.mean(losses) == pytest.approx(capacity.digon_floor(importance, d, alpha, refined), abs=4 * error)
-
-
-def test_at_most_two_vectors_a_dimension_avoid_all_positive_products():
-    """The reason for pairs: +-axes are 2d vectors without interference; random search never finds one more."""
-    d = 2
-    axes = np.vstack([np.eye(d), -np.eye(d)])
-    assert (axes @ axes.T - np.eye(2 * d) <= 0).all()
-    angles = np.random.default_rng(0).random((100_000, 2 * d + 1)) * 2 * np.pi
-    products = np.cos(angles[:, :, None] - angles[:, None, :])
-    products[:, range(5), range(5)] = -1
-    assert (products.max((1, 2)) > 0).all()
+    assert np.mean(losses) == pytest.approx(capacity.digon_floor(importance, d, alpha), abs=4 * error)
 
 
 # --- water filling and the ideal decoder
@@ -324,23 +266,6 @@ def test_water_filling_is_below_every_split_of_the_width(importance, losses, wid
         split = rng.dirichlet(np.ones(importance.size)) * width
         lost = importance @ np.interp(split, share, losses)
         assert floor <= lost + 1e-9 * (1 + importance.sum())
-
-
-def test_ideal_decoder_recovers_what_it_says():
-    """Brute force on a generic W: every support of at most d - 1 is told from all others; with d active it is not."""
-    rng = np.random.default_rng(3)
-    n, d = 7, 3
-    w = rng.standard_normal((d, n))
-    supports = [list(s) for size in range(d) for s in itertools.combinations(range(n), size)]
-    for true in supports[1:]:
-        x = np.zeros(n)
-        x[true] = rng.random(len(true)) + 0.1
-        fits = []
-        for support in supports[1:]:
-            z = np.linalg.lstsq(w[:, support], w @ x, rcond=None)[0]
-            if np.linalg.norm(w[:, support] @ z - w @ x) < 1e-9 and (np.abs(z) > 1e-9).all():
-                fits.append(support)
-        assert fits == [true]
 
 
 def test_ideal_decoder_floor_by_brute_force_over_binomials():

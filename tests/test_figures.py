@@ -90,3 +90,13 @@ def test_the_house_style_stays_in_its_figures():
     before = dict(rcParams)
     figures.save(draw(), "fig00", "tiny", RECORD)
     assert dict(rcParams) == before
+
+
+def test_explorer_is_a_picture_unless_someone_can_move_a_slider(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert figures.explore(None, "still", width=(1, 10, 3)) == "still"
+    widgets = pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("JPY_SESSION_NAME", "01_theory.ipynb")
+    live = figures.explore(lambda **values: draw(), "still", width=(1, 10, 30), alpha=(0.5, 1, 0.9))
+    assert isinstance(live, widgets.VBox)
+    assert [slider.value for slider in live.children[:2]] == [10, 0.9]  # clipped into its range

@@ -1,5 +1,9 @@
 """The compiled loop against plain PyTorch autograd in double precision, and what a sweep promises."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minwidth import capacity, toy
+from minwidth import capacity, toy, toy_kernel
 from minwidth.toy import Model, Rows
 
 
@@ -55,12 +59,6 @@ def test_loss_and_gradients_are_those_of_autograd(n, share, tiles, alpha, to_tea
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_the_targets_are_the_inputs_unless_given():
-    model, importance, inputs, *_ = random_problem(7, 3, 1, 0.8, 0)
-    left_out, given = (toy.loss_and_gradients(model, importance, 0.8, inputs, t)[0] for t in (None, inputs))
-    assert left_out == given
-
-
 def plain_adam(model, inputs, batches, importance, alpha, steps, first_rate, last_rate):
     """Full-precision PyTorch: the same batches in the same order."""
     weight, bias = (torch.nn.Parameter(tensor) for tensor in double(*model))
@@ -78,7 +76,7 @@ def test_training_is_adam_with_a_cosine_on_the_pool_in_a_fresh_order_each_epoch(
     n, alpha, steps = 9, 0.7, 40
     inputs = toy.draw_rows(n, alpha, 16 * 256, np.random.default_rng(0))
     importance, start = capacity.zipf(n), toy.initial_model(n, 3, np.random.default_rng(1))
-    packed = toy._pack(inputs)
+    packed = toy_kernel.pack(inputs)
     rows = Rows(packed, packed, np.zeros(12, dtype=np.float32), alpha**n)
     trained, curve, history = toy.train(start, rows, importance, steps, np.random.default_rng(2), 256, snapshots=True)
 
@@ -142,18 +140,9 @@ def test_drawn_rows_have_the_distribution_of_rows_that_are_not_zero(activation):
     assert (x[active].mean(), (x[active] ** 2).mean()) == pytest.approx(moments, abs=0.01)
 
 
-def test_every_tile_begins_with_each_feature_as_often_as_it_should():
-    n, alpha = 10, 0.9
-    x = toy.draw_rows(n, alpha, 50 * toy.TILE, np.random.default_rng(0))
-    first = (x > 0).argmax(1).reshape(50, toy.TILE)
-    expected = toy.TILE * (1 - alpha) * alpha ** np.arange(n) / (1 - alpha**n)
-    counts = np.array([(first == i).sum(1) for i in range(n)]).T
-    assert (np.abs(counts - expected) < 2).all()
-
-
 def test_a_measured_loss_is_the_mean_over_all_rows_the_zero_row_included():
     model, importance, *_ = random_problem(11, 5, 1, 0.8, 3)
-    rows = toy._rows(11, 0.8, 512, toy.MEASURING, "uniform")
+    rows = toy.pool(11, 0.8, 512)
     loss, error = toy.measure(model, rows, importance)
     x = rows.inputs.reshape(4, 12, toy.TILE)[:, :11].transpose(0, 2, 1).reshape(-1, 11)
     weight, bias, *given = double(*model, importance)
@@ -165,7 +154,7 @@ def test_a_measured_loss_is_the_mean_over_all_rows_the_zero_row_included():
 
 def test_a_teachers_outputs_become_the_targets_also_of_the_zero_row():
     model, importance, *_ = random_problem(6, 2, 1, 0.8, 4)
-    rows = toy._rows(6, 0.8, 256, toy.MEASURING, "uniform")
+    rows = toy.pool(6, 0.8, 256)
     taught = toy.outputs(model, rows)
     assert toy.measure(model, taught, importance)[0] == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(taught.zero_target[:6], np.maximum(model.bias, 0))
@@ -184,11 +173,30 @@ def test_a_model_depends_on_its_own_cell_and_seed_alone():
     assert one.floors.floor.nunique() == len(one.floors) == 2 * 2 * 2 * 3
 
 
+def test_numbers_are_the_same_on_a_processor_with_narrower_registers_and_no_fused_products(tmp_path):
+    program = "from minwidth import toy; print(toy.sweep(6, 0.9, [1, 3], 2, 100).floor.map(float.hex).tolist())"
+    environment, older = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, {"NUMBA_CPU_NAME": "nehalem"}
+    said = [
+        subprocess.run([sys.executable, "-c", program], env=environment | other, capture_output=True, check=True).stdout
+        for other in ({}, older | {"NUMBA_CPU_FEATURES": ""})
+    ]
+    assert said[0] == said[1] and said[0].count(b"0x") == 4
+
+
+def test_floors_are_as_large_as_the_importances_and_the_rate_is_used():
+    plain, tenfold, slow = (
+        toy.sweep(6, 0.9, 2, 3, 400, importance=factor * capacity.zipf(6), rate=rate).floor
+        for factor, rate in ((1, 1e-2), (10, 1e-2), (1, 1e-4))
+    )
+    np.testing.assert_allclose(tenfold / plain, 10, rtol=0.02)
+    assert (slow > 1.2 * plain).all()
+
+
 def test_the_parameters_of_a_sweep_are_the_models_it_measured():
     swept = toy.train_all([5, 6], 0.9, [1, 2], 2, 60)
     for row, found in swept.floors.iterrows():
         model = toy.model_of(swept.floors, swept.parameters, row)
-        rows = toy._rows(found.n, 0.9, toy.EVALUATION_ROWS, toy.MEASURING, "uniform")
+        rows = toy.pool(found.n, 0.9, toy.EVALUATION_ROWS, toy.MEASURING)
         assert toy.measure(model, rows, capacity.zipf(found.n))[0] == pytest.approx(found.floor, rel=1e-6)
     assert swept.curves.shape == (len(swept.floors), len(toy.checkpoints(60)))
 
@@ -208,29 +216,14 @@ def test_enough_width_loses_nothing_and_more_width_loses_less():
     assert floors[4] < 1e-3 * total < floors[2] < floors[1] < total
 
 
-def test_the_watched_model_is_the_one_of_the_sweep():
-    curve, history = toy.watch(6, 0.9, 2, seed=1, steps=200)
-    swept = toy.train_all(6, 0.9, 2, [1], 200)
-    np.testing.assert_array_equal(history[-1].weight, toy.model_of(swept.floors, swept.parameters, 0).weight)
-    assert curve.loss.iloc[-1] < curve.loss.iloc[0]
-
-
-def test_dimensionality_of_known_shapes():
-    angles = 2 * np.pi * np.arange(5) / 5
-    pentagon = Model(np.array([np.cos(angles), np.sin(angles)]), np.zeros(5))
-    pair_and_axis = Model(np.array([[1.0, 0, 0, 0], [0, 1, -1, 0]]), np.zeros(4))
-    np.testing.assert_allclose(toy.dimensionality(pentagon), 2 / 5)
-    np.testing.assert_allclose(toy.dimensionality(pair_and_axis), [1, 1 / 2, 1 / 2, 0])
-    np.testing.assert_allclose(toy.norms(pair_and_axis), [1, 1, 1, 0])
-
-
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"sparsities": 1.0}, "sparsities"), ({"sparsities": float("nan")}, "sparsities"), ({"sparsities": []}, "spar"),
         ({"widths": 0}, "widths"), ({"widths": 7}, "width = 7"), ({"widths": 1.5}, "widths"),
         ({"features": 0}, "features"), ({"seeds": 0}, "seeds"), ({"seeds": [-1]}, "seeds"), ({"steps": 0}, "steps"),
-        ({"batch": 100}, "batch"), ({"target": "labels"}, "target"), ({"activation": "normal"}, "activation"),
+        ({"batch": 100}, "batch"), ({"rate": 0.0}, "rate"),
+        ({"target": "labels"}, "target"), ({"activation": "normal"}, "activation"),
         ({"importance": [1, 2]}, "importance"), ({"importance": [1, 1, 1, 1, 1, -1]}, "importance"),
         ({"target": "teacher", "teacher_widths": 9}, "width = 9"),
         ({"target": "teacher", "teacher_widths": 0}, "teacher_widths"),

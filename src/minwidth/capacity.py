@@ -9,10 +9,10 @@ other; scalars give scalars.
 "Paper" is arXiv:2604.04037. Other sources are named where they are used.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
+from scipy.optimize import elementwise
 
 Array = NDArray[np.float64]
 
@@ -114,19 +114,16 @@ def weak_threshold(alpha: ArrayLike, nonnegative: bool = True) -> Array:
     """
     p = 1 - _sparsity(alpha)
     sides = 1 if nonnegative else 2
-    tail = np.vectorize(lambda z: math.erfc(z / math.sqrt(2)) / 2, otypes=[float])
 
     def density(z: Array) -> Array:
-        return np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
-    # Convex in z; the derivative vanishes where p / (1 - p) = c (phi(z) / z - Phi(-z)), and that falls in z.
-    low, high = np.full(p.shape, 1e-12), np.full(p.shape, 40.0)
-    for _ in range(80):
-        z = np.sqrt(low * high)
-        beyond = sides * (density(z) / z - tail(z)) < p / (1 - p)
-        low, high = np.where(beyond, low, z), np.where(beyond, z, high)
-    z = np.sqrt(low * high)
-    dimensions = p * (1 + z**2) + (1 - p) * sides * ((1 + z**2) * tail(z) - z * density(z))
+    def slope(log_z: Array, p: Array) -> Array:  # of a function convex in z: it vanishes once
+        z = np.exp(log_z)
+        return p / (1 - p) - sides * (density(z) / z - special.ndtr(-z))
+
+    z = np.exp(elementwise.find_root(slope, (np.log(1e-12), np.log(40)), args=(p,)).x)
+    dimensions = p * (1 + z**2) + (1 - p) * sides * ((1 + z**2) * special.ndtr(-z) - z * density(z))
     return (1 / dimensions)[()]
 
 
@@ -195,15 +192,6 @@ def linear_floor(importance: ArrayLike, width: ArrayLike, alpha: ArrayLike) -> A
     return (_tail(_importance(importance), _width(width)) * variance(alpha))[()]
 
 
-def log_capacity_floor(importance: ArrayLike, width: ArrayLike, alpha: ArrayLike, kappa: float) -> Array:
-    """The sum of I_i Var[x_i] beyond the first width (1 + kappa ln(1/p)) features; a fraction takes part of a feature.
-
-    The count is not rounded down, so the floor is continuous in kappa and kappa can be fitted.
-    """
-    kept = _width(width, whole=False) * log_capacity(alpha, kappa)
-    return (_tail(_importance(importance), kept) * variance(alpha))[()]
-
-
 def pair_loss(alpha: ArrayLike, refined: bool = False) -> Array:
     """Mean squared error of each of two equally sparse features that share one axis with opposite signs (a "digon").
 
@@ -236,9 +224,7 @@ def pair_loss(alpha: ArrayLike, refined: bool = False) -> Array:
     return np.minimum(loss(np.zeros(p.shape)), loss((low + high) / 2))[()]
 
 
-def digon_allocation(
-    importance: ArrayLike, width: ArrayLike, alpha: ArrayLike, refined: bool = False
-) -> NDArray[np.int64]:
+def digon_allocation(importance: ArrayLike, width: ArrayLike, alpha: ArrayLike) -> NDArray[np.int64]:
     """The number k of axes that should carry a pair of features, 0 <= k <= min(width, features - width).
 
     The first width - k features then own an axis, the next 2k share k axes, the rest are dropped. Turning one more
@@ -248,9 +234,7 @@ def digon_allocation(
     4/7.
     """
     weights, d = _importance(importance), _width(width)
-    shared = pair_loss(alpha, refined)
-    dropped = variance(alpha)
-    d, shared, dropped = np.broadcast_arrays(d, shared, dropped)
+    d, shared, dropped = np.broadcast_arrays(d, pair_loss(alpha), variance(alpha))
     d = np.minimum(d, weights.size).astype(np.int64)
     low, high = np.zeros(d.shape, dtype=np.int64), np.minimum(d, weights.size - d)
     while (low < high).any():  # bisection for the number of steps that pay
@@ -261,18 +245,18 @@ def digon_allocation(
     return low[()]
 
 
-def digon_floor(importance: ArrayLike, width: ArrayLike, alpha: ArrayLike, refined: bool = False) -> Array:
+def digon_floor(importance: ArrayLike, width: ArrayLike, alpha: ArrayLike) -> Array:
     """The loss of the best mix of owned axes, antipodal pairs and dropped features, with no fitted number.
 
-    min over k of e (I_{d-k+1} + ... + I_{d+k}) + V (I_{d+k+1} + ... + I_n), with e = pair_loss(alpha, refined),
-    that is p^2/6, and V = variance(alpha). A set of weights attains it, so it is a proven *upper* bound on the toy
+    min over k of e (I_{d-k+1} + ... + I_{d+k}) + V (I_{d+k+1} + ... + I_n), with e = pair_loss(alpha) =
+    p^2/6 and V = variance(alpha). A set of weights attains it, so it is a proven *upper* bound on the toy
     model's optimum. Two features a dimension is also the most that costs nothing while features fire one at a time:
     that needs b = 0, unit vectors and no positive inner product, and at most 2d vectors in d dimensions are so.
     """
     weights, d = _importance(importance), np.minimum(_width(width), np.size(importance))
-    pairs = digon_allocation(weights, d, alpha, refined)
+    pairs = digon_allocation(weights, d, alpha)
     owned, carried = _tail(weights, d - pairs), _tail(weights, d + pairs)
-    return (pair_loss(alpha, refined) * (owned - carried) + variance(alpha) * carried)[()]
+    return (pair_loss(alpha) * (owned - carried) + variance(alpha) * carried)[()]
 
 
 def water_filling_floor(importance: ArrayLike, width: ArrayLike, capacity: ArrayLike, loss: ArrayLike) -> Array:
@@ -320,23 +304,20 @@ def ideal_decoder_floor(importance: ArrayLike, width: ArrayLike, alpha: float) -
     numbers: it shows what the data processing inequality permits, not what a student can learn.
     """
     weights, d = _importance(importance), _width(width)
-    p = 1 - float(_sparsity(alpha))
-    kept = np.append(0.0, weights.cumsum())
-    dropped = np.append(weights[::-1].cumsum()[::-1], 0.0) * (p / 3 - p**2 / 4)
-    log_factorial = np.append(0.0, np.log(np.arange(1, weights.size + 1)).cumsum())
+    p, kept = 1 - float(_sparsity(alpha)), np.append(0.0, weights.cumsum())
+    dropped = np.append(weights[::-1].cumsum()[::-1], 0.0) * variance(alpha)
 
-    def floor(dimensions: float) -> float:
-        needed = int(dimensions) - 1  # others that must be active for a failure
-        failure = np.zeros(weights.size + 1)  # by m, the number of encoded features
+    def floor(dimensions: int) -> float:
+        needed, failure = dimensions - 1, np.zeros(weights.size + 1)  # others that must be active; its chance, by m
         if needed == 0:
             failure[2:] = 1
         elif needed < weights.size:
             # P(Bin(m, p) >= r) grows by p P(Bin(m - 1, p) = r - 1): the r-th success comes at trial m.
-            trials = np.arange(needed, weights.size)
-            last = log_factorial[trials - 1] - log_factorial[needed - 1] - log_factorial[trials - needed]
-            chances = np.exp(last + needed * math.log(p) + (trials - needed) * math.log1p(-p))
+            m = np.arange(needed, weights.size)
+            ways = special.gammaln(m) - special.gammaln(needed) - special.gammaln(m - needed + 1)
+            chances = np.exp(ways + needed * np.log(p) + (m - needed) * np.log1p(-p))
             failure[needed + 1 :] = np.minimum(chances.cumsum(), 1)
-            failure[: int(dimensions) + 1] = 0
+            failure[: dimensions + 1] = 0
         return float((kept * failure * p / 3 + dropped).min())
 
-    return np.vectorize(floor, otypes=[float])(d)[()]
+    return np.vectorize(floor, otypes=[float])(d.astype(int))[()]

@@ -124,7 +124,7 @@ class Toy(Parameters):
     teacher_widths: Annotated[list[Width], SEVERAL]  # d_T
     seeds: Annotated[int, Field(ge=1, le=1000)]  # students a cell
     steps: Annotated[int, Field(ge=10, le=10**6)]  # Adam steps a student
-    teacher_seeds: Annotated[int, Field(ge=0, le=1000)]  # students a cell that learn a teacher's outputs; 0: none
+    teacher_seeds: Annotated[int, Field(ge=1, le=1000)]  # students a cell that learn a teacher's outputs
     seed: Seed  # the first of the seeds
 
     @model_validator(mode="after")
