@@ -178,7 +178,7 @@ assert kept["T = 2"][1] < 75 < kept["T = 1"][1]
 # No student was trained for this, and no autoencoder either.
 
 # %% tags=["nbval-ignore-output"]
-bracket = bottleneck.ladder(p.scale, p.widths_of("width_alone"), temperature=p.temperature)["table"]
+bracket = bottleneck.ladder(p.scale, p.widths_of("width_alone"), contexts=[10_240], temperature=p.temperature)["table"]
 
 # %%
 table("bracket", bracket[["width", "low", "high"]], keys="width")
