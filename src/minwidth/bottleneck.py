@@ -542,8 +542,9 @@ def _minimise(
         value, scaled, torch.cat([hidden.flatten(), matrix.flatten()]), steps, tolerance, progress
     )
     found = x[hidden.numel() :].view_as(matrix) if restricted else start
-    fall = 1 - history[-1] / max(history[max(0, len(history) - 1 - PATIENCE)], 1e-12)
-    return _Fit(*unembedding_of(x), found, losses, history[-1], max(fall, 0.0))
+    before = history[max(0, len(history) - 1 - PATIENCE)]
+    fall = (before - history[-1]) / max(before, 1e-5)  # a loss of 0 is one of rounding
+    return _Fit(*unembedding_of(x), found, losses, history[-1], fall)
 
 
 def _curvature(
