@@ -427,12 +427,13 @@ def scatter(panel, points, predictor, target, low, high):
     panel.set(xscale="log", yscale="log", xlim=(low * 0.8, high), ylim=(low * 0.8, high), aspect="equal")
 
 
-low, high = 0.7 * min(positive.floor_mean.min(), positive.eq2.min()), 1.4 * positive.naive.max()
+shown = positive if len(positive) else points
+low, high = 0.7 * min([*positive.eq2, shown.floor_mean.min()]), 1.4 * shown.naive.max()
 with figures.style():
     figure, ((left, right),) = figures.panels(2, height=3.2, sharex=True, sharey=True)
     for panel, predictor, name in ((left, "eq2", "Eq. 2"), (right, "naive", "naive (g = 1)")):
-        scatter(panel, positive, predictor, "floor_mean", low, high)
-        panel.set(title=f"{name}, {len(positive)} points", xlabel="predicted floor (importance × error²)")
+        scatter(panel, shown, predictor, "floor_mean", low, high)
+        panel.set(title=f"{name}, {len(shown)} points", xlabel="predicted floor (importance × error²)")
     left.set_ylabel(f"measured, mean of {p.seeds} seeds\n(importance × error²)")
     right.legend(loc="lower right")
 save(figure, "fig03_predicted", record=swept)
@@ -509,11 +510,16 @@ print("a row a point in data/results: toy_points.csv")
 
 
 # %%
+def explained(measured, predicted):
+    """R² about the measured mean, without a refit; NaN where nothing varies."""
+    return r_squared(measured, predicted) if np.unique(measured).size > 1 else np.nan
+
+
 def scores_of(predicted, measured):
-    """Correlation, R² about the measured mean without a refit, errors in %, and how often the predictor is below."""
+    """Correlation, R², errors in %, and how often the predictor is below."""
     error = 100 * np.abs(predicted - measured) / measured
     return {
-        "pearson": np.corrcoef(predicted, measured)[0, 1], "r2": r_squared(measured, predicted), "mape": error.mean(),
+        "pearson": np.corrcoef(predicted, measured)[0, 1], "r2": explained(measured, predicted), "mape": error.mean(),
         "median_error": np.median(error), "below": (predicted < measured).mean(),
     }  # fmt: skip
 
@@ -524,7 +530,7 @@ place = by_seed.index.get_indexer(pd.MultiIndex.from_frame(points[CELL]))
 drawn_seeds = np.random.default_rng(0).integers(0, len(seeds), (400, *by_seed.shape))
 samples = np.take_along_axis(by_seed.to_numpy()[None], drawn_seeds, axis=2).mean(2)[:, place]
 scores = []
-for part, target, predictor in itertools.product((points, positive), ("mean", "min"), PREDICTORS):
+for part, target, predictor in itertools.product(subsets.values(), ("mean", "min"), PREDICTORS):
     predicted = part[predictor].to_numpy()
     row = {"predictor": predictor, "points": len(part), "target": target}
     row |= scores_of(predicted, part[f"floor_{target}"].to_numpy())
@@ -937,8 +943,8 @@ fits = []
 for name, (law, low, high) in laws.items():
     value = fitted(cells, law, low, high)
     predicted = log_floor(cells, functools.partial(law, value))
-    each = {f"R², α = {a}": r_squared(part.floor_mean, predicted[part.index]) for a, part in cells.groupby("alpha")}
-    fits.append({"features a dimension": name, "fitted": value, "R²": r_squared(cells.floor_mean, predicted)} | each)
+    each = {f"R², α = {a}": explained(part.floor_mean, predicted[part.index]) for a, part in cells.groupby("alpha")}
+    fits.append({"features a dimension": name, "fitted": value, "R²": explained(cells.floor_mean, predicted)} | each)
 fits = pd.DataFrame(fits)
 table("laws", fits, keys="features a dimension")
 
@@ -971,7 +977,7 @@ share = cells.floor_mean / cells.total
 
 def falling_share(x, y):
     """The part of the variance of y that the best falling function of x explains."""
-    return r_squared(y, IsotonicRegression(increasing=False).fit_transform(x, y))
+    return explained(y, IsotonicRegression(increasing=False).fit_transform(x, y))
 
 
 with figures.style():
