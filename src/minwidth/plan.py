@@ -10,6 +10,7 @@ launch for each operation: within a quarter of what the slower of the two gives 
 """
 
 import argparse
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig
 
-from minwidth import cut, kl, models, scales, students
+from minwidth import kl, models, scales, students
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
@@ -103,38 +104,46 @@ def parts(p: scales.Distill | scales.Sae) -> Iterator[Part]:
 
 def _students(p: scales.Distill) -> Iterator[Part]:
     config, tokens, d = models.load_config(p.shape.teacher), p.batch * p.length, p.shape.width
-    teacher, a_run = weights(config), 2 * p.steps * tokens  # each student is trained twice
+    teacher, a_run = weights(config), 2 * p.steps * tokens  # of the longest run
     beside = 4 * a_run * d > students.STATES_BYTES  # the teacher, whose states would not stay on disk
     pass_ = _forward("", p.steps, teacher, tokens, p.length, "bfloat16" if beside else "float32")
-    evaluated = 2 * len(p.seeds) * p.evaluations * p.held_out_blocks / p.batch
-    steps = 3 * p.steps * len(p.seeds) + evaluated / 3  # a loss without gradients takes a third of a step
+    evaluated = p.evaluations * p.held_out_blocks / p.batch / 3  # a loss without gradients takes a third of a step
+    steps = len(p.seeds) * (p.steps + evaluated / 2)
     at_once = kl.tokens_at_once("cuda", config.vocab_size) * config.vocab_size
     for ladder in p.ladders:
         for width in reversed(p.widths_of(ladder)):
-            w = weights(models.student_config(config, width)) if ladder == "random" else weights(config, width)
-            sizes = {"stream": width * tokens * config.num_hidden_layers, "weight": w.all}
-            sizes["inside"] = w.config.hidden_size * tokens * config.num_hidden_layers
+            w = _student(config, ladder, width)
+            layers = w.config.num_hidden_layers
+            inside = w.config.hidden_size * tokens * layers
+            sizes = {"stream": width * tokens * layers, "weight": w.all, "inside": inside}
+            runs = 3 if ladder in p.doubled else 2  # for twice the steps, and where it is doubled for the steps too
             logits = logits_flops(w, tokens, d)
             uncut = ladder == "width_alone" and width == d  # it is its teacher, with nothing to learn
             yield Part(
                 f"{students.LADDERS[ladder]}, {width}",
-                0 if uncut else steps,
+                0 if uncut else runs * steps,
                 bf16=student_flops(w, p.batch, p.length, d) - logits + beside * pass_.bf16,
                 fp32=logits,
                 moved=sum(MOVED[name] * size for name, size in sizes.items())
                 + MOVED["logit"] * tokens * config.vocab_size + beside * pass_.moved,
                 memory=sum(HELD[name] * size for name, size in sizes.items())
                 + HELD["logit"] * at_once + beside * 4 * teacher.all,
-                operations=250 + 130 * config.num_hidden_layers + beside * pass_.operations,
-                disk=2 * len(p.seeds) * 4 * w.all,
+                operations=250 + 130 * layers + beside * pass_.operations,
+                disk=(runs - 1) * len(p.seeds) * 4 * w.all,
             )  # fmt: skip
     if not beside:
-        yield Part("Teacher, kept on disk", 2 * p.steps, forward, disk=tokens * p.shape.width * 4)
-    yield Part("Text", 0, forward, disk=2 * tokens)
+        yield pass_._replace(part="Teacher, kept on disk", steps=2 * p.steps, disk=4 * a_run * d)
+    yield pass_._replace(part="Text", steps=0, disk=2 * a_run)
 
 
-def _narrow(config: PreTrainedConfig, ladder: str, width: int) -> PreTrainedConfig:
-    return (models.student_config if ladder == "random" else cut.cut_config)(config, width)
+def _student(config: PreTrainedConfig, ladder: str, width: int) -> Weights:
+    if ladder == "random":
+        return weights(models.student_config(config, width))
+    if ladder == "width_alone":
+        return weights(config, width)
+    trained, config = (config.vocab_size + config.hidden_size) * width, copy.deepcopy(config)
+    config.num_hidden_layers = 0  # of a last state alone the layers are the teacher's
+    return Weights(trained, trained, config)
 
 
 def _autoencoders(p: scales.Sae) -> Iterator[Part]:
