@@ -112,12 +112,12 @@ active = torch.rand(20_000, 48, generator=generator) < 0.03
 x = (active * (0.5 + 0.5 * torch.rand(active.shape, generator=generator))) @ known
 x *= 32**0.5 / x.norm(dim=1).mean()  # a mean norm of sqrt(d): lambda means nothing until the scale is fixed
 
+
 # %% [markdown]
 # A sparse autoencoder explains $x$ by few of many **latents** $z_i\ge0$, each with a direction $w_i$ of unit length:
 #
 # $$z = \mathrm{ReLU}\big(W_\mathrm{enc}(x-b_\mathrm{pre})\big),\quad \hat x = W_\mathrm{dec}\,z+b_\mathrm{pre},\quad
 # \mathcal L=\lVert x-\hat x\rVert^2+\lambda\sum_i z_i .$$
-
 
 # %%
 def loss(x, encoder, decoder, bias, lam):
@@ -134,7 +134,6 @@ def loss(x, encoder, decoder, bias, lam):
 #
 # Training is Adam with clipped gradients. $\lambda$ rises over the first tenth of the steps, the learning rate falls to
 # 0 over the last three, and after every step the directions get back their unit length.
-
 
 # %%
 def train(x, s, steps):
@@ -439,6 +438,7 @@ claim("superposition", {f"λ = {at:g}": value for at, value in ratio.items()}, w
 if len(ratio) > 1:  # TopK has no λ
     display(claim("sae-pipeline", ratio.max() / ratio.min(), why=f"λ from {grid.lam.min():g} to {grid.lam.max():g}"))
 
+
 # %% [markdown]
 # ### And of everything else that somebody chose
 #
@@ -447,7 +447,6 @@ if len(ratio) > 1:  # TopK has no λ
 # trained, the seed. That is 13 measurements; `make sensitivity` takes half an hour for them and left the table that is
 # read here. The last panel has what Eq. 2 predicts for a student of width 48, relative to the narrowest, of width 16:
 # the line is the measurement that all others depart from, the band holds all of them.
-
 
 # %%
 def committed(scale, name):
@@ -501,10 +500,10 @@ with figures.style():
         axis.set_xlabel("L1 coefficient λ")
 figures.save(figure, "sae_choices", place("tiny"), store.Record("sae/tiny/sensitivity", {}, {}, {}))
 
+
 # %% [markdown]
 # How much does each choice matter? The factor between the largest and the smallest $d^*$ over the values tried, at the
 # default $\lambda$ and at the $\lambda$ where it is largest; and the $\lambda$ at which $d^*=d_T$.
-
 
 # %%
 def crossing(rows):
@@ -650,13 +649,13 @@ claim("top-features", top, why=f"twenty of {len(values):,} latents or so")
 # %%
 holds(min(top.values()) > 0.1, max(top.values()) < 0.25)
 
+
 # %% [markdown]
 # ### Is it a power law?
 #
 # A power law has one exponent. Eq. 2 at neighbouring widths gives the mean importance of the ranks between them, and so
 # a slope at each width in between. The paper's Table 2 has three of them, ours as many as there are widths that drop
 # something.
-
 
 # %%
 def exponents(kept, floor):

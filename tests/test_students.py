@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import errors, ladders, models, scales, store, students, text, training
+from minwidth import errors, ladders, models, scales, store, stream, students, text, training
 
 WIDTH, VOCABULARY, LENGTH = 32, 40, 12
 SETTINGS = dict(

@@ -313,8 +313,11 @@ def claim(
     both = pd.concat([part for part in (known[known.id != id], pd.DataFrame([row])) if len(part)])
     replace_file(file, both.to_csv(index=False).encode())
     graded = _graded(pd.Series(row), entry, scale)
-    verdict = judge(entry["kind"], *((graded, []) if scale == PRINTED else (None, [graded])), own_setting,
-                    entry.get("weak", False))  # fmt: skip
+    if scale == PRINTED:  # alone, whatever models say
+        kind = entry["kind"] if entry["kind"] == "theory" else "paper"
+        verdict = judge(kind, graded, [], own_setting, entry.get("weak", False))
+    else:
+        verdict = judge(entry["kind"], None, [graded], own_setting)
     return card(entry, text, verdict, row["why"], part)
 
 
