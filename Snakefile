@@ -138,7 +138,7 @@ rule students:
     input:
         rules.sae.output,  # the floors are predicted before any student is trained
         TEXT,
-        sources("src/minwidth/distill.py"),
+        sources("src/minwidth/ladders.py"),
     output:
         touch(COPIES + "/students/w{width}-s{seed}"),
     log:

@@ -80,6 +80,7 @@ from minwidth import (
     sae_kernel,
     scales,
     store,
+    stream,
 )
 from minwidth.store import DATA
 from minwidth.training import batch_rows

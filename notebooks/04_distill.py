@@ -863,9 +863,10 @@ smol_fits = fits(cut.to_numpy(), smol_predicted)
 smol_fits.round(2)
 
 # %% [markdown]
-# Through zero, Eq. 2 at λ = 0.3 predicts a width that was left out best of all (R² = .64, where the logarithm has .34 and
-# the others are below 0); at λ = 0.1 it fails. With a baseline the logarithm is ahead of it, .54 to .49. Five widths, one
-# seed and 82 thousand tokens decide nothing, but this is where the paper's formula does best here, and it should be said.
+# Through zero, Eq. 2 at λ = 0.3 predicts a width that was left out best of all (R² = .64, where the logarithm has .34
+# and the others are below 0); at λ = 0.1 it fails. With a baseline the logarithm is ahead of it, .54 to .49. Five
+# widths, one seed and 82 thousand tokens decide nothing, but this is where the paper's formula does best here, and it
+# should be said.
 
 # %%
 smol_eq2 = smol_fits[smol_fits.predictor.str.startswith("Eq. 2")].set_index("predictor")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_world import save_teacher, token_blocks
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minwidth import bottleneck, kl, store, stream, text
+from minwidth import bottleneck, kl, models, store, stream, text
 from minwidth.errors import ParameterError
 
 WIDTHS = (2, 4, 6)

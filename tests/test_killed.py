@@ -15,31 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minwidth.corpus import Passage
 
-from minwidth import (
-    controls,
-    corpus,
-    models,
-    probe,
-    residual,
-    sae,
-    scales,
-    sensitivity,
-    store,
-    students,
-    teacher,
-    training,
-)
+from minwidth import ladders, models, probe, sae, scales, store, stream, teacher, text, training
 from minwidth import toy as toys
+from minwidth.text import Passage
 from minwidth.training import Schedule
 from tests import small_world, test_students
-from tests.test_faults import in_child
-
-AUTOENCODER = dict(
-    teacher="tiny", layer=1, layers=[1], tokens=10_000, held_out_tokens=1000, expansion=4, steps=20, batch=64,
-    length=test_students.LENGTH, lam=0.3, widths=[16, 32],
-)  # fmt: skip
+from tests.test_store import in_child
 
 
 def deadly(function: Callable, call: int) -> Callable:
@@ -74,14 +56,14 @@ def records(folder: Path) -> dict[str, tuple]:
 def survives(tmp_path, monkeypatch):
     """Kill ``work`` at a call of ``owner.name``, repeat it, and compare with one that was not killed."""
 
-    def store(name: str) -> Path:
-        for module in (store, residual, models, teacher):
+    def place(name: str) -> Path:
+        for module in (store, stream, models, teacher):
             monkeypatch.setattr(module, "RUNS", tmp_path / name)
         monkeypatch.setattr(store, "RESULTS", tmp_path / name / "results")
         return tmp_path / name
 
     def check(work: Callable, owner, name: str, call: int, finished: int) -> None:
-        folder = store("killed")
+        folder = place("killed")
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, deadly(getattr(owner, name), call))
             assert in_child(work) == "SIGKILL"
@@ -91,7 +73,7 @@ def survives(tmp_path, monkeypatch):
         assert {file: file.stat().st_mtime_ns for file in stayed} == stayed, "what was finished is not done again"
         left = [path.name for path in folder.rglob("*") if path.name[0] == "." or path.suffix in (".lock", ".work")]
         assert not left
-        whole = store("whole")
+        whole = place("whole")
         assert in_child(work) == "done"
         assert records(folder) == records(whole) and len(records(whole)) > len(stayed)
 
@@ -99,7 +81,7 @@ def survives(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def students(tmp_path, monkeypatch):
+def small(tmp_path, monkeypatch):
     """Random text and a teacher of width 32."""
     test_students.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # or others would train beside it
@@ -122,27 +104,15 @@ def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
     base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
-    survives(lambda: sensitivity.main(["--scale", "tiny"]), sae, "_train", call=2, finished=1)
+    survives(lambda: sae.main(["--scale", "tiny", "--sensitivity"]), sae, "_measure", call=2, finished=1)
 
 
-def test_other_objectives(survives, students, monkeypatch):
-    monkeypatch.setattr(controls, "SEEDS", [0])
-    monkeypatch.setattr(controls, "OBJECTIVES", dict(list(controls.OBJECTIVES.items())[:2]))
-    survives(lambda: controls.objectives(students), distill, "trained", call=2, finished=4)
+def test_other_objectives(survives, small, monkeypatch):
+    monkeypatch.setattr(ladders, "OBJECTIVES", dict(list(ladders.OBJECTIVES.items())[:2]))
+    survives(lambda: ladders.objectives(small, seeds=[0]), ladders, "trained", call=2, finished=4)
 
 
-def test_features_of_students(survives, students, every_step):
-    s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
-    survives(lambda: controls.features(students, s), sae, "describe", call=2, finished=1)
-
-
-def test_wide_decoders(survives, students, every_step, monkeypatch):
-    monkeypatch.setattr(controls, "DECODER", Schedule(steps=20, batch=64, learning_rate=5e-3, evaluations=2))
-    s = scales.parameters("03_sae", "tiny", **AUTOENCODER)
-    survives(lambda: controls.references(students, s), controls.WideDecoder, "forward", call=30, finished=1)
-
-
-def test_probes(survives, students, monkeypatch):
+def test_probes(survives, small, monkeypatch):
     p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
     ids = np.random.default_rng(0).integers(test_students.VOCABULARY, size=(18, 12)).tolist()
     inputs = probe.Inputs(test_students.make_teacher(), ids, [])
@@ -152,12 +122,12 @@ def test_probes(survives, students, monkeypatch):
 
     def survey():
         for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe.probed(p, students, subject, (f"probe/tiny/{subject.label}", {}), inputs)
+            probe.probed(p, small, subject, (f"probe/tiny/{subject.label}", {}), inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 
 
-def test_the_teachers_states(tmp_path, monkeypatch, students):
+def test_the_teachers_states(tmp_path, monkeypatch, small):
     """Shards that were finished are kept, the others computed."""
     monkeypatch.setattr(stream, "RUNS", tmp_path)
     monkeypatch.setattr(stream, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
@@ -202,9 +172,9 @@ def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
         VOCABULARY=300, CONTEXT=16, SCHEDULE=Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
     ).items():
         monkeypatch.setattr(teacher, name, value)
-    monkeypatch.setattr(corpus, "documents", lambda: texts)
-    monkeypatch.setattr(corpus, "passages", lambda documents: documents)
-    monkeypatch.setattr(corpus, "RUNS", tmp_path / "tokens")
+    monkeypatch.setattr(text, "documents", lambda source="wheels": texts)
+    monkeypatch.setattr(text, "passages", lambda documents, seen=None: documents)
+    monkeypatch.setattr(text, "RUNS", tmp_path / "tokens")
     found = {}
     for name in ("killed", "whole"):
         monkeypatch.setattr(teacher, "RUNS", tmp_path / name)
@@ -214,7 +184,7 @@ def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
                 patch.setattr(teacher, "cross_entropy", deadly(teacher.cross_entropy, 8))
                 assert in_child(teacher.train) == "SIGKILL"
             assert not teacher.FOLDER.exists()
-            assert (tmp_path / name / "teacher" / "checkpoint.safetensors").exists()
+            assert (tmp_path / name / "teacher" / "checkpoint").exists()
         assert in_child(teacher.train) == "done"
         found[name] = (teacher.FOLDER / "model.safetensors").read_bytes()
     assert found["killed"] == found["whole"]

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minwidth import distill, errors, scales, text
+from minwidth import errors, scales, students, text
 from minwidth.wheels import Document
 from tests import pile_world
 
@@ -309,9 +309,9 @@ def test_a_text_without_documents_gives_no_blocks_and_other_files_are_another_te
     empty = pile_world.save_pile(tmp_path / "short", documents=1, files=1, words=5)
     assert read(str(empty)).shape == (0, 16)
     folder = pile_world.save_pile(tmp_path / "text", documents=40)
-    few, job = len(read(str(folder))), distill.Job("random", 16, 0, 10)
-    key = distill.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
+    few, job = len(read(str(folder))), students.Job("random", 16, 0, 10)
+    key = students.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
     pile_world.save_pile(folder, documents=60)
     assert len(read(str(folder))) > few
-    assert key != distill.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
+    assert key != students.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
     assert text.pin("wheels") == text.pin(scales.PILE) == {}

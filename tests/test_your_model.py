@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import cut, models, projection, scales, store, stream, teacher, training, your_model
+from minwidth import cut, models, projection, scales, store, stream, teacher, text, training, your_model
 from minwidth.errors import ParameterError
 from tests.small_models import VOCABULARY, D, config_of, kl
 from tests.test_models import save_teacher
@@ -15,12 +15,11 @@ torch.set_num_threads(1)
 @pytest.fixture
 def parameters(tmp_path, monkeypatch):
     """Of a folder, its records and made-up text of its own vocabulary."""
-    for module in (store, residual, models):
+    for module in (store, stream, models):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    text = np.random.default_rng(0).zipf(1.3, (400, 16)) % VOCABULARY
-    monkeypatch.setattr(
-        residual, "token_blocks", lambda teacher, split, *_: text[:300] if split == "train" else text[300:]
-    )
+    made = np.random.default_rng(0).zipf(1.3, (400, 16)) % VOCABULARY
+    blocks = {"train": made[:300], "held_out": made[300:]}
+    monkeypatch.setattr(text, "token_blocks", lambda tokenizer, split, *_: blocks[split])
 
     def of(config, **changes):
         save_teacher(tmp_path / "teacher", config, torch.float32)

@@ -16,7 +16,8 @@ from jupytext.cli import jupytext
 from papermill import PapermillExecutionError, execute_notebook
 from papermill.cli import papermill as command
 
-from minwidth import notebooks, store
+from minwidth import notebooks, scales, store
+from minwidth.exercises import check
 
 SOURCE = """\
 # ---
