@@ -155,7 +155,9 @@ pipeline = make_pipeline(
 log_odds = pipeline.fit(states[train], labels[train]).decision_function(states[test])
 right = (log_odds > 0) == labels[test]
 
-kernel = probe.scores(probe.state_probe, states, labels, of_document, probe.splits(labels, of_document, 1, p.seed))
+rows = small.index.to_numpy()
+parts = probe.splits(rows, labels, of_document, 1, p.seed)
+kernel = probe.scores(probe.state_probe, states, probe.Task(p.concepts[-1], "none", rows, labels, of_document, parts))
 assert np.allclose(log_odds, kernel["score"]), "the survey below uses this very pipeline"
 
 # %% [markdown]
@@ -287,6 +289,8 @@ def draw_shifts(rows, paper):
                 markersize=4, elinewidth=0.9,
             )  # fmt: skip
         panel.axvline(0, color="0.4", linewidth=0.8)
+        panel.hlines(np.arange(len(places) - 1) + 0.5, *panel.get_xlim(), color="0.8", linewidth=0.6)
+        panel.grid(axis="y", visible=False)
         panel.set(title=CALLED[ladder], xlabel="points against the teacher")
     for panel in axes[0, len(names) :]:
         panel.set_visible(False)
@@ -329,13 +333,14 @@ table("changes", changes, keys=["ladder", "width"])
 
 # %% [markdown]
 # Every student loses, and the narrowest loses most. But the random student **as wide as its teacher** has no bottleneck
-# and still loses a third or more of what the narrowest one loses: that part is training that is missing, not width.
+# and still loses about two fifths of what the narrowest one loses: that part is training that is missing, not width.
 # What a bottleneck took is at most the difference. The paper's mean absolute change is 1.3 points; its students saw
 # 1,700 times as many tokens.
 
 # %%
 change = changes.set_index(["ladder", "width"])["mean change"]
-assert (change.sort_index().groupby("ladder").first() < -2).all(), "the narrowest students lose"
+assert p.place != "tiny" or (change.sort_index().groupby("ladder").first() < -2).all(), "the narrowest students lose"
+assert p.place != "tiny" or 0.2 < change["random", 128] / change["random", 16] < 0.6, "but not by width alone"
 
 # %% [markdown]
 # ### Two of the paper's claims
@@ -353,10 +358,11 @@ falls = budget.set_index(["ladder", "width"])["still falls by"][judged, mine["wi
 learned = full_over_narrow.get(judged, 1.0) < 0.05 and falls < trained_as.floor_tolerance
 not_yet = "" if learned else "what the narrow student lacks may be training: its loss still falls as that doubles"
 claim = partial(ledger.claim, scale=p.place)
-claim("probe-above-chance", 100 * mine["low"].min(), why="more training could only raise it")
+lowest = 100 * mine["low"].min()
+claim("probe-above-chance", lowest, f"≥ {number('lowest', lowest)} %", why="more training could only raise it")
 
 # %%
-claim("probe-survives", lost, undetermined=not_yet)
+claim("probe-survives", lost, f"{number('lost', lost)} % of what the teacher has above chance", undetermined=not_yet)
 
 # %% [markdown]
 # ## 4. The controls
@@ -446,19 +452,17 @@ table("wins", counted.rename(columns={"sum": "wins", "size": "concepts"}), keys=
 
 # %% [markdown]
 # The yardstick breaks here before any student is measured. On these passages **the teacher itself** beats its controls
-# at one concept or two of six: at the others its embedding layer, or 128 numbers made of words, do as well within the
-# intervals. So "the student beats its controls" cannot be asked six times, and a ratio of such small counts decides
-# nothing. What can be said needs no count: sixteen numbers of words, fitted on 800 passages, tell legal text, sport and
-# questions better than the narrowest random student's sixteen do.
+# at one concept of six or none: its embedding layer, or 128 numbers made of words, do as well within the intervals. So
+# counting a student's wins decides nothing. What needs no count: sixteen numbers made of words, fitted on 800 passages,
+# do better than the narrowest random student's sixteen at every concept but code.
 
 # %%
 won = counted.set_index(["ladder", "width"])["sum"]
-of_teacher = won["none", p.shape.width]
-ratio = won[judged, mine["width"].iloc[0]] / of_teacher if of_teacher else np.nan
-assert p.place != "tiny" or of_teacher <= 3, "the teacher wins seldom"
-too_few = "" if of_teacher > len(p.concepts) / 2 else "the teacher itself beats its controls at too few concepts"
-not_yet = "; ".join(filter(None, [too_few, not_yet]))
-claim("probe-mechanism", ratio, undetermined=not_yet)
+bag = words[(words["control"] == "projected_words") & (words["width"] == students["width"].min())]
+thin = students[students["width"] == students["width"].min()].drop_duplicates("concept").set_index("concept")
+ahead = 100 * (bag.set_index("concept")["accuracy"] - thin["accuracy"])
+print(f"words less the narrowest {thin['ladder'].iloc[0]} student: {number('words ahead', ahead.mean())} points")
+assert p.place != "tiny" or (won["none", p.shape.width] <= 3 and ahead.mean() > 1)
 
 # %% [markdown]
 # *Shuffled* labels alone would not do: they rule out that the probe memorises; they do not rule out that the words give
@@ -521,10 +525,17 @@ every_win = probe.beats(every, every_words)
 every_win.groupby(["ladder", "width"])["beats"].agg(wins="sum", concepts="size").T
 
 # %% [markdown]
-# FINDINGEVERY2
+# Scale `tiny`, 2,000 + 2,000 passages, five splits, one seed; students saw 287,000 tokens. (The folds of the words were
+# dealt anew; the passages are the same.) With four times the passages the intervals are narrower: the teacher beats its
+# controls at code, law and medicine, the student cut to 16 numbers at code, and no random student of less than 80 at
+# any. One of three, and at a student that is still learning, is no ratio to judge by.
 
 # %%
-ASSERTEVERY2
+every_won = every_win.groupby(["ladder", "width"])["beats"].sum().astype(float)
+assert (every_won["none", 128], every_won["width_alone", 16], every_won["random", 48]) == (3, 1, 0)
+ratios = {f"{CALLED[ladder]} 16": every_won[ladder, 16] / every_won["none", 128] for ladder in CALLED}
+few = "the teacher itself beats its controls at three concepts, and the students are still learning"
+ledger.claim("probe-mechanism", ratios, scale="tiny", undetermined=few)
 
 # %% [markdown]
 # ### A pretrained model
@@ -544,14 +555,18 @@ smol_wins = probe.beats(smol, smol_words)
 smol_wins.groupby(["ladder", "width"])["beats"].agg(wins="sum", concepts="size").T
 
 # %% [markdown]
-# FINDINGSMOL2
+# Its layers do add something to one concept: at *question* the teacher beats words and embedding by ten points, and so
+# does the student that keeps 512 of its 576 dimensions. At the other five its embedding, or words, are level with it.
+# Students of the paper's kind, random weights and 82,000 tokens, are far from their teacher, but that is training.
 
 # %%
-ASSERTSMOL2
+smol_won = smol_wins.set_index(["ladder", "width", "concept"])["beats"]
+assert smol_won["none", 576, "question"] and smol_won["width_alone", 512, "question"]
+assert smol_won["none", 576].sum() <= 2
 
 # %% [markdown]
-# The narrowest of these students has lost more than the paper's at half its relative width, but it saw a six-thousandth
-# of the paper's tokens, and its loss still falls by a share of its own with every doubling:
+# The narrowest cut student has lost more than the paper's at about half that share of the width; but it saw a
+# six-thousandth of the paper's tokens, and the last column says how much of its loss still goes with a doubling:
 
 # %%
 smol_ladder = committed("distill_long").drop_duplicates(["ladder", "width"], keep="last")
@@ -562,18 +577,23 @@ smol_own = smol[(smol["control"] == "none") & (smol["ladder"] == "width_alone") 
 smol_own = smol_own.set_index("concept")
 smol_top = smol[(smol["control"] == "none") & (smol["model"] == "teacher")].set_index("concept")
 smol_lost = 100 * (smol_top["accuracy"] - smol_own["accuracy"]).mean() / (smol_top["accuracy"] - 0.5).mean()
-smol_won = smol_wins.groupby(["ladder", "width"])["beats"].sum()
 (falls,) = smol_ladder.query("ladder == 'width_alone' and width == 128")["fall_per_doubling"]
 assert falls > trained_as.floor_tolerance
 not_yet = "82,000 tokens: the narrow student's loss still falls with every doubling of its training"
 of_smol = partial(ledger.claim, scale="smollm2")
-of_smol("probe-above-chance", 100 * smol_own["low"].min(), why="128 of 576 dimensions; training could only raise it")
+lowest = 100 * smol_own["low"].min()
+of_smol("probe-above-chance", lowest, f"≥ {lowest:.0f} %", why="128 of 576 dimensions; training could only raise it")
 
 # %%
-of_smol("probe-survives", smol_lost, undetermined=not_yet)
+of_smol("probe-survives", smol_lost, f"{smol_lost:.0f} % of what the teacher has above chance", undetermined=not_yet)
 
 # %%
-of_smol("probe-mechanism", smol_won["width_alone", 128] / smol_won["none", 576], undetermined=not_yet)
+counts = smol_won.groupby(["ladder", "width"]).sum()
+of_smol(
+    "probe-mechanism",
+    counts["width_alone", 128] / counts["none", 576],
+    undetermined="the teacher wins seldom; " + not_yet,
+)
 
 # %% [markdown]
 # ## 5. Sources the probe has not seen
@@ -595,15 +615,15 @@ transfer = pd.DataFrame(
 table("transfer", (100 * transfer).reset_index(), keys="concept")
 
 # %% [markdown]
-# Even the teacher keeps, on unseen sources, about two thirds of what it had above chance for law and medicine, and
-# nothing for sport. The narrow student and the words keep less.
+# Even the teacher keeps, on unseen sources, about three fifths of what it had above chance for law and medicine, and
+# nothing for sport, of which the words alone carry some over. The narrow student keeps less.
 #
 # What carries over is the concept; what does not was the source. Table 6 of the paper cannot tell the two apart: each
 # subset of The Pile has its own subject *and* its own voice.
 
 # %%
 kept = (transfer["teacher"] - 0.5) / (transfer["teacher, seen"] - 0.5)
-assert p.place != "tiny" or (kept < 0.9).all()
+assert p.place != "tiny" or ((kept < 0.9).all() and (transfer["student"] < transfer["teacher"] + 0.03).all())
 
 # %% [markdown]
 # ## 6. Does depth help?
@@ -640,7 +660,7 @@ with figures.style():
 figures.save(drawn, "probe_layers", p.place, record)
 
 # %% [markdown]
-# And SmolLM2's:
+# Above: scale `tiny`, 500 + 500 passages. Below: SmolLM2, 250 + 250 passages. Three splits each.
 
 # %%
 with figures.style():
@@ -655,6 +675,7 @@ figures.save(drawn, "probe_layers", "smollm2", store.origin("smollm2", "probe_st
 first = layers[layers["layer"] == 0].set_index("concept")["accuracy"]
 best = layers[layers["layer"] > 0].groupby("concept")["accuracy"].max()
 gains = pd.DataFrame({"at the embedding": 100 * first, "gained by depth": 100 * (best - first)}).loc[p.concepts]
+assert p.place != "tiny" or gains["gained by depth"].max() < 8
 table("depth", gains.reset_index(), keys="concept")
 
 # %% [markdown]
@@ -752,7 +773,7 @@ table("steps", steps, keys=["ladder", "width", "state"])
 of_ladder = steps[steps["ladder"] == judged]
 names_of = of_ladder["width"].astype(str) + np.where(of_ladder["state"] == "trained", " distilled", " cut")
 claim("staircase", dict(zip(names_of, of_ladder["steepest fall"], strict=True)),
-      why="the steepest fall at any rank, so that no λ decides through F_S")  # fmt: skip
+      why="the steepest fall at any rank: where λ puts F_S does not matter")  # fmt: skip
 
 # %% [markdown]
 # There is **no step**. Before and after distillation, at both widths, the share of the teacher's read-out falls by less
@@ -764,7 +785,7 @@ claim("staircase", dict(zip(names_of, of_ladder["steepest fall"], strict=True)),
 assert p.place != "tiny" or (of_ladder["steepest fall"] < 0.25).all()
 
 # %% [markdown]
-# The same at every width of both ladders, from the committed table:
+# Scale `tiny`, 60,000 tokens, one seed, students of 287,000 tokens. The same at every width, from the committed table:
 
 # %%
 every_stair = store.load_results("tiny", "probe_students_staircase")
@@ -776,7 +797,7 @@ figures.save(drawn, "probe_students_staircase", "tiny", store.origin("tiny", "pr
 steepest(every_stair).pivot(index=["ladder", "width"], columns="state", values="steepest fall").round(2)
 
 # %% [markdown]
-# And SmolLM2's students, cut to a width and distilled back:
+# And SmolLM2's students, cut to a width and distilled back with 82,000 tokens; read on as many tokens, one seed:
 
 # %%
 smol_stair = committed("probe_students_staircase")

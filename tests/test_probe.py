@@ -59,8 +59,8 @@ def test_labels_are_dealt_at_random_within_main_and_unseen_sources_are_in_no_tra
     for task in tasks:
         table = passages.iloc[task.place]
         assert set(table.concept) == {task.concept} and (task.groups == table.group).all()
-        agree = (task.labels == table.label).mean()
-        assert 0.3 < agree < 0.7 if task.control == "shuffled" else agree == 1
+        agree = (task.labels == table.label)[table.set == "main"].mean()
+        assert 0.2 < agree < 0.8 if task.control == "shuffled" else agree == 1
         for split in task.splits:
             train, test = table.iloc[split.train], table.iloc[split.test]
             assert set(train.set) == {"main"} and not set(train.group) & set(test.group)
@@ -69,11 +69,8 @@ def test_labels_are_dealt_at_random_within_main_and_unseen_sources_are_in_no_tra
                 assert not set(train.source) & set(test.source)
             else:
                 assert set(test.set) == {"main"}
-    assert set(tested_sources(found["sport", "unseen_source"], passages)) == {"sport news", "news"}
-
-
-def tested_sources(task, passages):
-    return passages.iloc[task.place].iloc[task.splits[0].test].source
+    (split,), table = found["sport", "unseen_source"].splits, passages.iloc[found["sport", "unseen_source"].place]
+    assert set(table.iloc[split.test].source) == {"sport news", "news"}
 
 
 # --------------------------------------------------------------------------------------------- what a probe is shown
@@ -372,11 +369,18 @@ def test_the_notebook_draws_every_scales_committed_tables(scale):
     for cell in jupytext.read(ROOT / "notebooks" / "05_probe.py").cells:
         if "drawing" in cell.metadata.get("tags", []):
             exec(cell.source, drawing)
-    names = ("", "_words", "_layers", "_staircase")
-    accuracy, words, layers, binned = (store.load_results(scale, f"probe_students{name}") for name in names)
+    tables = (
+        "probe_students",
+        "probe_students_words",
+        "probe_students_staircase",
+        "probe_students_layers",
+        "probe_layers",
+    )
+    accuracy, words, binned, *layers = (store.load_results(scale, name) for name in tables)
     students = accuracy[(accuracy.model == "student") & (accuracy.control == "none")]
     panels = drawing["draw_students"](accuracy, words).axes
     assert [panel.get_title() for panel in panels] == list(accuracy.concept.unique())
+    layers = next(table for table in layers if table is not None)
     assert drawing["draw_layers"](layers, words).axes[0].lines
     for ladder in students.ladder.unique():
         figure = drawing["draw_controls"](accuracy, words, ladder)
