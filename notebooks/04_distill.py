@@ -806,18 +806,13 @@ picture, (axis,) = figures.lines(
     ylabel="KL at T = 2 (nats/token)",
 )
 with figures.style():
-    axis.fill_between(
-        smol_bracket.width,
-        smol_bracket.low,
-        smol_bracket.high,
-        color=figures.PALETTE[0],
-        alpha=0.25,
-        label="last state, low to high",
-    )
+    ends = {"linewidth": 7, "color": figures.PALETTE[0], "alpha": 0.35}
+    axis.vlines(smol_bracket.width, smol_bracket.low, smol_bracket.high, label="last state, low to high", **ends)
     untrained = smol[smol.ladder == "width_alone"].drop_duplicates("width")
     axis.plot(untrained.width, untrained.untrained, ":", color="0.4", label="teacher cut, untrained")
     axis.set_ylim(0, None)
-    axis.legend(loc="upper right")
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[:2], labels[:2], loc="upper right")
 figures.save(picture, "distill_long", "smollm2", store.origin("smollm2", "distill_long"))
 
 # %%
@@ -943,7 +938,7 @@ with figures.style():
     axis.axvline(1, color="0.4", linewidth=0.8)
     axis.set_yticks(range(len(order)), order)
     axis.set(xlabel="held-out forward KL at T = 2, relative to students trained on just that")
-    axis.legend(title="width", loc="lower right")
+    axis.legend(title="width", loc="upper right")
 figures.save(picture, "distill_objectives", p.place, store.origin(p.scale, "distill_controls"))
 
 # %% [markdown]

@@ -18,8 +18,8 @@ import torch
 
 from minwidth import ladders, models, probe, sae, scales, store, stream, teacher, text, training
 from minwidth import toy as toys
-from minwidth.text import Passage
 from minwidth.training import Schedule
+from minwidth.wheels import Document
 from tests import small_world, test_students
 from tests.test_store import in_child
 
@@ -140,11 +140,11 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
         patch.setattr(stream, "_states", deadly(stream._states, 2))
         assert in_child(compute) == "SIGKILL"
     (sums,) = tmp_path.glob("states/*.json")
-    assert list(json.loads(sums.read_text())) == ["0"]
+    assert list(store.load_json(sums)) == ["0"]
     with monkeypatch.context() as patch:
         patch.setattr(stream, "_states", deadly(stream._states, 3))
         assert in_child(compute) == "done", "two of three shards were missing"
-    assert sorted(json.loads(sums.read_text())) == ["0", "16", "32"]
+    assert sorted(store.load_json(sums)) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
     np.testing.assert_allclose(stream.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
 
@@ -154,26 +154,28 @@ def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
         for name in ("tokenizer.json", "model.safetensors"):
             (folder / name).write_text(name)
 
+    def converted() -> Path:
+        return models._converted("smollm2", "smollm2", "12345678")
+
     monkeypatch.setattr(models, "RUNS", tmp_path)
-    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(models, "_convert_wheel", convert)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", deadly(Path.write_text, 2))
-        assert in_child(models._smollm2) == "SIGKILL"
+        assert in_child(converted) == "SIGKILL"
     assert not [path for path in tmp_path.glob("models/*") if path.is_dir() and path.name[0] != "."]
-    assert sorted(path.name for path in models._smollm2().iterdir()) == [
+    assert sorted(path.name for path in converted().iterdir()) == [
         "model.safetensors", store.SEAL, "tokenizer.json",
     ]  # fmt: skip
 
 
 def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
     """The Makefile's own target in small: killed in the middle of a step, then continued to the same weights."""
-    texts = [Passage(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
+    texts = [Document(f"d{n}", "x", f"The court held {n} times that the patient scored. " * 9) for n in range(2000)]
     for name, value in dict(
         VOCABULARY=300, CONTEXT=16, SCHEDULE=Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
     ).items():
         monkeypatch.setattr(teacher, name, value)
     monkeypatch.setattr(text, "documents", lambda source="wheels": texts)
-    monkeypatch.setattr(text, "passages", lambda documents, seen=None: documents)
     monkeypatch.setattr(text, "RUNS", tmp_path / "tokens")
     found = {}
     for name in ("killed", "whole"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minwidth import ledger, measured
+from minwidth import ledger, measured, store
 from minwidth.ledger import VERDICTS, grade, judge
 from minwidth.store import ROOT
 
@@ -19,8 +19,9 @@ from minwidth.store import ROOT
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """An empty place for results."""
-    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
-    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    for module in (store, ledger, measured):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(store, "COMMITTED", tmp_path / "none")
     return tmp_path
 
 
@@ -238,8 +239,7 @@ def test_the_summary_replaces_the_readmes_block_and_nothing_else(results, tmp_pa
 
 def test_readme_and_committed_cards_agree_with_the_committed_records(monkeypatch):
     """``make publish`` brings them together."""
-    for module in (ledger, measured):
-        monkeypatch.setattr(module, "RESULTS", ROOT / "data" / "results")
+    monkeypatch.setattr(store, "RESULTS", ROOT / "data" / "results")
     frame = ledger.ledger()
     assert ledger.in_readme((ROOT / "README.md").read_text()) == ledger.summary_markdown(frame)
     assert set(frame.verdict) <= set(VERDICTS)

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from minwidth import cut, models, projection, stream
+from minwidth import wheels as locked
 from minwidth.errors import ParameterError, SourceError
 from minwidth.store import sha256
 from tests.small_models import VOCABULARY, D, config_of, kl, model_of, token_batches

@@ -136,7 +136,8 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
     if ladder == "random":
         return models.make_student(teacher.model, width, seed)
     if ladder == "head":
-        states = _batch(teacher, read(teacher, p, "train"), np.arange(BASIS_TOKENS // 4 // p.length))[1]
+        train = read(teacher, p, "train")
+        states = _batch(teacher, train, np.arange(min(len(train.ids), BASIS_TOKENS // 4 // p.length)))[1]
         return Head(models.unembedding(teacher.model), states.flatten(0, 1), width)
     basis = projection.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
     return cut.cut_to_width(teacher.model, basis, width)

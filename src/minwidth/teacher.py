@@ -126,7 +126,7 @@ def train() -> None:
         rows=len(text),
         schedule=SCHEDULE,
         seed=SEED,
-        checkpoint=work / "checkpoint.safetensors",
+        checkpoint=work / "checkpoint",
         progress="tiny teacher",
     )
     publish(model, tokenizer, history, text.numpy(), unseen.numpy())
