@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_world import save_teacher, token_blocks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minwidth import bottleneck, kl, models, store, stream, text
 from minwidth.errors import ParameterError
+from tests.small_world import save_teacher, token_blocks
 
 WIDTHS = (2, 4, 6)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from test_concepts import make_passages
+from tests.test_concepts import make_passages
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from minwidth import concepts, figures, ladders, probe, scales, staircase, store
@@ -309,7 +309,7 @@ def test_every_student_of_the_ladder_is_probed(scale):
     assert {(s.ladder, s.width, s.steps) for s in everyone} == {
         (job.ladder, job.width, 2 * ladder.steps)
         for job in ladders.jobs(ladder)
-        if (job.ladder, job.width) != ("width_alone", p.shape.width)
+        if job.ladder != "head" and (job.ladder, job.width) != ("width_alone", p.shape.width)
     }
 
 

@@ -284,11 +284,13 @@ class Subject(NamedTuple):
 def subjects(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Subject]]:
     """The trained students of ``d`` to probe, and those left out because 04_distill has not trained them.
 
-    At full width the width-alone student is the teacher, so it is not among them.
+    At full width the width-alone student is the teacher, so it is not among them; nor is a head, whose layers are the
+    teacher's.
     """
     wanted = [
         Subject(ladder, width, d.seeds[0], 2 * d.steps)
         for ladder in d.ladders
+        if ladder != "head"
         for width in d.widths_of(ladder)
         if width in p.widths and not (ladder == "width_alone" and width == p.shape.width)
     ]

@@ -439,7 +439,7 @@ def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
     if scale is None:
         width = given.get("width") if notebook == "04_distill" else None
         scale = smallest_scale(width if isinstance(width, int) else None)
-        if notebook == "08_your_model" and given.get("teacher") in SCALES:
+        if notebook == "08_your_model" and given.get("teacher") in list(SCALES):  # a list: it may not be hashable
             scale = given["teacher"]
     return parameters(notebook, scale, **given)
 

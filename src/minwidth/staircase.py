@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import nn
 
-from minwidth import capacity, models, probe, sae, scales, store, stream
+from minwidth import capacity, models, probe, sae, scales, store, stream, training
 
 TOKENS = 40_000  # that a read-out is fitted on; half as many judge it
 ACTIVE = 20  # tokens of either split on which a feature must be active to be judged
@@ -31,8 +31,8 @@ def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
         [models, features] of ``read_out``, features by falling importance E[z^2]; ``alpha`` and ``alive``.
     """
     s = scales.parameters("03_sae", p.scale)
-    found, training = sae.measure(s), probe.training(d, probe.subjects(p, d)[0])
-    subjects = [probe.Subject("", p.shape.width, 0, 0), *training, *(subject._replace(steps=0) for subject in training)]
+    found, trained = sae.measure(s), probe.trainings(d, probe.subjects(p, d)[0])
+    subjects = [probe.Subject("", p.shape.width, 0, 0), *trained, *(subject._replace(steps=0) for subject in trained)]
 
     def compute():
         teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
@@ -63,7 +63,7 @@ def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
         ]
         return {"models": pd.DataFrame(rows), "auroc": auroc, "alpha": found["alpha"], "alive": found["alive"]}
 
-    labels = [training[subject].key if subject in training else subject.label for subject in subjects]
+    labels = [trained[subject].key if subject in trained else subject.label for subject in subjects]
     parameters = {"sae": found.key, "models": labels, "tokens": TOKENS}
     return store.find_or_compute(f"probe/{p.scale}/staircase", parameters, compute)
 
