@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from tests.test_concepts import make_passages
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from minwidth import concepts, figures, ladders, probe, scales, staircase, store
 from minwidth.store import RESULTS, ROOT
+from tests.test_concepts import make_passages
 
 
 @pytest.fixture(scope="module")

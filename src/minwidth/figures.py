@@ -149,7 +149,7 @@ def save(figure: Figure, name: str, scale: str, record=None) -> Image:
     ):
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=80 if kind == "svg" else STYLE["savefig.dpi"])
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=50 if kind == "svg" else STYLE["savefig.dpi"])
         replace_file(FIGURES / scale / f"{name}.{kind}", buffer.getvalue())
     return Image(data=buffer.getvalue(), width=WIDTH * STYLE["figure.dpi"])
 

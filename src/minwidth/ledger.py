@@ -391,7 +391,8 @@ def _row(entry: Mapping[str, Any], records: Mapping[str, pd.DataFrame], scales: 
     }
     grades = {place: _graded(row, entry, place) for place, row in found.items()}
     own = any(bool(row.own_setting) or place == "pythia-410m" for place, row in found.items() if place != PRINTED)
-    measured_grades = [grades[scale] for scale in scales if scale in grades]
+    decided = [scale for scale in scales if scale in grades and not found[scale].undetermined]
+    measured_grades = [grades[scale] for scale in decided or scales if scale in grades]
     verdict = judge(entry["kind"], grades.get(PRINTED), measured_grades, own, entry.get("weak", False))
     whys = [(f"{place}: " if place != PRINTED else "") + row.why for place, row in found.items() if row.why]
     if verdict == "not tested here":
