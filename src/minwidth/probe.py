@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -275,8 +276,7 @@ class Subject(NamedTuple):
         return f"{self.ladder}-w{self.width}-s{self.seed}-n{self.steps}" if self.ladder else "teacher"
 
     @property
-    def names(self) -> dict[str, Any]:
-        """Its columns in tables."""
+    def names(self) -> dict[str, Any]:  # its columns in tables
         model = "student" if self.ladder else "teacher"
         return {"model": model, "ladder": self.ladder or "none", "width": self.width}
 
@@ -301,6 +301,9 @@ def subjects(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Su
 def trainings(d: scales.Distill, subjects: list[Subject]) -> dict[Subject, store.Record]:
     """The record of each student's training; those that are missing are trained first."""
     return dict(zip(subjects, ladders.train([(d, students.Job(*s)) for s in subjects]), strict=True))
+
+
+READING = threading.Lock()  # held while a model is made or read: making one may trace the teacher, which all share
 
 
 def model_of(d: scales.Distill, subject: Subject, teacher: models.Teacher) -> nn.Module:
@@ -406,8 +409,9 @@ def probed(
         layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
 
     def compute():
-        model, start = model_of(d, subject, inputs.teacher), inputs.teacher.tokenizer.eos_token_id
-        states = pooled(model, inputs.ids, start, sorted(layers), f"reading by {subject.label}")
+        with READING:
+            model, start = model_of(d, subject, inputs.teacher), inputs.teacher.tokenizer.eos_token_id
+            states = pooled(model, inputs.ids, start, sorted(layers), f"reading by {subject.label}")
         return probe_states(dict(zip(sorted(layers), states, strict=True)), inputs.tasks, p, controls=learned)
 
     return store.find_or_compute(*key, compute)

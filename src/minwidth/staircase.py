@@ -50,9 +50,10 @@ def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
         seen, unseen = (active[:, order[judged[order]]] for *_, active in texts)
 
         def areas(subject: probe.Subject) -> np.ndarray:
-            model = probe.model_of(d, subject, teacher)
-            stream, unseen_stream = (_stream(model, blocks, place, s.layer) for blocks, place, _ in texts)
-            return read_out(stream, seen, unseen_stream, unseen).numpy()
+            with probe.READING:
+                model = probe.model_of(d, subject, teacher)
+                states, unseen_states = (_stream(model, blocks, place, s.layer) for blocks, place, _ in texts)
+            return read_out(states, seen, unseen_states, unseen).numpy()
 
         auroc = np.stack(probe.side_by_side(p, areas, subjects))
         rows = [
