@@ -165,8 +165,7 @@ def word_probe(folds: Folds, width: int | None = None, memory: str | None = None
     """
     bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
     if width is None:  # liblinear is much faster on words
-        words = _classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0)
-        return make_pipeline(bag, words, memory=memory)
+        return make_pipeline(bag, _classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0), memory=memory)
     return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds), memory=memory)
 
 
@@ -277,8 +276,7 @@ class Subject(NamedTuple):
 
     @property
     def names(self) -> dict[str, Any]:  # its columns in tables
-        model = "student" if self.ladder else "teacher"
-        return {"model": model, "ladder": self.ladder or "none", "width": self.width}
+        return {"model": "student" if self.ladder else "teacher", "ladder": self.ladder or "none", "width": self.width}
 
 
 def subjects(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Subject]]:
@@ -403,8 +401,7 @@ def probed(
     p: scales.Probe, d: scales.Distill, subject: Subject, key: tuple[str, dict], inputs: Inputs | None
 ) -> store.Record:
     """The record ``key`` of one model's probes, found or computed from ``inputs``; see ``probe_states``."""
-    learned = bool(subject.steps or not subject.ladder)
-    layers = {0, p.layer} if learned else {p.layer}
+    layers = {0, p.layer} if (learned := bool(subject.steps or not subject.ladder)) else {p.layer}
     if not subject.ladder:  # the curve over depth
         layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
 
@@ -472,8 +469,8 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
 def every_student(scale: str) -> None:
     """Words, survey and staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
 
-    Where that says ``longer``, they are those of 04's longer ladders. Writes the tables ``probe_students_words``,
-    ``probe_students``, ``probe_students_layers``, ``probe_students_budget`` and ``probe_students_staircase``.
+    Where that says ``longer``, they are those of 04's longer ladders. Writes the tables ``probe_students``, and with
+    its endings ``_words``, ``_layers``, ``_budget`` and ``_staircase``.
     """
     from minwidth import staircase  # which reads this module
 
