@@ -82,7 +82,7 @@ def test_every_family_is_saved_and_loaded(family, tmp_path, rows):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is type(student)
     torch.testing.assert_close(again(ids).logits, student(ids).logits, rtol=0, atol=0)
-    rows[family][2] = "yes"
+    rows.get(family, [None] * 4)[2] = "yes"  # none where this test runs alone
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("mamba", "t5")])
