@@ -854,7 +854,8 @@ assert spread[0.1] < 5 and spread[three].max() < 50
 # - **Interrupted runs** continue where they stopped, to the same numbers; what was measured before is found.
 # - **SAELens**: `autoencoder.save_saelens(best, folder, rule.scale[layer])` writes the autoencoder as SAELens reads it,
 #   for the model's own stream; `autoencoder.load_saelens` reads theirs.
-#
+
+# %% [markdown]
 # ## Exercises
 #
 # Put your answer in place of `None` and run the cell and its check.

@@ -256,7 +256,8 @@ assert (table.low.isna() | (table.low <= table.kl_high)).all(), "a student below
 # - Both depend on the text. A student for other text needs this page made with that text (`-p text`).
 # - The lower end rests on a minimisation that is not convex: more `starts` show whether they agree, and more `contexts`
 #   raise it.
-#
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. What a direction is worth.** From the table: by how many nats does the untrained loss fall, on average, for each

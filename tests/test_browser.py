@@ -158,7 +158,7 @@ def seen(page: Page) -> list[str]:
 
 
 def title(name: str) -> str:
-    return committed(name)[0].source.splitlines()[0].removeprefix("# ")
+    return committed(name)[0].source.splitlines()[0].removeprefix("# ").replace("*", "")
 
 
 def heading(page: Page) -> Locator:

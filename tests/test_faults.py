@@ -61,7 +61,7 @@ def test_papermill_tells_what_the_cell_tells_and_none_of_its_own_lines(tmp_path)
     stub = (
         (store.ROOT / "notebooks" / "06_ledger.ipynb")
         .read_text()
-        .replace("from minwidth import scales\\n", "from minwidth import errors\\n", 1)
+        .replace("figures, ledger, scales, store\\n", "errors, figures, ledger, scales, store\\n", 1)
     )
     stub = stub.replace('p = scales.validate(\\"06_ledger\\", globals())', "raise errors.LostError('It is gone.')", 1)
     (tmp_path / "notebooks" / "06_ledger.ipynb").write_text(stub)

@@ -136,6 +136,11 @@ def test_a_notebook_of_the_project_is_never_overwritten(project: Path, arguments
     assert Path("01_theory.ipynb").read_bytes() == committed and written(project) == []
 
 
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(notebooks, "_is_ours", lambda path: path.endswith("01_theory.ipynb"))
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [
