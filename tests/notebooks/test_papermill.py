@@ -154,9 +154,8 @@ def ours(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_the_copys_name_tells_the_parameters(ours, line: str, name: str):
-    arguments = notebooks.with_output_path(line.split())
-    assert arguments[:-1] == line.split()
-    assert arguments[-1] == f"{notebooks.SCHEME}{store.RUNS}/{name}.ipynb"
+    output = command.make_context("papermill", line.split()).params["output_path"]
+    assert output == f"{notebooks.SCHEME}{store.RUNS}/{name}.ipynb"
 
 
 @pytest.mark.parametrize(
