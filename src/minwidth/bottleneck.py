@@ -300,7 +300,8 @@ def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int)
     """The teacher's states in contexts drawn from blocks spread evenly over the documents of each split."""
     found = {"unembedding": models.unembedding(teacher.model).detach()}
     for split, blocks, wanted in zip(("train", "held_out"), p["blocks"], (contexts, p["held_out"]), strict=True):
-        every = text.token_blocks(teacher.tokenizer, split, p["length"], p["percent"], p["text"], blocks)
+        wanted_blocks = None if p["text"] == "wheels" else blocks  # few enough to be read whole, and spread over
+        every = text.token_blocks(teacher.tokenizer, split, p["length"], p["percent"], p["text"], wanted_blocks)
         documents = text.document_numbers(every, teacher.tokenizer)
         rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
         places = np.random.default_rng(p["seed"]).permutation(len(rows) * every.shape[1])[:wanted]
