@@ -603,7 +603,7 @@ def _lbfgs(value, scaled, x: Tensor, steps: int, tolerance: float, progress: str
         x, losses, gradient = new, new_losses, new_gradient
         history.append(loss)
         bar.update()
-        bar.set_postfix_str(f"{loss:.5f} nats")
+        bar.set_postfix_str(f"{loss:.5f} nats", refresh=False)  # steps are many; each redraw is a message
         if len(history) > PATIENCE and history[-1 - PATIENCE] - loss < tolerance * loss:
             break
     bar.close()
