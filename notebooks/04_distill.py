@@ -227,7 +227,7 @@ assert torch.allclose(wide, narrow, atol=1e-5)
 # So a narrow layer computes exactly what the wide one computes of a projected stream. `cut.cut_to_width` does this
 # to every layer at once. The architectures, ours and the paper's:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 rows = []
 for name, size in [(kind, width) for kind in ("random", "width_alone") for width in p.widths_of(kind)]:
     model = students.untrained(teacher, p, name, size, seed=0)
