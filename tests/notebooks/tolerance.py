@@ -60,3 +60,5 @@ def _close(one: tuple[float, float | None], other: tuple[float, float | None]) -
 
 def pytest_configure():
     IPyNbCell.sanitize = lambda cell, output: Output(output) if isinstance(output, str) else output
+    # a cell's last message may come late on a busy machine; nbval gives it 5 seconds and has no option for that
+    IPyNbCell.output_timeout = property(lambda cell: 60, lambda cell, seconds: None)
