@@ -990,7 +990,7 @@ again[["width", "alpha", "alive", "own", "teachers"]].round(3)
 
 # %%
 store.save_results(p.place, "distill_ladder", ladder, record)
-store.save_results(p.place, "distill_curves", courses, record)
+_ = store.save_results(p.place, "distill_curves", courses, record)
 
 # %% [markdown]
 # ## 12. Where would each student end?
