@@ -225,9 +225,15 @@ assert torch.allclose(wide, narrow, atol=1e-5)
 
 # %% [markdown]
 # So a narrow layer computes exactly what the wide one computes of a projected stream. `cut.cut_to_width` does this
-# to every layer at once. The architectures, ours and the paper's:
+# to every layer at once. Which directions? Those of the largest variance of the stream, on training text:
 
 # %% tags=["nbval-ignore-output"]
+students.moments(teacher, p).key
+
+# %% [markdown]
+# The architectures, ours and the paper's:
+
+# %%
 rows = []
 for name, size in [(kind, width) for kind in ("random", "width_alone") for width in p.widths_of(kind)]:
     model = students.untrained(teacher, p, name, size, seed=0)

@@ -180,33 +180,3 @@ def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, runs_fol
     assert found.left_out == direct.left_out and torch.equal(found.place, direct.place)
     for layer in (1, 2):
         torch.testing.assert_close(found.layers[layer], direct.layers[layer])
-
-
-# --------------------------------------------------------------------------------------------------------- own loss
-
-
-def test_the_unigram_loss_is_that_worked_by_hand_and_the_teachers_that_of_its_logits(teacher, caplog):
-    train, held_out = (
-        np.array([[9, 3, 3], [9, 3, 4]]),
-        np.array([[1, 3, 4], [2, 5, 3]]),
-    )  # each block's first is not counted
-    found = stream.own_loss(teacher, train, held_out)
-    # three times token 3, once 4, two kinds of 50: (3 + 2/50) / 6, (1 + 2/50) / 6, (2/50) / 6
-    expected = -(2 * np.log(3.04 / 6) + np.log(1.04 / 6) + np.log(0.04 / 6)) / 4
-    assert found.unigram == pytest.approx(expected, rel=1e-9)
-    ids = torch.from_numpy(held_out)
-    logits = teacher.model(ids).logits[:, :-1].flatten(0, 1)
-    assert found.teacher == pytest.approx(float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())), 1e-5)
-    assert found.fails and "DOES WORSE THAN WORD FREQUENCIES" in caplog.text
-
-
-def test_a_trained_teacher_does_better_than_word_frequencies_unless_the_text_is_not_its_own(caplog):
-    teacher = models.load_teacher("tiny")
-    ids = teacher.tokenizer((store.ROOT / "LICENSE").read_text() + (store.ROOT / "README.md").read_text())["input_ids"]
-    blocks = np.array(ids[: len(ids) // 128 * 128]).reshape(-1, 128)
-    train, held_out = blocks[::2], blocks[1::2]
-    good = stream.own_loss(teacher, train, held_out)
-    assert good.teacher < good.unigram and not good.fails and not caplog.text
-    mixed = (blocks * 7 + 11) % 2048  # the ids of another tokenizer
-    bad = stream.own_loss(teacher, mixed[::2], mixed[1::2])
-    assert bad.teacher > bad.unigram == pytest.approx(good.unigram) and bad.fails and "THE TEACHER tiny" in caplog.text

@@ -1,4 +1,4 @@
-"""What a teacher computes inside: its exact offline states, its own loss, the residual stream at a layer.
+"""What a teacher computes inside: its exact offline states, the residual stream at a layer.
 
 Offline teacher: the final normed hidden states, d_T numbers a token, on disk once. With the unembedding they give the
 teacher's logits exactly, for every width and seed, at 1/85 of the room that SmolLM2's logits would need.
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from minwidth import models
 from minwidth.store import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
-from minwidth.text import document_ends, document_numbers, opening
+from minwidth.text import document_ends, document_numbers
 
 log = logging.getLogger(__name__)
 
@@ -150,50 +150,6 @@ def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tens
     a_batch = max(1, FORWARD_TOKENS // blocks.shape[1])
     for start in range(0, len(blocks), a_batch):
         yield torch.from_numpy(np.asarray(blocks[start : start + a_batch], dtype=np.int64)).to(device)
-
-
-# --------------------------------------------------------------------------------------------------------- own loss
-
-
-class OwnLoss(NamedTuple):
-    """Held-out next-token losses in nats per token, of the teacher and of word frequencies in the training text."""
-
-    teacher: float
-    unigram: float
-
-    @property
-    def fails(self) -> bool:
-        """Whether the teacher does worse than word frequencies, which no model does on text as it expects it."""
-        return not self.teacher < self.unigram
-
-
-@torch.no_grad()
-def own_loss(
-    teacher: models.Teacher, train: Int[np.ndarray, "blocks length"], held_out: Int[np.ndarray, "blocks length"]
-) -> OwnLoss:
-    """The teacher's own loss on ``held_out`` beside that of a unigram model counted on ``train``; both of all tokens
-    but a block's first.
-
-    The unigram mixes in the uniform distribution by the number of distinct tokens (Witten-Bell, as
-    ``teacher.ngram_losses``). A teacher that does worse is named in the log: what is measured with it means nothing.
-    """
-    start, vocabulary = max(1, len(opening(teacher.tokenizer))), teacher.model.get_output_embeddings().weight.shape[0]
-    losses = []
-    for block in tqdm(held_out, desc="the teacher's own loss", unit=" blocks", leave=False):
-        ids = torch.from_numpy(np.asarray(block, dtype=np.int64)).to(teacher.model.device)
-        logits = teacher.model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1]
-        losses.append(nn.functional.cross_entropy(logits.float(), ids[start:], reduction="none").double().cpu())
-    counts = np.bincount(np.asarray(train)[:, start:].ravel(), minlength=vocabulary)
-    probability = (counts + (counts > 0).sum() / vocabulary) / (counts.sum() + (counts > 0).sum())
-    unigram = -np.log(probability[np.asarray(held_out)[:, start:]]).mean()
-    loss = OwnLoss(float(torch.cat(losses).mean()), float(unigram))
-    if loss.fails:
-        log.warning(
-            "THE TEACHER %s DOES WORSE THAN WORD FREQUENCIES ON THIS TEXT (%.2f against %.2f nats per token): is it "
-            "the wrong text or tokenizer, or does the model expect a BOS token that its tokenizer does not put?",
-            teacher.name, *loss,
-        )  # fmt: skip
-    return loss
 
 
 # --------------------------------------------------------------------------------------------------- residual stream
