@@ -1172,6 +1172,42 @@ table("ends", ends, keys=["ladder", "width"])
 # No student is at a floor: each has an upper bound, a proved lower one, and an interval for where four times the steps
 # would lead it.
 #
+# **The schedule.** Part of a cosine run is no curve to continue: in mid-decay a run lies above where it would be had
+# the rate been lowered already. The multi-power law (arXiv:2503.12811) writes the loss as a power law in the *summed*
+# rate, less what the decay gains, and can carry a run to the end of another schedule. What does it say of the longest
+# runs, from one finished at half their length, and from their own first half?
+
+# %%
+longest_steps = int(going.steps.max())
+history = store.load_results(p.scale, "distill_long_curves").merge(going[["ladder", "width", "seed", "steps"]])
+
+
+def cosine(steps):
+    warm, step = round(steps / 7), np.arange(steps)
+    return np.where(step < warm, (step + 1) / warm, 0.5 * (1 + np.cos(np.pi * (step - warm) / (steps - warm))))
+
+
+rows = []
+for _, runs in history.groupby(["ladder", "width", "seed"]):
+    short, whole = (
+        runs[(runs.steps == steps) & (runs.step > steps / 7)].sort_values("step")
+        for steps in (longest_steps // 2, longest_steps)
+    )
+    true, part, rates = whole.held_out.iloc[-1], whole[whole.step <= longest_steps // 2], cosine(longest_steps)
+    limit, scale_of, exponent = curves.power_law(part.step, part.held_out)
+    from_short = curves.multi_power_law([(cosine(longest_steps // 2), short.step, short.held_out)], rates)
+    from_part = curves.multi_power_law([(rates, part.step, part.held_out)], rates)
+    carried_on, power = short.held_out.iloc[-1], limit + scale_of * longest_steps**-exponent
+    rows.append([abs(end - true) for end in (carried_on, from_short, from_part, power)])
+last_value, from_short, from_part, power = np.mean(rows, axis=0)
+assert elsewhere or (from_short < 0.5 * last_value and power < from_part)
+
+# %% [markdown]
+# From a finished run the law leaves a mean error of .018 nats where the last value has .052 (11 students, three seeds).
+# From the first half of a run it fails, with .053: before the rate has fallen, little in the curve says what the fall
+# will bring, and a plain power law in steps does better, .017. The public tables hold no learning rates, so the law
+# cannot be calibrated there, and no interval rests on it.
+#
 # **Laws over width.** The *path* models have ten widths, 256 to 3,072, all after 350 billion tokens. What do three laws
 # in the width say about widths that were left out? Depth differs too (3 to 80), so each law has a term in its
 # logarithm. `each` leaves out one width at a time, `wider` fits up to 768 and predicts from 1,024 on, `narrower` the
