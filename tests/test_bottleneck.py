@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minwidth import bottleneck, kl, models, store, stream, text
+from minwidth import bottleneck_kernel as kernel
 from minwidth.errors import ParameterError
 from tests.small_world import save_teacher, token_blocks
 
@@ -132,26 +133,26 @@ def test_fewer_words_bound_from_below_by_the_chain_rule(floors):
     assert 0.2 * floors[2].low < found.low < floors[2].low
 
     chosen = torch.arange(0, 60, 2)
-    target = bottleneck._target(states.double(), matrix.double(), chosen)
+    target = kernel.target_of(states.double(), matrix.double(), chosen)
     generator = torch.Generator().manual_seed(2)
     h, w = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (len(states), 60))
     p, q = F.log_softmax(states.double() @ matrix.double().T, 1), F.log_softmax(h @ w.T, 1)
     part = F.kl_div(F.log_softmax(q[:, chosen], 1), F.log_softmax(p[:, chosen], 1), log_target=True, reduction="none")
     expected = p[:, chosen].exp().sum(1) * part.sum(1)
-    losses, *_ = bottleneck._losses_and_gradients(target, h, w[chosen])
+    losses, *_ = kernel.losses_and_gradients(target, h, w[chosen])
     torch.testing.assert_close(losses, expected)
     assert (losses <= F.kl_div(q, p, log_target=True, reduction="none").sum(1)).all()
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_loss_gradients_and_curvature_against_autograd(monkeypatch, cached):
-    monkeypatch.setattr(bottleneck, "CACHE_BYTES", 2**32 if cached else 0)
+    monkeypatch.setattr(kernel, "CACHE_BYTES", 2**32 if cached else 0)
     states, matrix, _ = problem(contexts=30, vocabulary=40, dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
     h, w = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (30, 40))
-    target = bottleneck._target(states / 2, matrix)
+    target = kernel.target_of(states / 2, matrix)
     with torch.no_grad():
-        losses, for_hidden, for_matrix = bottleneck._losses_and_gradients(target, h, w)
+        losses, for_hidden, for_matrix = kernel.losses_and_gradients(target, h, w)
     expected = kl.divergence_per_token(2 * h, w, states, matrix, 2.0)
     torch.testing.assert_close(losses, expected)
     reference = F.kl_div(F.log_softmax(h @ w.T, 1), F.log_softmax(states @ matrix.T / 2, 1), log_target=True,
@@ -165,7 +166,7 @@ def test_loss_gradients_and_curvature_against_autograd(monkeypatch, cached):
         hessians.append(
             torch.func.hessian(lambda x, p=p: torch.logsumexp(p.log() + w.detach() @ x, 0))(torch.zeros_like(exact[0]))
         )
-    hessian, traces = bottleneck._curvature(target, w.detach())
+    hessian, traces = kernel.curvature(target, w.detach())
     torch.testing.assert_close(hessian, torch.stack(hessians).mean(0))
     torch.testing.assert_close(traces, torch.stack([one.trace() / 3 for one in hessians]))
 
