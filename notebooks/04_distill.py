@@ -48,6 +48,7 @@ objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or 
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 floor_tolerance = None  # a floor moves by less than this share when the steps double
+layers = None  # of random students, if not the teacher's
 plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
 gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
 processes = None  # devices of this machine that train together
@@ -411,12 +412,8 @@ table("heads", ends[["width", "low", "high", "last state alone", "width alone, l
 # with everything stretched, so that the end is as flat as before.
 
 # %%
-falls = over_seeds(long)[["ladder", "width", "seeds", "steps", "untrained", "floor", "fall"]]
+falls = over_seeds(long)[["ladder", "width", "seeds", "steps", "floor", "fall"]]
 falls = falls[falls.floor > students.SAME].assign(fall=lambda t: 100 * t.fall)
-falls["verdict"] = [
-    students.verdict(row.fall / 100, p.floor_tolerance, row.untrained, row.floor, low[row.width])
-    for row in falls.itertuples()
-]
 table("falls", falls.rename(columns={"fall": "fall per doubling, %"}), keys=["ladder", "width", "seeds", "steps"])
 
 # %%
@@ -444,11 +441,12 @@ picture, axes = figures.lines(
 figures.save(picture, "distill_doubling", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
-# *Ours, tiny; 140 to 1,120 steps of 1,024 tokens; means and ranges of three seeds.* No student is at a floor. The last
-# doubling took 4 to 12 % off those cut from their teacher and 9 to 39 % off the random ones, the wide ones most.
+# *Ours, tiny; 140 to 1,120 steps of 1,024 tokens; means and ranges of three seeds.* The last doubling took 4 to 12 %
+# off those cut from their teacher and 9 to 39 % off the random ones, the wide ones most. So each of these losses is an
+# upper bound of where its student would end. Nor does a small fall make a floor: a student that has hardly begun to
+# learn does not move either. Section 12 says how far each could still fall.
 
 # %%
-assert elsewhere or (falls.verdict == "upper bound").all()
 assert elsewhere or falls.fall.min() > 3
 
 # %% [markdown]

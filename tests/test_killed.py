@@ -109,7 +109,7 @@ def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
 
 def test_other_objectives(survives, small, monkeypatch):
     monkeypatch.setattr(ladders, "OBJECTIVES", dict(list(ladders.OBJECTIVES.items())[:2]))
-    survives(lambda: ladders.objectives(small, seeds=[0]), ladders, "trained", call=2, finished=4)
+    survives(lambda: ladders.controls(small, "distill_controls", seeds=[0]), ladders, "trained", call=2, finished=4)
 
 
 def test_probes(survives, small, monkeypatch):

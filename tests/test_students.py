@@ -1,4 +1,4 @@
-"""Students and ladders: exact resume after kill -9, the three kinds, verdicts by hand, other losses, processes."""
+"""Students and ladders: exact resume after kill -9, the three kinds, other losses, processes."""
 
 import math
 import multiprocessing
@@ -230,7 +230,7 @@ def test_lost_weights_are_named(teacher):
         students.trained(p, job, teacher)
 
 
-# ------------------------------------------------------------------------------------------------- floor and verdict
+# ------------------------------------------------------------------------------------------------- where a run ended
 
 
 def history(losses) -> pd.DataFrame:
@@ -243,22 +243,6 @@ def test_floor_is_the_mean_of_the_last_tenth():
     assert students.floor(history(losses)) == 2.0
     assert students.floor(history([4.0, 1.0])) == 1.0
     assert students.floor(history([])) == 9.0  # not trained
-
-
-@pytest.mark.parametrize(
-    ("short", "long", "untrained", "least", "expected"),
-    [
-        (0.102, 0.100, 1.0, 0.09, "floor"),
-        (0.099, 0.100, 1.0, 0.09, "floor"),  # either way
-        (0.150, 0.100, 1.0, 0.09, "upper bound"),  # still falling
-        (0.102, 0.100, 0.15, 0.05, "upper bound"),  # has won half of what there is: it has hardly begun to learn
-        (math.nan, 0.100, 1.0, 0.09, "upper bound"),
-        (1e-9, 0.0, 1e-9, 0.0, "floor"),  # is its teacher
-    ],
-)
-def test_verdicts(short, long, untrained, least, expected):
-    fall = students.fall_per_doubling(short, long)
-    assert students.verdict(fall, 0.03, untrained, long, least) == expected
 
 
 # ------------------------------------------------------------------------------------------------ the last state alone
@@ -382,14 +366,22 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(monkeypatch):
 
 def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
     p = settings(steps=10, evaluations=2, widths=[16])
-    table = ladders.objectives(p, seeds=[0])["controls"].set_index("objective")
-    assert set(table.index) == set(ladders.OBJECTIVES)
+    table = ladders.controls(p, "distill_controls", seeds=[0])["controls"].set_index("student")
+    assert set(table.index) == set(ladders.CONTROLS["distill_controls"])
     own = table.loc["forward KL, T = 2"]
     assert own.kl == pytest.approx(own.own, rel=1e-5)
     other, job = p.model_copy(update={"temperature": 4.0}), students.Job("random", 16, 0, 10)
     model, text = students.trained(other, job, teacher), students.read(teacher, p, "held_out")
     assert table.kl["forward KL, T = 4"] == pytest.approx(students.losses(p, teacher, model, text).mean())
     assert table.own["forward KL, T = 4"] == pytest.approx(students.losses(other, teacher, model, text).mean())
+
+
+def test_a_student_of_another_depth_is_another_run(teacher):
+    p, job = settings(), students.Job("random", 16, 0, 30)
+    deeper = p.model_copy(update={"layers": 3})
+    assert students.untrained(teacher, deeper, "random", 16, 0).config.num_hidden_layers == 3
+    assert students.key(deeper, job) != students.key(p, job)
+    assert "layers" not in students.key(p, job)[1]  # so that runs of the teacher's depth keep their names
 
 
 def test_a_student_saved_as_a_folder_is_read_again(teacher, tmp_path):

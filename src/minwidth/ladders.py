@@ -1,7 +1,7 @@
 """Ladders of students: many trained side by side, their losses in one table, and the hour-long ones with more seeds.
 
 ``python -m minwidth.ladders --scale tiny --width 32`` trains the students of one width; ``--longer`` the scale's longer
-ladders with more seeds, ``--objectives`` students under other losses, both into committed tables. Every student is a
+ladders with more seeds, ``--controls`` students under other losses and of other depths, into tables. Every student is a
 record of its own with checkpoints: an interrupted command goes on where it stopped.
 """
 
@@ -35,13 +35,16 @@ from minwidth.students import (
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES: dict[str, dict[str, Any]] = {  # name -> what differs from the ladder's own, the first
-    "forward KL, T = 2": {},
-    "forward KL, T = 1": {"temperature": 1.0},
-    "forward KL, T = 4": {"temperature": 4.0},
-    "reverse KL, T = 2": {"objective": "reverse"},
-    "forward KL + states": {"objective": "hidden"},
-    "text alone": {"objective": "cross_entropy"},
+CONTROLS: dict[str, dict[str, dict[str, Any]]] = {  # table -> what a student is called -> what differs in it
+    "distill_controls": {
+        "forward KL, T = 2": {},
+        "forward KL, T = 1": {"temperature": 1.0},
+        "forward KL, T = 4": {"temperature": 4.0},
+        "reverse KL, T = 2": {"objective": "reverse"},
+        "forward KL + states": {"objective": "hidden"},
+        "text alone": {"objective": "cross_entropy"},
+    },
+    "distill_depth": {f"{layers} layers": {"layers": layers} for layers in (1, 2, 4, 8)},
 }
 
 
@@ -173,7 +176,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# ------------------------------------------------------------------------------------ hours: more steps, other losses
+# --------------------------------------------------------------------------- hours: more steps, other losses and depths
 
 
 def longer(p: scales.Distill) -> store.Record:
@@ -188,17 +191,17 @@ def longer(p: scales.Distill) -> store.Record:
     return record
 
 
-def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
-    """Random students of three widths under each of ``OBJECTIVES``, all judged by the held-out loss of the first.
+def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
+    """Random students of three widths in each variant of a table of ``CONTROLS``, all judged by the ladder's own loss.
 
-    Table ``distill_controls``: ``kl`` is the ladder's own loss, nats per token, with 95 % over held-out blocks in
-    ``low`` and ``high``; ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
+    In the table ``kl`` is that held-out loss, nats per token, with 95 % over held-out blocks in ``low`` and ``high``;
+    ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
     """
     teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
     widths = sorted({p.widths[0], p.widths[len(p.widths) // 2], p.widths[-1]}, reverse=True)
     todo = [
         (name, p.model_copy(update=change), Job("random", width, seed, p.steps))
-        for width in widths for name, change in OBJECTIVES.items() for seed in seeds
+        for width in widths for name, change in CONTROLS[table].items() for seed in seeds
     ]  # fmt: skip
     records = train((other, job) for _, other, job in todo)
     parts = {"/".join(map(str, (name, *job))): r.key for (name, _, job), r in zip(todo, records, strict=True)}
@@ -211,16 +214,16 @@ def objectives(p: scales.Distill, seeds: Iterable[int] = (0, 1, 2)) -> store.Rec
             model = trained(other, job, teacher)
             each = losses(p, teacher, model, text)
             spread = 1.96 * each.std(ddof=1) / len(each) ** 0.5
-            row = {"objective": name} | job._asdict()
+            row = {"student": name} | job._asdict() | {"params": record["params"]}
             row |= {"kl": each.mean(), "low": each.mean() - spread, "high": each.mean() + spread}
             row |= {"own": record["history"].held_out.iloc[-1], "uniform": record["uniform"]}
             row |= {"cross_entropy": losses(of_text, teacher, model, text).mean()}
             rows.append(row | {"teacher_cross_entropy": best, "d_teacher": teacher.d})
-        return {"controls": pd.DataFrame(rows).sort_values(["width", "objective", "seed"], ignore_index=True)}
+        return {"controls": pd.DataFrame(rows).sort_values(["width", "student", "seed"], ignore_index=True)}
 
     with threads(p):
-        record = store.find_or_compute(f"distill/{p.scale}/objectives", {"runs": parts}, compute)
-    store.save_results(p.scale, "distill_controls", record["controls"], record)
+        record = store.find_or_compute(f"distill/{p.scale}/{table}", {"runs": parts}, compute)
+    store.save_results(p.scale, table, record["controls"], record)
     return record
 
 
@@ -235,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, help="all of the scale's if left out")
     parser.add_argument("--seed", type=int, help="all of the scale's if left out")
     parser.add_argument("--longer", action="store_true", help="the longer ladders, into the table distill_long")
-    parser.add_argument("--objectives", action="store_true", help="other objectives, into the table distill_controls")
+    parser.add_argument("--controls", nargs="+", default=[], choices=list(CONTROLS), help="other students, by table")
     parser.add_argument("--save", type=Path, help="leave the longest student as a folder that transformers reads")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
     options = parser.parse_args(arguments)
@@ -246,10 +249,11 @@ def main(arguments: list[str] | None = None) -> None:
         p = scales.parameters("04_distill", options.scale, **(scales.settings(options.set) | given))
     except errors.ParameterError as error:
         parser.error(str(error))
-    if options.longer or options.objectives:
-        for wanted, compute in ((options.longer, longer), (options.objectives, objectives)):
-            if wanted:
-                log.info("%s", compute(p).key)
+    if options.longer:
+        log.info("%s", longer(p).key)
+    for table in options.controls:
+        log.info("%s", controls(p, table).key)
+    if options.longer or options.controls:
         return
     todo = jobs(p)
     for record in train((p, job) for job in todo):

@@ -383,8 +383,8 @@ def flops_per_token(model: PreTrainedModel) -> int:
 # ---------------------------------------------------------------------------------------- students: the paper's ladder
 
 
-def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTrainedModel:
-    """A student of the paper's ladder: the teacher's architecture at another width, random weights.
+def make_student(teacher_model: PreTrainedModel, width: int, seed: int, layers: int | None = None) -> PreTrainedModel:
+    """A student of the paper's ladder: the teacher's architecture at another width (or depth), random weights.
 
     Matrices are drawn from N(0, 2 / (5 width)) by a generator of their own, biases are 0 and gains 1. That is the
     "small init" that Pythia was trained from (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
@@ -393,7 +393,9 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int) -> PreTr
     Raises:
         ValueError: as ``student_config``.
     """
-    student = from_config(student_config(teacher_model.config, width))
+    config = student_config(teacher_model.config, width)
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    student = from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in student.parameters():

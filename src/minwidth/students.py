@@ -6,7 +6,7 @@ state cut: it has nothing to lose but what the last state's width costs (``bottl
 
 A student's loss is the mean over the last tenth of its evaluations, the paper's rule. Under a cosine schedule that tail
 is flat because the learning rate goes to 0, so flatness proves nothing: students are trained again for twice as many
-steps with the schedule stretched (``verdict``).
+steps with the schedule stretched, and ``curves`` says where they would end.
 """
 
 import functools
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
 BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
-WON = 0.9  # of what can be won at a width, the share that a student at its floor has won
 LADDERS = {"random": "random weights", "width_alone": "width alone", "head": "last state alone"}
 
 
@@ -134,7 +133,7 @@ def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) 
 def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
     """A student of a ladder before training."""
     if ladder == "random":
-        return models.make_student(teacher.model, width, seed)
+        return models.make_student(teacher.model, width, seed, p.layers)
     if ladder == "head":
         train = read(teacher, p, "train")
         states = _batch(teacher, train, np.arange(min(len(train.ids), BASIS_TOKENS // 4 // p.length)))[1]
@@ -173,6 +172,8 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
         left_out.add("objective")  # the ladder's own goes without saying
     if p.parts == 1:
         left_out.add("parts")
+    if p.layers is None:
+        left_out.add("layers")
     chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
@@ -353,7 +354,7 @@ def save(p: scales.Distill, job: Job, teacher: models.Teacher, folder: Path) -> 
     teacher.tokenizer.save_pretrained(folder)
 
 
-# ------------------------------------------------------------------------------------------------- floor and verdict
+# ------------------------------------------------------------------------------------------------- where a run ended
 
 
 def floor(history: pd.DataFrame) -> float:
@@ -365,16 +366,3 @@ def floor(history: pd.DataFrame) -> float:
 def fall_per_doubling(short: float, long: float) -> float:
     """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
     return 0.0 if max(short, long) < SAME else 1 - long / short
-
-
-def verdict(fall: float, tolerance: float, untrained: float, loss: float, least: float) -> str:
-    """``floor`` or ``upper bound``.
-
-    Doubling the steps must move a floor by less than ``tolerance``, and the student must have won ``WON`` of what can
-    be won at its width, from its ``untrained`` loss to the ``least`` known (0 where nothing is): one that has hardly
-    begun to learn does not move either. NaN for a fall that was not measured is no floor.
-    """
-    if loss < SAME:
-        return "floor"
-    settled = abs(fall) < tolerance and untrained - loss >= WON * (untrained - least)
-    return "floor" if settled else "upper bound"
