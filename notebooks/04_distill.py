@@ -85,8 +85,8 @@ from minwidth import (
     store,
     students,
 )
+from minwidth.ladders import CONTROLS, longest, over_seeds
 from minwidth.ladders import ladder as train_ladder
-from minwidth.ladders import longest, over_seeds
 from minwidth.store import DATA
 
 p = scales.validate("04_distill", globals())
@@ -908,29 +908,19 @@ ledger.claim(
 # test: section 3 bounds them all.
 
 # %%
-control = store.load_results(p.scale, "distill_controls")
-control = control[control.ladder == "random"]
-own = control[control.objective.isin(["forward", "forward KL, T = 2"])].groupby("width").kl.mean()
+control = store.load_results(p.scale, "distill_controls").query("ladder == 'random'")
+own = control[control.student == "forward KL, T = 2"].groupby("width").kl.mean()
 relative = (
     control.assign(ratio=control.kl / control.width.map(own))
-    .groupby(["objective", "width"])
+    .groupby(["student", "width"])
     .ratio.agg(["mean", "min", "max"])
     .reset_index()
 )
-names = {
-    "forward": "forward KL, T = 2",
-    "forward_t1": "forward KL, T = 1",
-    "forward_t4": "forward KL, T = 4",
-    "reverse": "reverse KL, T = 2",
-    "hidden": "forward KL + states",
-    "cross_entropy": "text alone",
-}
-relative["objective"] = relative.objective.replace(names)
-order = list(names.values())[::-1]
+order = list(CONTROLS["distill_controls"])[::-1]
 with figures.style():
     picture, ((axis,),) = figures.panels(height=2.6)
     for number_, (width, rows) in enumerate(relative.groupby("width")):
-        rows = rows.set_index("objective").reindex(order)
+        rows = rows.set_index("student").reindex(order)
         at = np.arange(len(order)) + 0.22 * (number_ - 1)
         axis.errorbar(
             rows["mean"],
