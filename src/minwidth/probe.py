@@ -1,24 +1,21 @@
 """Linear probes on mean-pooled hidden states, with the controls that say what their accuracy is worth (section 7).
 
 A probe is a scikit-learn pipeline that sees the mean of the residual stream over a passage's first tokens. Splits keep
-documents whole, the penalty is chosen on the training side alone, intervals resample documents. Controls: the words
-themselves, all of them or squeezed into as many numbers as the model's state has, the embedding layer, the same model
-untrained, labels dealt at random, and sources of text that the probe was not trained on.
+documents whole, the penalty is chosen on the training side alone, intervals resample documents. Controls: the words,
+all or in as many numbers as the state has, the embedding layer, the same model untrained, labels dealt at random, and
+sources of text that the probe was not trained on.
 
-``python -m minwidth.probe --scale tiny`` probes every student of the ladders, there on as many passages as the paper;
-each model is a record of its own, and an interrupted command goes on where it stopped.
+``python -m minwidth.probe --scale tiny`` probes every student of the ladders; each model is a record of its own.
 """
 
 import argparse
 import logging
 import os
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,9 +31,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from minwidth import concepts, errors, ladders, models, scales, store, stream, students, training
+from minwidth.students import Job
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
 WORD_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)  # the same on a bag of words
@@ -46,20 +45,11 @@ RESAMPLES = 500  # of documents, for 95 % intervals
 FORWARD_TOKENS = 8192  # of one forward pass
 WORDS = 5000  # most frequent words that the bag of words knows
 DEPTHS = 9  # of the teacher's layer curve, at most
-CONTROLS = ("projected_words", "embedding", "untrained")  # as many numbers as the state, and no step of distillation
-
-
-# -------------------------------------------------------------------------------------------------- what a probe sees
-
-
-def tokenized(tokenizer, texts: Sequence[str], tokens: int) -> list[list[int]]:
-    """The first ``tokens`` token ids of each text."""
-    return [ids[:tokens] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 @torch.no_grad()
 def pooled(
-    model: nn.Module, ids: Sequence[Sequence[int]], start: int, layers: Sequence[int], progress: str = "probing"
+    model: nn.Module, ids: list[list[int]], start: int, layers: list[int], progress: str = "probing"
 ) -> Float[np.ndarray, "layers passages d"]:
     """Mean residual stream of each passage at each layer (0: the embedding).
 
@@ -67,42 +57,24 @@ def pooled(
     activations are massive in many models, is not part of the mean.
     """
     features = np.zeros((len(layers), len(ids), model.config.hidden_size), np.float32)
-    device = next(model.parameters()).device
     lengths = np.array([len(passage) for passage in ids])
-    order = np.argsort(lengths, kind="stable")
-    bar = tqdm(total=int(lengths.sum()), desc=progress, unit=" tokens", leave=False)
-    for rows in np.array_split(order, -(-len(ids) * (1 + lengths.max()) // FORWARD_TOKENS)):
-        longest = 1 + lengths[rows].max()
-        batch = torch.full((len(rows), longest), start)
-        inside = torch.zeros(len(rows), longest)
-        for place, i in enumerate(rows):
-            batch[place, 1 : 1 + len(ids[i])] = torch.tensor(ids[i])
-            inside[place, 1 : 1 + len(ids[i])] = 1 / len(ids[i])
-        found = stream.streams(model, batch.to(device), layers)  # causal: padding at the end changes nothing
-        for number, layer in enumerate(layers):
-            mean = torch.einsum("bl,bld->bd", inside.to(device), found[layer].float())
-            features[number, rows] = mean.cpu().numpy()
-        bar.update(int(lengths[rows].sum()))
-    bar.close()
+    parts = np.array_split(np.argsort(lengths, kind="stable"), -(-len(ids) * (1 + lengths.max()) // FORWARD_TOKENS))
+    for rows in tqdm(parts, desc=progress, leave=False):
+        batch = pad_sequence([torch.tensor([start, *ids[row]]) for row in rows], batch_first=True).to(model.device)
+        place, length = torch.arange(batch.shape[1]), torch.tensor(lengths[rows])[:, None]
+        weights = (((place > 0) & (place <= length)) / length).to(model.device)
+        found = stream.streams(model, batch, layers)  # causal: padding at the end changes nothing
+        for layer, of_layer in zip(layers, features, strict=True):
+            of_layer[rows] = torch.einsum("bl,bld->bd", weights, found[layer].float()).cpu().numpy()
     return features
 
 
-# ------------------------------------------------------------------------------------------------------------- splits
-
-Folds = list[tuple[np.ndarray, np.ndarray]]  # places in a training side: those that fit, those that choose the penalty
-
-
-class Split(NamedTuple):
-    """Row numbers of one split, and the folds of its training side that choose the penalty."""
-
-    train: Int[np.ndarray, "train"]
-    test: Int[np.ndarray, "test"]
-    folds: Folds
+Split = tuple[np.ndarray, np.ndarray, list]  # rows that train, rows that test, folds of places among the former
 
 
 def split(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Split:
-    """A split of given sides; its folds keep groups whole too."""
-    return Split(train, test, list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train])))
+    """A split of given sides; the folds of its training side, which choose the penalty, keep groups whole too."""
+    return train, test, list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train]))
 
 
 def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
@@ -139,50 +111,44 @@ def tasks(passages: pd.DataFrame, p: scales.Probe) -> list[Task]:
         dealt[main] = np.random.default_rng([p.seed, 1]).permutation(labels[main])
         unseen = []
         for pair in concepts.collection(p.text)["concepts"][concept].get("unseen", []):
-            pattern = np.where(labels == 1, *pair)
-            hidden = np.array([bool(re.fullmatch(*both)) for both in zip(pattern, table.source, strict=True)])
+            hidden = np.where(labels == 1, *(table.source.str.fullmatch(of) for of in pair))
             kept = main & ~hidden & ~np.isin(groups, groups[hidden])
             unseen.append(split(np.flatnonzero(kept), np.flatnonzero(hidden), labels, groups))
         asked = [("none", labels, parts), ("shuffled", dealt, parts), ("unseen_source", labels, unseen)]
-        place = table.index.to_numpy()
-        found += [Task(concept, name, place, truth, groups, of) for name, truth, of in asked if of]
+        found += [Task(concept, name, table.index.to_numpy(), truth, groups, of) for name, truth, of in asked if of]
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------- probes
-
-
-def state_probe(folds: Folds) -> Pipeline:
-    """A probe of hidden states ``[passages, d]``."""
-    return make_pipeline(StandardScaler(), _classifier(PENALTIES, folds))
-
-
-def word_probe(folds: Folds, width: int | None = None, memory: str | None = None) -> Pipeline:
-    """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers if given.
-
-    The projection keeps the leading singular vectors of the training side's bags (latent semantic analysis).
-    ``memory`` is a folder in which bags are kept for the next probe of the same texts.
-    """
-    bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
-    if width is None:  # liblinear is much faster on words
-        return make_pipeline(bag, _classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0), memory=memory)
-    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds), memory=memory)
-
-
-def _classifier(penalties: Sequence[float], folds: Folds, **options) -> LogisticRegressionCV:
+def classifier(penalties: tuple[float, ...], folds: list, **options) -> LogisticRegressionCV:
+    """A logistic regression whose penalty is chosen on ``folds`` of the training side by its likelihood."""
     return LogisticRegressionCV(
-        Cs=penalties, cv=folds, scoring=_log_likelihood, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
+        Cs=penalties, cv=folds, scoring=log_likelihood, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
         **options,
     )  # fmt: skip
 
 
-def _log_likelihood(probe, features, labels) -> float:
+def log_likelihood(probe, features: np.ndarray, labels: np.ndarray) -> float:
     """Of a label, in the mean: scikit-learn's ``neg_log_loss`` in a tenth of its time."""
-    odds = probe.decision_function(features)
-    return -float(np.logaddexp(0, np.where(labels == 1, -odds, odds)).mean())
+    return -float(np.logaddexp(0, np.where(labels == 1, -1, 1) * probe.decision_function(features)).mean())
 
 
-def scores(probe: Callable[[Folds], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
+def state_probe(folds: list) -> Pipeline:
+    """A probe of hidden states ``[passages, d]``."""
+    return make_pipeline(StandardScaler(), classifier(PENALTIES, folds))
+
+
+def word_probe(folds: list, width: int | None = None) -> Pipeline:
+    """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers if given.
+
+    The projection keeps the leading singular vectors of the training side's bags (latent semantic analysis).
+    """
+    bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
+    if width is None:  # liblinear is much faster on words
+        return make_pipeline(bag, classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0))
+    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds))
+
+
+def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
     """Train a probe a split and apply it to the split's test side.
 
     Args:
@@ -194,13 +160,10 @@ def scores(probe: Callable[[Folds], Pipeline], features: np.ndarray, task: Task)
     """
     tables = []
     for number, (train, test, folds) in enumerate(task.splits):
-        fitted = probe(folds).fit(features[train], task.labels[train])
-        tested = {"split": number, "row": test, "label": task.labels[test], "group": task.groups[test]}
-        tables.append(pd.DataFrame(tested | {"score": fitted.decision_function(features[test])}))
+        odds = probe(folds).fit(features[train], task.labels[train]).decision_function(features[test])
+        tested = {"split": number, "row": test, "label": task.labels[test], "group": task.groups[test], "score": odds}
+        tables.append(pd.DataFrame(tested))
     return pd.concat(tables, ignore_index=True)
-
-
-# ---------------------------------------------------------------------------------------------------------- intervals
 
 
 def summary(table: pd.DataFrame, seed: int) -> dict[str, float]:
@@ -210,25 +173,13 @@ def summary(table: pd.DataFrame, seed: int) -> dict[str, float]:
         ``accuracy``, ``low``, ``high``; ``auroc``, the mean area under the ROC curve of the splits; and how many
         ``passages``, ``documents`` and ``splits`` were tested.
     """
-    accuracy, low, high = _interval((table.score > 0) == table.label, table.group, seed)
+    accuracy, low, high = interval((table.score > 0) == table.label, table.group, seed)
     areas = [roc_auc_score(part.label, part.score) for _, part in table.groupby("split")]
     found = {"accuracy": accuracy, "low": low, "high": high, "auroc": float(np.mean(areas))}
     return found | {"passages": len(table), "documents": table.group.nunique(), "splits": len(areas)}
 
 
-def difference(one: pd.DataFrame, other: pd.DataFrame, seed: int) -> tuple[float, float, float]:
-    """Accuracy of ``one`` less that of ``other`` on the same splits, with its 95 % interval from resampling groups.
-
-    Raises:
-        ValueError: they were tested on different passages.
-    """
-    if not np.array_equal(one[["split", "row"]], other[["split", "row"]]):
-        raise ValueError("The two probes were tested on different passages; use the same seed and splits.")
-    right = [((table.score > 0) == table.label).to_numpy(float) for table in (one, other)]
-    return _interval(right[0] - right[1], one.group, seed)
-
-
-def _interval(values: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float, float]:
+def interval(values: np.ndarray, groups: pd.Series, seed: int) -> tuple[float, float, float]:
     """Mean of one value a passage, and its 95 % interval if whole groups are drawn anew with replacement."""
     _, member = np.unique(groups, return_inverse=True)
     total, size = np.bincount(member, np.asarray(values, float)), np.bincount(member)
@@ -237,103 +188,55 @@ def _interval(values: Sequence[float], groups: Sequence[str], seed: int) -> tupl
     return float(np.mean(values)), float(low), float(high)
 
 
-def beats(accuracy: pd.DataFrame, words: pd.DataFrame, controls: Sequence[str] = CONTROLS) -> pd.DataFrame:
-    """Whether each model beats its controls: its interval lies above that of every one of them.
-
-    Args:
-        accuracy, words: as ``survey`` and ``words`` give them. Of the words' widths a model meets its own.
-        controls: those that count; one that was not measured (a cut student has no untrained twin) is no rival.
-
-    Returns:
-        One row a model and concept: model, ladder, width, concept, accuracy, low; ``control``, the one whose interval
-        reaches highest, its control_accuracy and control_high; ``beats``.
-    """
-    key = ["model", "ladder", "width", "concept"]
-    own = accuracy[accuracy.control == "none"][[*key, "accuracy", "low"]]
-    words = words[["concept", "control", "width", "accuracy", "high"]]
-    full = own[key].merge(words[words.width == 0].drop(columns="width"), on="concept")
-    rivals = pd.concat([accuracy, full, own[key].merge(words, on=["width", "concept"])])
-    rivals = rivals[rivals.control.isin(controls)].sort_values("high", ascending=False).drop_duplicates(key)
-    best = rivals[[*key, "control", "accuracy", "high"]]
-    found = own.merge(best.rename(columns={"accuracy": "control_accuracy", "high": "control_high"}), on=key)
-    return found.assign(beats=found.low > found.control_high)
+def names(job: Job) -> dict[str, Any]:
+    """A model's columns in tables; the teacher is the job without a ladder, an untrained student one of no steps."""
+    return {"model": "student" if job.ladder else "teacher", "ladder": job.ladder or "none", "width": job.width}
 
 
-# --------------------------------------------------------------------------------------------------------- the models
+def label(job: Job) -> str:
+    """What a model is called in records."""
+    return f"{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}" if job.ladder else "teacher"
 
 
-class Subject(NamedTuple):
-    """A model to probe: the teacher (``ladder`` empty), a student after ``steps`` of training, or before (0)."""
-
-    ladder: str
-    width: int
-    seed: int
-    steps: int
-
-    @property
-    def label(self) -> str:
-        return f"{self.ladder}-w{self.width}-s{self.seed}-n{self.steps}" if self.ladder else "teacher"
-
-    @property
-    def names(self) -> dict[str, Any]:  # its columns in tables
-        return {"model": "student" if self.ladder else "teacher", "ladder": self.ladder or "none", "width": self.width}
-
-
-def subjects(p: scales.Probe, d: scales.Distill) -> tuple[list[Subject], list[Subject]]:
-    """The trained students of ``d`` to probe, and those left out because 04_distill has not trained them.
+def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, store.Record], list[str]]:
+    """The training of each student of ``d`` to probe, and the labels of those that are missing and not to be trained.
 
     At full width the width-alone student is the teacher, so it is not among them; nor is a head, whose layers are the
     teacher's.
     """
     wanted = [
-        Subject(ladder, width, d.seeds[0], 2 * d.steps)
+        Job(ladder, width, d.seeds[0], 2 * d.steps)
         for ladder in d.ladders
         if ladder != "head"
         for width in d.widths_of(ladder)
         if width in p.widths and not (ladder == "width_alone" and width == p.shape.width)
     ]
-    there = [s for s in wanted if p.train_students or store.find(*students.key(d, students.Job(*s))) is not None]
-    return there, [s for s in wanted if s not in there]
-
-
-def trainings(d: scales.Distill, subjects: list[Subject]) -> dict[Subject, store.Record]:
-    """The record of each student's training; those that are missing are trained first."""
-    return dict(zip(subjects, ladders.train([(d, students.Job(*s)) for s in subjects]), strict=True))
+    there = [job for job in wanted if p.train_students or store.find(*students.key(d, job)) is not None]
+    trained = ladders.train((d, job) for job in there)
+    return dict(zip(there, trained, strict=True)), [label(job) for job in wanted if job not in there]
 
 
 READING = threading.Lock()  # held while a model is made or read: making one may trace the teacher, which all share
 
 
-def model_of(d: scales.Distill, subject: Subject, teacher: models.Teacher) -> nn.Module:
+def model_of(d: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
     """The model itself, in eval mode."""
-    if not subject.ladder:
+    if not job.ladder:
         return teacher.model
-    if subject.steps:
-        return students.trained(d, students.Job(*subject), teacher)
-    return students.untrained(teacher, d, subject.ladder, subject.width, subject.seed).eval()
+    if job.steps:
+        return students.trained(d, job, teacher)
+    return students.untrained(teacher, d, job.ladder, job.width, job.seed).eval()
 
 
-def side_by_side(p: scales.Probe, compute: Callable[[Subject], Any], subjects: Iterable[Subject]) -> list:
+def side_by_side(p: scales.Probe, compute: Callable[[Job], Any], jobs: Iterable[Job]) -> list:
     """Several small models at a time with one thread each, or a large one after the other."""
     small = p.shape.width <= scales.ONE_THREAD and training.state().device.type == "cpu"
-    threads = torch.get_num_threads()
-    with threadpool_limits(1), ThreadPoolExecutor(min(4, os.cpu_count() or 1) if small else 1) as pool:
-        torch.set_num_threads(1 if small else threads)
-        waiting = [pool.submit(compute, subject) for subject in subjects]
-        found = [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
-    torch.set_num_threads(threads)
-    return found
+    with students.threads(p), threadpool_limits(1), ThreadPoolExecutor(min(4, os.cpu_count()) if small else 1) as pool:
+        waiting = [pool.submit(compute, job) for job in jobs]
+        return [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
 
 
-# ---------------------------------------------------------------------------------------------------------- the survey
-
-
-class Inputs(NamedTuple):
-    """What every model of a survey reads."""
-
-    teacher: models.Teacher
-    ids: list[list[int]]  # of each passage, the first tokens
-    tasks: list[Task]
+Inputs = tuple[models.Teacher, list[list[int]], list[Task]]
 
 
 def read(p: scales.Probe) -> Inputs:
@@ -341,7 +244,8 @@ def read(p: scales.Probe) -> Inputs:
     passages = concepts.labelled(p.passages, p.seed, p.text, p.documents)["passages"]
     passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
     teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
-    return Inputs(teacher, tokenized(teacher.tokenizer, passages.text, p.tokens), tasks(passages, p))
+    ids = teacher.tokenizer(list(passages.text), add_special_tokens=False)["input_ids"]
+    return teacher, [of_passage[: p.tokens] for of_passage in ids], tasks(passages, p)
 
 
 def _settings(p: scales.Probe) -> dict[str, Any]:
@@ -357,59 +261,59 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
 
     Returns:
         A record with ``accuracy`` (one row a concept, model and control; ``shift`` is against the teacher, passage by
-        passage), ``words`` (see there), ``layers`` (the teacher at every depth) and ``students`` (a row each: tokens
-        seen, loss and untrained loss in nats per token); its parameter ``missing`` names students that are not trained.
+        passage), ``words``, ``layers`` (the teacher at every depth) and ``students`` (tokens seen, loss and untrained
+        loss in nats per token); its parameter ``missing`` names students that are not trained.
     """
-    found, missing = subjects(p, d)
-    teacher = Subject("", p.shape.width, 0, 0)
-    twins = {teacher: Subject("random", p.shape.width, d.seeds[0], 0)} | {s: s._replace(steps=0) for s in found}
-    trained, settings = trainings(d, found), _settings(p)
+    trained, missing = trained_students(p, d)
+    teacher, settings = Job("", p.shape.width, 0, 0), _settings(p)
+    twins = {teacher: Job("random", p.shape.width, d.seeds[0], 0)} | {job: job._replace(steps=0) for job in trained}
     keys = {  # a student's says what it was trained on and how
-        s: (f"probe/{p.scale}/{s.label}", settings | s._asdict() | ({"run": trained[s].key} if s in trained else {}))
-        for s in [*twins, *twins.values()]
+        job: settings | job._asdict() | ({"run": trained[job].key} if job in trained else {})
+        for job in [*twins, *twins.values()]
     }
+    keys = {job: (f"probe/{p.scale}/{label(job)}", parameters) for job, parameters in keys.items()}
     inputs = read(p) if any(store.find(*key) is None for key in keys.values()) else None
-    found = side_by_side(p, lambda s: probed(p, d, s, keys[s], inputs), keys)
+    found = side_by_side(p, lambda job: probed(p, d, job, keys[job], inputs), keys)
     records, bags = dict(zip(keys, found, strict=True)), words(p, inputs)
 
     def assemble():
-        tables, of_teacher = [], records[teacher]["scores"]
-        for subject, twin in twins.items():
-            own, before = records[subject], records[twin]["accuracy"]
-            # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
-            before = before.assign(control="cut" if twin.ladder == "width_alone" else "untrained")
+        tables, right = [], {job: of["scores"].score.gt(0) == of["scores"].label for job, of in records.items()}
+        for job, twin in twins.items():
+            gain = right[job].astype(float) - right[teacher]
             shifts = [
-                (concept, "none", *difference(one, of_teacher[of_teacher.concept == concept], p.seed))
-                for concept, one in own["scores"].groupby("concept")
+                (concept, "none", *interval(gain[part.index], part.group, p.seed))
+                for concept, part in records[job]["scores"].groupby("concept")
             ]
             shifts = pd.DataFrame(shifts, columns=["concept", "control", "shift", "shift_low", "shift_high"])
-            tables.append(pd.concat([own["accuracy"].merge(shifts, "left"), before]).assign(**subject.names))
+            # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
+            before = records[twin]["accuracy"].assign(control="cut" if twin.ladder == "width_alone" else "untrained")
+            tables.append(pd.concat([records[job]["accuracy"].merge(shifts, "left"), before]).assign(**names(job)))
         budget = [
-            s.names | {"tokens": s.steps * d.batch * d.length, "loss": r["floor"], "untrained": r["untrained"]}
-            for s, r in trained.items()
+            names(job) | {"tokens": job.steps * d.batch * d.length, "loss": run["floor"], "untrained": run["untrained"]}
+            for job, run in trained.items()
         ]
-        accuracy = pd.concat(tables, ignore_index=True).set_index([*teacher.names, "concept", "control"]).reset_index()
+        accuracy = pd.concat(tables).set_index([*names(teacher), "concept", "control"]).reset_index()
         rest = {"words": bags["accuracy"], "layers": records[teacher]["layers"], "students": pd.DataFrame(budget)}
         return {"accuracy": accuracy} | rest
 
-    parts = {subject.label: record.key for subject, record in records.items()} | {"words": bags.key}
-    whole = {"parts": parts, "missing": [subject.label for subject in missing], "seed": p.seed}
+    parts = {label(job): record.key for job, record in records.items()} | {"words": bags.key}
+    whole = {"parts": parts, "missing": missing, "seed": p.seed}
     return store.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
 
 
-def probed(
-    p: scales.Probe, d: scales.Distill, subject: Subject, key: tuple[str, dict], inputs: Inputs | None
-) -> store.Record:
+def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], inputs: Inputs | None) -> store.Record:
     """The record ``key`` of one model's probes, found or computed from ``inputs``; see ``probe_states``."""
-    layers = {0, p.layer} if (learned := bool(subject.steps or not subject.ladder)) else {p.layer}
-    if not subject.ladder:  # the curve over depth
+    learned = bool(job.steps or not job.ladder)
+    layers = {0, p.layer} if learned else {p.layer}
+    if not job.ladder:  # the curve over depth
         layers |= set(np.linspace(0, p.shape.layers, min(DEPTHS, p.shape.layers + 1)).astype(int).tolist())
 
     def compute():
         with READING:
-            model, start = model_of(d, subject, inputs.teacher), inputs.teacher.tokenizer.eos_token_id
-            states = pooled(model, inputs.ids, start, sorted(layers), f"reading by {subject.label}")
-        return probe_states(dict(zip(sorted(layers), states, strict=True)), inputs.tasks, p, controls=learned)
+            teacher, ids, todo = inputs
+            start, progress = teacher.tokenizer.eos_token_id, f"reading by {label(job)}"
+            states = pooled(model_of(d, job, teacher), ids, start, sorted(layers), progress)
+        return probe_states(dict(zip(sorted(layers), states, strict=True)), todo, p, controls=learned)
 
     return store.find_or_compute(*key, compute)
 
@@ -444,47 +348,37 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
     widths = sorted({*p.widths, p.shape.width})
 
     def compute():
-        with TemporaryDirectory() as folder:
-            return {"accuracy": pd.DataFrame(rows(partial(word_probe, memory=folder)))}
-
-    def rows(probe: Callable[..., Pipeline]) -> Iterator[dict[str, Any]]:
         teacher, ids, todo = inputs or read(p)
-        texts = np.array(teacher.tokenizer.batch_decode(ids), dtype=object)
+        texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
         for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
-            probes = [("bag_of_words" if task.control == "none" else "bag_of_words_unseen_source", 0, probe)]
+            probes = [("bag_of_words" if task.control == "none" else "bag_of_words_unseen_source", 0, word_probe)]
             if task.control == "none":
                 most = min(len(train) for train, *_ in task.splits) - 1
-                probes += [("projected_words", width, partial(probe, width=min(width, most))) for width in widths]
-            for control, width, make in probes:
-                found = summary(scores(make, texts[task.place], task), p.seed)
-                yield {"concept": task.concept, "control": control, "width": width} | found
+                probes += [("projected_words", width, partial(word_probe, width=min(width, most))) for width in widths]
+            for control, width, probe in probes:
+                row = {"concept": task.concept, "control": control, "width": width}
+                rows.append(row | summary(scores(probe, texts[task.place], task), p.seed))
+        return {"accuracy": pd.DataFrame(rows)}
 
     with threadpool_limits(1):
         return store.find_or_compute(f"probe/{p.scale}/words", _settings(p) | {"widths": widths}, compute)
 
 
-# ------------------------------------------------------------------------------------------------------ every student
-
-
 def every_student(scale: str) -> None:
     """Words, survey and staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
 
-    Where that says ``longer``, they are those of 04's longer ladders. Writes the tables ``probe_students``, and with
-    its endings ``_words``, ``_layers``, ``_budget`` and ``_staircase``.
+    Where that says ``longer``, they are those of 04's longer ladders. Writes the tables ``probe_students``,
+    ``_words``, ``_layers`` and ``_staircase``.
     """
     from minwidth import staircase  # which reads this module
 
     changes, d = dict(scales.EVERY_STUDENT[scale]), scales.parameters("04_distill", scale)
     d = d.longer() if changes.pop("longer", False) else d
     p = scales.parameters("05_probe", scale, **changes)
-    save = partial(store.save_results, scale)
-    bags = words(p)
-    save("probe_students_words", bags["accuracy"], bags)
-    record = survey(p, d)
-    for name, table in (("", "accuracy"), ("_layers", "layers"), ("_budget", "students")):
-        save(f"probe_students{name}", record[table], record)
-    stairs = staircase.measure(p, d)
-    save("probe_students_staircase", staircase.by_rank(stairs), stairs)
+    record, stairs = survey(p, d), staircase.measure(p, d)
+    for name, table in (("", "accuracy"), ("_words", "words"), ("_layers", "layers")):
+        store.save_results(scale, f"probe_students{name}", record[table], record)
+    store.save_results(scale, "probe_students_staircase", staircase.by_rank(stairs), stairs)
 
 
 def main(arguments: list[str] | None = None) -> None:
