@@ -115,14 +115,14 @@ def test_other_objectives(survives, small, monkeypatch):
 def test_probes(survives, small, monkeypatch):
     p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
     ids = np.random.default_rng(0).integers(test_students.VOCABULARY, size=(18, 12)).tolist()
-    inputs = probe.Inputs(test_students.make_teacher(), ids, [])
+    inputs = (test_students.make_teacher(), ids, [])
     monkeypatch.setattr(probe, "probe_states", lambda states, *_, **__: {"mean": float(np.mean(states[1]))})
 
-    teacher_itself, narrow = probe.Subject("", 32, 0, 0), probe.Subject("random", 16, 0, 0)
+    teacher_itself, narrow = probe.Job("", 32, 0, 0), probe.Job("random", 16, 0, 0)
 
     def survey():
-        for subject in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe.probed(p, small, subject, (f"probe/tiny/{subject.label}", {}), inputs)
+        for job in (teacher_itself, narrow, narrow._replace(seed=1)):
+            probe.probed(p, small, job, (f"probe/tiny/{probe.label(job)}", {}), inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 

@@ -99,10 +99,9 @@ class Task(NamedTuple):
 
 
 def tasks(passages: pd.DataFrame, p: scales.Probe) -> list[Task]:
-    """Of each concept its labels; labels dealt at random; and, where it has such sources, a test on unseen ones.
+    """Of each concept its labels; labels dealt at random; and a test on the pairs of unseen sources that it has.
 
-    Unseen sources, of both classes, are those that ``data/concepts.yaml`` pairs: a split each, whose training side
-    lacks them. The second set of a concept is in no other training or test side.
+    Each pair of ``data/concepts.yaml`` is a split whose training side lacks both. The second set is in no other split.
     """
     found = []
     for concept, table in passages.groupby("concept", sort=False):
@@ -149,14 +148,9 @@ def word_probe(folds: list, width: int | None = None) -> Pipeline:
 
 
 def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
-    """Train a probe a split and apply it to the split's test side.
+    """Train a probe a split, on hidden states ``[passages, d]`` or texts, and apply it to the split's test side.
 
-    Args:
-        probe: ``state_probe`` or ``word_probe``.
-        features: of the task's passages: hidden states ``[passages, d]``, or an array of texts.
-
-    Returns:
-        One row a tested passage: ``split``, ``row``, ``label``, ``group`` and ``score``, the log-odds of the concept.
+    One row a tested passage: ``split``, ``row``, ``label``, ``group`` and ``score``, the log-odds of the concept.
     """
     tables = []
     for number, (train, test, folds) in enumerate(task.splits):
@@ -167,12 +161,7 @@ def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) 
 
 
 def summary(table: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Accuracy with its 95 % interval from resampling groups (documents), over all splits of a table of ``scores``.
-
-    Returns:
-        ``accuracy``, ``low``, ``high``; ``auroc``, the mean area under the ROC curve of the splits; and how many
-        ``passages``, ``documents`` and ``splits`` were tested.
-    """
+    """Of a table of ``scores``: accuracy with its ``interval``, mean area under the splits' ROC curves, and counts."""
     accuracy, low, high = interval((table.score > 0) == table.label, table.group, seed)
     areas = [roc_auc_score(part.label, part.score) for _, part in table.groupby("split")]
     found = {"accuracy": accuracy, "low": low, "high": high, "auroc": float(np.mean(areas))}
@@ -365,10 +354,9 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
 
 
 def every_student(scale: str) -> None:
-    """Words, survey and staircase of all students of a scale's ladders, as ``scales.EVERY_STUDENT`` has it.
+    """Survey and staircase of all students of a scale's ladders, or its longer ones, as ``scales.EVERY_STUDENT`` says.
 
-    Where that says ``longer``, they are those of 04's longer ladders. Writes the tables ``probe_students``,
-    ``_words``, ``_layers`` and ``_staircase``.
+    Writes the tables ``probe_students``, ``_words``, ``_layers`` and ``_staircase``.
     """
     from minwidth import staircase  # which reads this module
 

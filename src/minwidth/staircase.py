@@ -76,8 +76,8 @@ def read_out(
 ) -> Float[np.ndarray, "F"]:
     """How well a linear map of a stream tells the tokens on which each feature is active: AUROC on held-out tokens.
 
-    The map is least squares on the training tokens, with a whiff of ridge: Fisher's discriminant for every feature at
-    once. 0.5 is chance, 1 is exact. Each active token is compared with every ``NEGATIVES_EVERY``-th inactive one.
+    The map is least squares with a whiff of ridge, Fisher's discriminant for every feature at once. Each active token
+    is compared with every ``NEGATIVES_EVERY``-th inactive one.
     """
     mean, deviation = stream.mean(0), stream.std(0).clamp_min(1e-6)
     x, y = (stream - mean) / deviation, (unseen_stream - mean) / deviation
@@ -92,11 +92,9 @@ def read_out(
 
 
 def by_rank(record: store.Record) -> pd.DataFrame:
-    """The staircase in bins of rank: mean AUROC of each model's features.
+    """Mean AUROC of each model's features in bins of rank, with 95 % from resampling features.
 
-    Returns:
-        One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``auroc``, ``low`` and ``high``
-        (95 %, features resampled).
+    One row a model and bin: ``rank`` (geometric middle), ``features`` (how many), ``auroc``, ``low``, ``high``.
     """
     edges = np.unique(np.round(np.geomspace(1, record["auroc"].shape[1] + 1, BINS + 1)).astype(int)) - 1
     rng, rows = np.random.default_rng(0), []
