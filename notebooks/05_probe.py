@@ -135,7 +135,7 @@ def state(text):
 
 
 states = np.array([state(text) for text in small["text"]])
-ids = probe.tokenized(teacher.tokenizer, small["text"], p.tokens)
+ids = [teacher.tokenizer(text, add_special_tokens=False)["input_ids"][: p.tokens] for text in small["text"]]
 fast = probe.pooled(teacher.model, ids, start, [depth])[0]  # batches of equal length, no deeper than needed
 assert np.allclose(states, fast, atol=1e-3 * np.abs(states).max())
 
@@ -271,6 +271,19 @@ def in_percent(axes, x, rows, **style):
     axes.errorbar(x, 100 * rows["accuracy"], yerr=reach, elinewidth=0.9, **style)
 
 
+def grid(names, height, xlabel, ylabel):
+    """A panel a name, two or three in a row."""
+    columns = 2 if len(names) in (1, 2, 4) else 3
+    figure, axes = figures.panels(columns, -(-len(names) // columns), height=height, sharex=True, sharey=True)
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel in axes[-1]:
+        panel.set_xlabel(xlabel)
+    for row in axes:
+        row[0].set_ylabel(ylabel)
+    return figure, dict(zip(names, axes.flat, strict=False))
+
+
 def draw_shifts(rows, paper):
     """Change against the teacher: a panel a ladder, and the paper's students beside the random ones."""
     names = [name for name in CALLED if name in set(rows["ladder"])]
@@ -348,17 +361,23 @@ assert p.place != "tiny" or 0.2 < change["random", 128] / change["random", 16] <
 # Judged is the narrowest student that was cut from its teacher, since that ladder ends at no loss. More
 # training could only help it, so a probe above a coin stays above; what is lost may still come back.
 
+
 # %%
+def what_is_left(teacher, student):
+    """The lowest end of a student's intervals, and what it lost of what its teacher has above chance, in per cent."""
+    lost = (teacher["accuracy"] - student["accuracy"]).mean() / (teacher["accuracy"] - 0.5).mean()
+    return 100 * student["low"].min(), 100 * lost
+
+
 judged = "width_alone" if "width_alone" in set(students["ladder"]) else "random"
 mine = students[students["ladder"] == judged]
 mine = mine[mine["width"] == mine["width"].min()].set_index("concept")
 ceiling = plain.xs("teacher", level="name")
-lost = 100 * (ceiling["accuracy"] - mine["accuracy"]).mean() / (ceiling["accuracy"] - 0.5).mean()
+lowest, lost = what_is_left(ceiling, mine)
 falls = budget.set_index(["ladder", "width"])["still falls by"][judged, mine["width"].iloc[0]]
 learned = full_over_narrow.get(judged, 1.0) < 0.05 and falls < trained_as.floor_tolerance
 not_yet = "" if learned else "what the narrow student lacks may be training: its loss still falls as that doubles"
 claim = partial(ledger.claim, scale=p.place)
-lowest = 100 * mine["low"].min()
 claim("probe-above-chance", lowest, f"≥ {number('lowest', lowest)} %", why="more training could only raise it")
 
 # %%
@@ -438,10 +457,22 @@ figures.save(drawn, "probe_controls", p.place, record)
 # Now read Table 6 again. The paper's argument is that concepts *survive* because the accuracy is far above 50 %. But
 # 50 % is what a probe gets that sees nothing. What survival has to beat is the strongest control, and what it can
 # reach is the teacher. In the table: a model's lower end less the upper end of its strongest control, in points;
-# positive is a win.
+# positive is a win. A control that was not measured, as a cut student has no untrained twin, is no rival.
+
 
 # %%
-wins = probe.beats(accuracy, words)
+def beats(accuracy, words):
+    """Of each model and concept the control whose interval reaches highest, and whether the model's lies above it."""
+    key = ["model", "ladder", "width", "concept"]
+    own = accuracy[accuracy["control"] == "none"][[*key, "accuracy", "low"]]
+    as_many_numbers = own[key].merge(words[words["control"] == "projected_words"], on=["width", "concept"])
+    rivals = pd.concat([accuracy[accuracy["control"].isin(["embedding", "untrained"])], as_many_numbers])
+    strongest = rivals.sort_values("high").drop_duplicates(key, keep="last")[[*key, "control", "high"]]
+    found = own.merge(strongest.rename(columns={"high": "control_high"}), on=key)
+    return found.assign(beats=found["low"] > found["control_high"])
+
+
+wins = beats(accuracy, words)
 wins["margin"] = 100 * (wins["low"] - wins["control_high"])
 margins = named(wins).pivot(index="concept", columns="name", values="margin")
 table("margins", margins.loc[p.concepts, plain.index.unique("name")].reset_index(), keys="concept")
@@ -477,12 +508,10 @@ assert p.place != "tiny" or (won["none", p.shape.width] <= 3 and ahead.mean() > 
 # %% tags=["drawing"]
 def draw_students(accuracy, words):
     """Accuracy against the width of students, trained and untrained, of both ladders; a panel a concept."""
-    concepts = list(accuracy["concept"].unique())
-    rows = -(-len(concepts) // 3)
-    figure, axes = figures.panels(3, rows, height=2.1, sharex=True, sharey=True)
+    figure, panels = grid(accuracy["concept"].unique(), 2.1, "width d (log scale)", "accuracy (%)")
     widths = sorted(accuracy.loc[accuracy["model"] == "student", "width"].unique())
     of_words = words[words["control"].isin(["projected_words", "bag_of_words"])]
-    for panel, concept in zip(axes.flat, concepts, strict=False):
+    for concept, panel in panels.items():
         part, bag = (frame[frame["concept"] == concept] for frame in (accuracy, of_words))
         (top,) = part[(part["model"] == "teacher") & (part["control"] == "none")]["accuracy"]
         panel.axhline(100 * top, color="0.3", linewidth=1.2, label="teacher, the ceiling")
@@ -503,26 +532,23 @@ def draw_students(accuracy, words):
         panel.set(title=concept, ylim=(45, 102), xscale="log")
         panel.set_xticks(widths, [str(width) for width in widths], rotation=45)
         panel.minorticks_off()
-    for panel in axes.flat[len(concepts) :]:
-        panel.set_visible(False)
-    for panel in axes[-1]:
-        panel.set_xlabel("width d (log scale)")
-    for row in axes:
-        row[0].set_ylabel("accuracy (%)")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 # %%
-committed = partial(store.load_results, "tiny")
-every, every_words = committed("probe_students"), committed("probe_students_words")
-with figures.style():
-    drawn = draw_students(every, every_words)
-figures.save(drawn, "probe_students", "tiny", store.origin("tiny", "probe_students"))
+def every_student(scale):
+    """Show what is committed of a scale's students, and give their table, that of the words and who wins where."""
+    found, of_words = (store.load_results(scale, f"probe_students{end}") for end in ("", "_words"))
+    won = beats(found, of_words)
+    with figures.style():
+        drawn = draw_students(found, of_words)
+    display(figures.save(drawn, "probe_students", scale, store.origin(scale, "probe_students")))
+    display(won.groupby(["ladder", "width"])["beats"].agg(wins="sum", concepts="size").T)
+    return found, of_words, won
 
-# %%
-every_win = probe.beats(every, every_words)
-every_win.groupby(["ladder", "width"])["beats"].agg(wins="sum", concepts="size").T
+
+every, every_words, every_win = every_student("tiny")
 
 # %% [markdown]
 # Scale `tiny`, 2,000 + 2,000 passages, five splits, one seed; students saw 287,000 tokens. (The folds of the words were
@@ -544,15 +570,7 @@ ledger.claim("probe-mechanism", ratios, scale="tiny", undetermined=few)
 # of 04's longer ladders, which saw 82,000 tokens: cut from it and distilled back, and two of the paper's kind.
 
 # %%
-committed = partial(store.load_results, "smollm2")
-smol, smol_words = committed("probe_students"), committed("probe_students_words")
-with figures.style():
-    drawn = draw_students(smol, smol_words)
-figures.save(drawn, "probe_students", "smollm2", store.origin("smollm2", "probe_students"))
-
-# %%
-smol_wins = probe.beats(smol, smol_words)
-smol_wins.groupby(["ladder", "width"])["beats"].agg(wins="sum", concepts="size").T
+smol, smol_words, smol_wins = every_student("smollm2")
 
 # %% [markdown]
 # Its layers do add something to one concept: at *question* the teacher beats words and embedding by ten points, and so
@@ -569,19 +587,16 @@ assert smol_won["none", 576].sum() <= 2
 # six-thousandth of the paper's tokens, and the last column says how much of its loss still goes with a doubling:
 
 # %%
-smol_ladder = committed("distill_long").drop_duplicates(["ladder", "width"], keep="last")
+smol_ladder = store.load_results("smollm2", "distill_long").drop_duplicates(["ladder", "width"], keep="last")
 smol_ladder[["ladder", "width", "floor", "untrained", "fall_per_doubling"]].round(3)
 
 # %%
-smol_own = smol[(smol["control"] == "none") & (smol["ladder"] == "width_alone") & (smol["width"] == 128)]
-smol_own = smol_own.set_index("concept")
-smol_top = smol[(smol["control"] == "none") & (smol["model"] == "teacher")].set_index("concept")
-smol_lost = 100 * (smol_top["accuracy"] - smol_own["accuracy"]).mean() / (smol_top["accuracy"] - 0.5).mean()
+of_model = smol[smol["control"] == "none"].set_index(["ladder", "width"])
+lowest, smol_lost = what_is_left(*(of_model.loc[m].set_index("concept") for m in [("none", 576), ("width_alone", 128)]))
 (falls,) = smol_ladder.query("ladder == 'width_alone' and width == 128")["fall_per_doubling"]
 assert falls > trained_as.floor_tolerance
 not_yet = "82,000 tokens: the narrow student's loss still falls with every doubling of its training"
 of_smol = partial(ledger.claim, scale="smollm2")
-lowest = 100 * smol_own["low"].min()
 of_smol("probe-above-chance", lowest, f"≥ {lowest:.0f} %", why="128 of 576 dimensions; training could only raise it")
 
 # %%
@@ -635,22 +650,15 @@ assert p.place != "tiny" or ((kept < 0.9).all() and (transfer["student"] < trans
 # %% tags=["drawing"]
 def draw_layers(layers, words):
     """The teacher's accuracy against depth, with its intervals; a panel a concept."""
-    concepts = list(layers["concept"].unique())
-    figure, axes = figures.panels(3, -(-len(concepts) // 3), height=1.9, sharex=True, sharey=True)
-    for panel, concept in zip(axes.flat, concepts, strict=False):
+    figure, panels = grid(layers["concept"].unique(), 1.9, "layer (0: embedding)", "accuracy (%)")
+    for concept, panel in panels.items():
         part = layers[layers["concept"] == concept].sort_values("layer")
         in_percent(panel, part["layer"], part, color=figures.PALETTE[0], label="teacher", **figures.OURS)
         (bag,) = words[(words["concept"] == concept) & (words["control"] == "bag_of_words")]["accuracy"]
         panel.axhline(100 * bag, color=figures.PALETTE[4], linestyle="-.", label="bag of words, all")
         panel.set(title=concept, ylim=(60, 102))
         panel.xaxis.get_major_locator().set_params(integer=True)
-    for panel in axes.flat[len(concepts) :]:
-        panel.set_visible(False)
-    for panel in axes[-1]:
-        panel.set_xlabel("layer (0: embedding)")
-    for row in axes:
-        row[0].set_ylabel("accuracy (%)")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -664,7 +672,7 @@ figures.save(drawn, "probe_layers", p.place, record)
 
 # %%
 with figures.style():
-    drawn = draw_layers(committed("probe_students_layers"), smol_words)
+    drawn = draw_layers(store.load_results("smollm2", "probe_students_layers"), smol_words)
 figures.save(drawn, "probe_layers", "smollm2", store.origin("smollm2", "probe_students_layers"))
 
 # %% [markdown]
@@ -713,9 +721,8 @@ def draw_staircase(binned, ladder):
     students = binned[(binned["model"] == "student") & (binned["ladder"] == ladder)]
     teacher = binned[binned["model"] == "teacher"]
     widths = sorted(students["width"].unique())
-    columns = 2 if len(widths) in (1, 2, 4) else 3
-    figure, axes = figures.panels(columns, -(-len(widths) // columns), height=2.2, sharex=True, sharey=True)
-    for panel, width in zip(axes.flat, widths, strict=False):
+    figure, panels = grid(widths, 2.2, "rank of the feature (log scale)", "AUROC of the read-out")
+    for width, panel in panels.items():
         panel.plot(teacher["rank"], teacher["auroc"], color="0.4", label="the teacher's own state")
         before = "untrained" if ladder == "random" else "cut, not distilled"
         for state, label, colour, marker in (("trained", "distilled", 0, "o"), ("untrained", before, 1, "v")):
@@ -729,13 +736,7 @@ def draw_staircase(binned, ladder):
         panel.axvline(kept, color=figures.PALETTE[3], linestyle="--", label="$F_S = d_S\\, g(\\alpha)$: the law's step")
         panel.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", ylim=(0.45, 1.02), title=f"$d_S$ = {width}, $F_S$ = {kept:,.0f}")
-    for panel in axes.flat[len(widths) :]:
-        panel.set_visible(False)
-    for panel in axes[-1]:
-        panel.set_xlabel("rank of the feature (log scale)")
-    for row in axes:
-        row[0].set_ylabel("AUROC of the read-out")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -769,11 +770,15 @@ def steepest(binned):
 steps = steepest(binned)
 table("steps", steps, keys=["ladder", "width", "state"])
 
+
 # %%
+def falls_of(steps):
+    names = steps["width"].astype(str) + np.where(steps["state"] == "trained", " distilled", " cut")
+    return dict(zip(names, steps["steepest fall"], strict=True))
+
+
 of_ladder = steps[steps["ladder"] == judged]
-names_of = of_ladder["width"].astype(str) + np.where(of_ladder["state"] == "trained", " distilled", " cut")
-claim("staircase", dict(zip(names_of, of_ladder["steepest fall"], strict=True)),
-      why="the steepest fall at any rank: where λ puts F_S does not matter")  # fmt: skip
+claim("staircase", falls_of(of_ladder), why="the steepest fall at any rank: where λ puts F_S does not matter")
 
 # %% [markdown]
 # There is **no step**. Before and after distillation, at both widths, the share of the teacher's read-out falls by less
@@ -787,28 +792,28 @@ assert p.place != "tiny" or (of_ladder["steepest fall"] < 0.25).all()
 # %% [markdown]
 # Scale `tiny`, 60,000 tokens, one seed, students of 287,000 tokens. The same at every width, from the committed table:
 
-# %%
-every_stair = store.load_results("tiny", "probe_students_staircase")
-with figures.style():
-    drawn = draw_staircase(every_stair, "width_alone")
-figures.save(drawn, "probe_students_staircase", "tiny", store.origin("tiny", "probe_students_staircase"))
 
 # %%
-steepest(every_stair).pivot(index=["ladder", "width"], columns="state", values="steepest fall").round(2)
+def every_staircase(scale):
+    """Show what is committed of a scale's staircases, and give the steepest fall of each."""
+    binned = store.load_results(scale, "probe_students_staircase")
+    with figures.style():
+        drawn = draw_staircase(binned, "width_alone")
+    origin = store.origin(scale, "probe_students_staircase")
+    display(figures.save(drawn, "probe_students_staircase", scale, origin))
+    return steepest(binned)
+
+
+every_staircase("tiny").pivot(index=["ladder", "width"], columns="state", values="steepest fall").round(2)
 
 # %% [markdown]
 # And SmolLM2's students, cut to a width and distilled back with 82,000 tokens; read on as many tokens, one seed:
 
 # %%
-smol_stair = committed("probe_students_staircase")
-with figures.style():
-    drawn = draw_staircase(smol_stair, "width_alone")
-figures.save(drawn, "probe_students_staircase", "smollm2", store.origin("smollm2", "probe_students_staircase"))
+smol_steps = every_staircase("smollm2").query("ladder == 'width_alone'")
 
 # %%
-smol_steps = steepest(smol_stair).query("ladder == 'width_alone'")
-names_of = smol_steps["width"].astype(str) + np.where(smol_steps["state"] == "trained", " distilled", " cut")
-of_smol("staircase", dict(zip(names_of, smol_steps["steepest fall"], strict=True)), why="the steepest fall at any rank")
+of_smol("staircase", falls_of(smol_steps), why="the steepest fall at any rank")
 
 # %% [markdown]
 # ## 8. What "coarse concepts survive" is worth
