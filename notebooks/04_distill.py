@@ -47,7 +47,6 @@ temperature = None  # of both distributions
 objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or "cross_entropy" (of the text alone)
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
-floor_tolerance = None  # a floor moves by less than this share when the steps double
 layers = None  # of random students, if not the teacher's
 plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
 gpu = None  # "H100", "A100", "L40S" or "RTX 4090"

@@ -203,7 +203,6 @@ class Distill(Costly):
     objective: Literal["forward", "reverse", "hidden", "cross_entropy"]  # students.objective
     evaluations: Annotated[int, Field(ge=2, le=10**6)]  # on held-out documents, evenly spaced
     held_out_blocks: Positive  # blocks an evaluation reads
-    floor_tolerance: Share  # a point is a floor if doubling the steps moves it by less than this share
     layers: Positive | None  # of random students, if not the teacher's
 
     @model_validator(mode="after")
