@@ -36,9 +36,12 @@ if "google.colab" in sys.modules:  # elsewhere this cell does nothing
     colab.install()
 
 # %%
+import itertools
+
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from scipy import optimize, stats
 
 from minwidth import calibration, capacity, figures, ledger, scales, store
 from minwidth.exercises import check
@@ -85,7 +88,7 @@ ledger.grade(dead[1:], ledger.claims()["feature-death"]["recompute"])
 # | holds at our scale | measured within the bound on smaller models than the paper's |
 # | holds loosely | within a wider bound only, or in part |
 # | weakly supported | the paper's argument or fit does not carry the claim; nothing contradicts it |
-# | undetermined | the answer changes with a choice of ours: an L1 coefficient, a budget, a threshold, a reading |
+# | undetermined | the answer changes with a choice of ours: an L1 coefficient, a budget, a reading, a bound's size |
 # | does not hold | outside the bounds; or a formula says otherwise |
 # | contradicts the paper itself | other numbers the paper prints say otherwise |
 # | not tested here | there is no result to judge by; the last column says what is missing |
@@ -97,24 +100,136 @@ ledger.grade(dead[1:], ledger.claims()["feature-death"]["recompute"])
 ledger.judge("paper", recomputed="no", found=[], own_setting=False)
 
 # %% [markdown]
+# A third rule concerns ourselves. Many bounds are our choice: how near is "matches", how much is "dominates"? A verdict
+# that would be another with half or twice the room that our bound leaves is not the paper's to answer for, and becomes
+# *undetermined*. What is not ours is not moved: bounds that the paper prints, its words ("monotone", "at most"), and
+# the rounding of printed digits.
+
+# %%
+bounds = {"near": 1.0, "within": 0.2, "loosely": 0.6}  # say, of a ratio, and ours is 1.3
+by_room = {
+    room: ledger.judge("paper", ledger.grade(1.3, ledger.with_room(bounds, factor)), [], own_setting=False)
+    for room, factor in ledger.ROOMS.items()
+}
+ledger.robust(by_room)
+
+# %% [markdown]
 # ## The paper's arithmetic
 #
 # Many columns of the paper's tables follow from others: the critical width from F and L0, per-token loss from the raw
-# sum, parameters from widths. Each such cell is derived again, allowing every number it comes from to be off by half
-# a unit of its last digit.
+# sum, parameters from widths. Here is each such column, the cells it follows from (in the same row; `@1` in row 1, `@*`
+# in all) and how. Table 8 counts the parameters of a GPT-NeoX with untied embeddings.
+
 
 # %%
-cells = pd.concat([ledger.rederive(paper, column).assign(column=column) for column in ledger.COLUMNS])
+def neox_millions(width, ffn, layers=24, vocabulary=50_304):
+    block = 4 * width**2 + 4 * width + 2 * width * ffn + ffn + width + 4 * width
+    return (2 * vocabulary * width + layers * block + 2 * width) / 1e6
+
+
+def fit(*cells, centred=True):
+    """Slope, baseline and R² of raw KL/2048 (the last five cells) fitted on L* (the first five), or through zero."""
+    x, y = np.array(cells[:5]), np.array(cells[5:]) / 2048
+    middle = (x.mean(), y.mean()) if centred else (0, 0)
+    slope = ((x - middle[0]) @ (y - middle[1])) / ((x - middle[0]) @ (x - middle[0]))
+    left = y - middle[1] - slope * (x - middle[0])
+    return slope, middle[1] - slope * middle[0], 1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))
+
+
+LADDER, F, L0 = "table2.predicted_floor@* table3.raw_kl@*", "table1.alive_features@1", "table1.mean_l0@1"
+derived = {
+    "table1.alpha": ("table1.mean_l0 table1.alive_features", lambda l0, f: 1 - l0 / f),
+    "table1.g": ("table1.mean_l0 table1.alive_features", lambda l0, f: capacity.g(1 - l0 / f)),
+    "table1.critical_width": (
+        "table1.mean_l0 table1.alive_features",
+        lambda l0, f: capacity.critical_width(f, 1 - l0 / f),
+    ),
+    "table2.kept_features": (f"table2.width {F} {L0}", lambda d, f, l0: capacity.features_kept(d, 1 - l0 / f)),
+    "table2.dropped_features": (f"{F} table2.kept_features", lambda f, kept: f - kept),
+    "table2.normalized": ("table2.predicted_floor table2.predicted_floor@0", lambda x, *first: x / (*first, x)[0]),
+    "table3.kl_per_token": ("table3.raw_kl", lambda raw: raw / (512 * 2**2)),
+    "table3.normalized": ("table3.raw_kl table3.raw_kl@0", lambda raw, *first: raw / (*first, raw)[0]),
+    "table3.params_millions": ("table3.width", lambda d: neox_millions(d, 4 * d)),
+    "table4.slope_c@0": (LADDER, lambda *cells: fit(*cells, centred=False)[0]),
+    "table4.r2@0": (LADDER, lambda *cells: fit(*cells, centred=False)[2]),
+    "table4.slope_c@1": (LADDER, lambda *cells: fit(*cells)[0]),
+    "table4.baseline_b@1": (LADDER, lambda *cells: fit(*cells)[1]),
+    "table4.r2@1": (LADDER, lambda *cells: fit(*cells)[2]),
+    "table5.observed": ("table3.raw_kl", lambda raw: raw / 2048),
+    "table5.geometric": ("table4.slope_c@1 table2.predicted_floor", lambda c, x: c * x),
+    "table5.baseline": ("table3.raw_kl@4", lambda raw: raw / 2048),
+    "table5.geometric_percent": (
+        "table3.raw_kl table3.raw_kl@4",
+        lambda raw, *last: 100 * (1 - (*last, raw)[0] / raw),
+    ),
+    "table7.one_minus_alpha": ("table7.alpha", lambda alpha: 1 - alpha),
+    "table7.g": ("table7.alpha", lambda alpha: capacity.g(alpha) if alpha else np.inf),
+    "table7.features_per_dimension": ("table7.alpha", lambda alpha: capacity.g(alpha) if alpha else np.inf),
+    "table8.ffn_width": ("table8.width", lambda d: 4 * d),
+    "table8.params_millions": ("table8.width table8.ffn_width", neox_millions),
+    "table8.compression_ratio": (
+        "table8.width",
+        lambda d: neox_millions(1024, 4096) / neox_millions(d, 4 * d),
+    ),
+}
+
+# %% [markdown]
+# A printed number may be off by half a unit of its last digit. So each cell is computed at every corner of what its
+# sources may have been before they were rounded, and *agrees* if the printed digit can come from the range between:
+
+
+# %%
+def rederive(paper):
+    """A row for each derived cell: column, row, printed, value (from the digits as printed), low, high, agrees."""
+    rows = []
+    for key, (references, function) in derived.items():
+        column, _, only = key.partition("@")
+        table, name = column.split(".")
+        for row in [int(only)] if only else range(len(paper.values[table])):
+            sources = {}  # each cell once: its value and half a unit of its last digit
+            for reference in references.split():
+                source, _, at = reference.partition("@")
+                where, of = source.split(".")
+                for i in range(len(paper.values[where])) if at == "*" else [int(at or row)]:
+                    sources[where, of, i] = float(paper.values[where].at[i, of]), float(paper.rounding[where].at[i, of])
+            corners = itertools.product(*({x - half, x + half} for x, half in sources.values()))
+            reached = [float(function(*corner)) for corner in corners]
+            value, half = float(paper.values[table].at[row, name]), float(paper.rounding[table].at[row, name]) + 1e-9
+            agrees = min(reached) - half <= value <= max(reached) + half
+            centre = float(function(*(x for x, _ in sources.values())))
+            rows.append((column, row, value, centre, min(reached), max(reached), agrees))
+    return pd.DataFrame(rows, columns=["column", "row", "printed", "value", "low", "high", "agrees"])
+
+
+cells = rederive(paper)
 f"{int(cells.agrees.sum())} of {len(cells)} derived cells follow from the others"
 
 # %%
-cells[~cells.agrees][["column", "row", "printed", "value", "low", "high"]].round(4)
-
+slips = cells[~cells.agrees]
+assert dict(slips.groupby("column").row.apply(list)) == {
+    "table4.slope_c": [0],  # the line through zero has another slope
+    "table5.geometric_percent": [4],  # 0 by definition; 0.1 is C L*/observed
+    "table7.features_per_dimension": [0, 6],  # a pole; another sparsity
+    "table7.g": [0, 6],
+}
+slips.drop(columns="agrees").round(4)
 
 # %% [markdown]
-# The exceptions are few, and three of them are one: $\alpha=0.992$ in Table 7 is the rounded 0.9924 of Table 1, which
-# gives the printed 27.0. The trouble is not careless arithmetic. It lies between the sections, where a sentence uses a
-# number in a way that another table forbids. First what holds:
+# Would a wrong digit be noticed? Change one that is right, 1.320 into 1.322. And where the scan of the paper that we
+# have is hard to read, at most one reading fits: 234.9 for a mean L0 of 2349, an FFN of 512 and not 912.
+
+# %%
+tampered = {name: table.copy() for name, table in tables.items()}
+tampered["table3"].loc[0, "kl_per_token"] = 1.322
+tampered["table1"]["mean_l0"] = [2349, 2183, 249.0]
+again = rederive(paper._replace(values=tampered)).set_index(["column", "row"]).agrees
+assert not again["table3.kl_per_token", 0] and again["table1.alpha"].tolist() == [False, False, True]
+assert round(neox_millions(128, 512)) == tables["table8"].params_millions[0] != round(neox_millions(128, 912))
+
+# %% [markdown]
+# The exceptions are few, and four of them are two rows of Table 7: $g$ has a pole at $\alpha=0$, and 0.992 is the
+# rounded 0.9924 of Table 1, which gives the printed 27.0. The trouble is not careless arithmetic. It lies between the
+# sections, where a sentence uses a number in a way that another table forbids. First what holds:
 
 
 # %%
@@ -156,13 +271,20 @@ show(
 ladder = pd.DataFrame(
     {"width": tables["table2"].width, "eq2": tables["table2"].predicted_floor, "loss": tables["table3"].raw_kl / 2048}
 )
-power = calibration.power_law(ladder.width, ladder.loss)
+
+
+def power_law(width, scale, exponent, end):
+    return scale * width**-exponent + end
+
+
+fitted, _ = optimize.curve_fit(power_law, ladder.width.astype(float), ladder.loss, p0=(10, 0.5, 0))
+r_squared = calibration.r_squared(ladder.loss, power_law(ladder.width, *fitted))
 lost = 100 * tables["table2"].dropped_features[0] / tables["table1"].alive_features[1]
 show(
     ledger.claim("lost-share", lost),
     ledger.claim("predicted-orders", np.log10(ladder.eq2.iloc[0] / ladder.eq2.iloc[-1])),
     ledger.claim("baseline-gap", 100 * (0.623 / 0.586 - 1)),
-    ledger.claim("power-law", power.r_squared, why="11.6 d^-0.47 + 0.13: three parameters, five points"),
+    ledger.claim("power-law", r_squared, why="11.6 d^-0.47 + 0.13: three parameters, five points"),
     ledger.claim("normalized-limit", 0.586 / 1.320),
 )
 
@@ -264,19 +386,15 @@ student, teacher = wide.xs(("student", 128), level=[1, 2]), wide.xs("teacher", l
 counts = pd.DataFrame({"teacher": (8 * teacher).round(), "student": (8 * student).round()})
 share = counts / 800
 z = (share.student - share.teacher) / np.sqrt((share * (1 - share)).sum(axis=1) / 800)
+by_chance = 1 - (1 - 2 * stats.norm.sf(z.abs().max())) ** 6  # that the largest of six is as large
 counts.assign(change=(counts.student - counts.teacher) / 8, z=z.round(2))
 
 # %%
 show(
     ledger.claim("probe-mean-change", ((counts.student - counts.teacher) / 8).abs().mean()),
     ledger.claim("probe-examples", [student["sport"] - teacher["sport"], student["code"] - teacher["code"]]),
-    ledger.claim(
-        "probe-reallocation", z.abs().max(), why="largest of six changes; sport is the one beyond 1.96 with it or alone"
-    ),
+    ledger.claim("probe-reallocation", 100 * by_chance, why="the largest of the six changes is 2.25 standard errors"),
 )
-
-# %%
-assert int((z.abs() > 1.96).sum()) <= 2
 
 # %% [markdown]
 # ## All verdicts
@@ -331,24 +449,23 @@ ledger.headlines(frame)
 # %% [markdown]
 # ## Do the verdicts hang on our bounds?
 #
-# The room that each bound leaves (what the paper itself gives is left alone) is halved and doubled. A claim whose
-# verdict changes is one to which our choice of a bound matters; read it with its number:
+# The room that each bound of ours leaves is halved and doubled. Where that gives another verdict, the table above says
+# *undetermined*; here is what it would be with each.
 
 # %%
-moved = {factor: ledger.ledger(ledger.with_bounds(factor)).set_index("id").verdict for factor in (0.5, 2.0)}
-robust = frame.set_index("id").verdict
-changes = pd.DataFrame({"as bounded": robust, "half the room": moved[0.5], "twice the room": moved[2.0]})
-changes = changes[changes.nunique(axis=1) > 1]
-changes.reset_index()
+changes = frame[frame[list(ledger.ROOMS)].nunique(axis=1) > 1][["id", *ledger.ROOMS, "verdict"]]
+changes
 
 # %%
-assert not (changes == "contradicts the paper itself").to_numpy().any() and len(changes) < 20
+decided = changes[changes["as bounded"] != "undetermined"]
+assert (changes.verdict == "undetermined").all() and not (decided == "contradicts the paper itself").to_numpy().any()
+f"{len(decided)} verdicts of {len(frame)} are undetermined for the size of a bound alone"
 
 # %% [markdown]
-# Fifteen of the 75 verdicts move; each should be read as undetermined as far as the size of a bound goes. Most move by
-# one step, from "does not hold" to "holds loosely" with twice the room, or from "holds" to "loosely" with half of it.
-# Two cross over: whether twenty latents *dominate*, and whether a fall in the read-out of features is a *step*, are
-# words to which we gave a number. None of the contradictions within the paper moves.
+# Of the 75 verdicts, eleven are undetermined for that alone, some that were in the paper's favour and some that were
+# not. $g$ is 14 % above the exact threshold of $\ell_1$ decoding, and students have 0.7 to 1.3 times $d_S\,g$ features:
+# how near is near? Toy models represent half of $d_S\,g$, and one curve explains three quarters of their floors. None
+# of the contradictions within the paper moves; identities, orders and rounding have no bound of ours to move.
 
 # %% [markdown]
 # ## What is not tested, and why

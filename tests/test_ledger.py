@@ -1,11 +1,8 @@
 """The ledger: verdicts follow from records, bounds and tolerances, and change with them."""
 
-import os
 import re
-import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -102,6 +99,22 @@ def test_verdicts_from_grades(kind, recomputed, found, own, weak, expected):
     assert judge(kind, recomputed, found, own, weak) == expected
 
 
+@pytest.mark.parametrize(
+    ("bounds", "half", "twice"),
+    [
+        ({"near": 5.0, "within": 1.0, "loosely": 3}, {"within": 0.5, "loosely": 1.5}, {"within": 2.0, "loosely": 6}),
+        ({"at_least": 0.5, "ideal": 1.0}, {"at_least": 2 / 3}, {"at_least": 1 / 3}),  # a share, never moved to 0
+        ({"at_least": 0.91, "ideal": 0.93}, {"at_least": 0.9199}, {"at_least": 0.8908}),
+        ({"at_least": 60, "ideal": 50}, {"at_least": 55}, {"at_least": 70}),  # a margin
+        ({"at_most": 1.3, "ideal": 1.0}, {"at_most": 1.15}, {"at_most": 1.6}),
+        ({"at_most": 3.0, "given": True}, {"at_most": 3.0}, {"at_most": 3.0}),  # the paper's own
+    ],
+)
+def test_room_is_counted_from_the_ideal_and_what_is_not_ours_is_left(bounds, half, twice):
+    for factor, moved in ((0.5, half), (2.0, twice)):
+        assert ledger.with_room(bounds, factor) == pytest.approx(bounds | moved, rel=1e-4)
+
+
 # ----------------------------------------------------------------------------------------------------------- the claims
 
 
@@ -155,11 +168,11 @@ def test_a_claim_is_recorded_shown_and_collected_and_deleting_its_record_unjudge
     card = ledger.claim("layers-agree", 11.4, why="as printed").data
     assert "robust to layer choice" in card and "11.4" in card and "as printed" in card
     assert verdict("layers-agree") == "not tested here"  # a claim about models needs a measurement
-    assert "holds at our scale" in ledger.claim("layers-agree", 9.0, scale="tiny").data
+    assert "holds at our scale" in ledger.claim("layers-agree", 7.0, scale="tiny").data
     assert verdict("layers-agree") == "holds at our scale"
-    ledger.claim("layers-agree", 80.0, scale="smollm2")
+    ledger.claim("layers-agree", 95.0, scale="smollm2")
     assert verdict("layers-agree") == "undetermined"
-    ledger.claim("layers-agree", 80.0, scale="tiny")  # replaces what was there
+    ledger.claim("layers-agree", 95.0, scale="tiny")  # replaces what was there
     assert verdict("layers-agree") == "does not hold"
     for file in results.glob("*/claims_03_sae.csv"):
         file.unlink()
@@ -176,11 +189,22 @@ def test_a_budget_that_decides_nothing_and_a_choice_that_decides_leave_a_claim_u
 
 
 def test_a_measured_tolerance_counts(results):
-    ledger.claim("layers-agree", 14.0, scale="tiny")
+    ledger.claim("layers-agree", 7.0, scale="tiny")
     assert verdict("layers-agree") == "holds at our scale"
     file = results / "tiny" / "numbers_03_sae.csv"
-    pd.read_csv(file).assign(spread=1.0).to_csv(file, index=False)  # 14 may as well be 16, beyond the bound of 15
-    assert verdict("layers-agree") == "holds loosely"
+    pd.read_csv(file).assign(spread=30.0).to_csv(file, index=False)  # 7 may as well be 67, beyond all bounds
+    assert ledger.ledger().set_index("id")["as bounded"]["layers-agree"] == "undetermined"
+
+
+def test_a_verdict_that_the_size_of_our_bound_decides_is_undetermined_and_says_so(results):
+    card = ledger.claim("donoho", 1.15).data  # within 0.1, loosely 0.3
+    row = ledger.ledger().set_index("id").loc["donoho"]
+    assert row.verdict == "undetermined" and row[list(ledger.ROOMS)].tolist() == ["holds loosely"] * 2 + ["holds"]
+    assert "the size of our bound decides" in row.why and "the size of our bound decides" in card
+    ledger.claim("donoho", 1.04)
+    assert verdict("donoho") == "holds"
+    ledger.claim("baseline-gap", 6.4)  # half a unit of the printed digit: rounding is not ours
+    assert verdict("baseline-gap") == "holds"
 
 
 def test_what_cannot_be_judged_is_refused(results):
@@ -190,35 +214,6 @@ def test_what_cannot_be_judged_is_refused(results):
         ledger.claim("sae-pipeline", 1.0)
     with pytest.raises(ValueError, match="needs numbers"):
         ledger.claim("toy-points", float("nan"))
-
-
-def test_bounds_move_away_from_the_ideal_and_the_papers_own_do_not():
-    entries = {
-        "a": {"measure": {"at_least": 0.9, "loosely": 0.8, "ideal": 1.0}},
-        "b": {"recompute": {"near": 5.0, "within": 1.0}},
-        "c": {"measure": {"at_most": 3.0, "given": True}},
-    }
-    moved = ledger.with_bounds(2.0, entries)
-    assert moved["a"]["measure"]["at_least"] == pytest.approx(0.8) and moved["b"]["recompute"]["within"] == 2.0
-    assert moved["a"]["measure"]["loosely"] == pytest.approx(0.6) and moved["c"]["measure"]["at_most"] == 3.0
-
-
-# ------------------------------------------------------------------------------------------------ derived by rounding
-
-
-def test_half_units():
-    assert ledger.half_unit("1.320") == pytest.approx(0.0005) and ledger.half_unit("27") == 0.5
-    assert np.isnan(ledger.half_unit(""))
-
-
-def test_a_cell_agrees_as_far_as_the_rounding_of_its_sources_reaches():
-    paper = ledger.load_paper()
-    table = ledger.rederive(paper, "table3.kl_per_token")
-    assert table.agrees.all() and table.value[0] == pytest.approx(2703 / 2048)
-    assert table.low[0] == pytest.approx(2702.5 / 2048) and table.high[0] == pytest.approx(2703.5 / 2048)
-    off = {name: frame.copy() for name, frame in paper.values.items()}
-    off["table3"].loc[0, "kl_per_token"] = 1.322
-    assert not ledger.rederive(paper._replace(values=off), "table3.kl_per_token").agrees[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- summary
@@ -243,8 +238,3 @@ def test_readme_and_committed_cards_agree_with_the_committed_records(monkeypatch
     frame = ledger.ledger()
     assert ledger.in_readme((ROOT / "README.md").read_text()) == ledger.summary_markdown(frame)
     assert set(frame.verdict) <= set(VERDICTS)
-
-
-def test_the_ledger_needs_no_torch():
-    code = "import sys, minwidth.ledger; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
