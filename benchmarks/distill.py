@@ -283,7 +283,8 @@ def draw(found: dict[str, dict]):
     seconds = step["seconds"]
     below.barh([f"teacher {name}" for name in seconds], list(seconds.values()), color=figures.PALETTE[2])
     below.set(xlabel="seconds", title=f"(c) a step at width {step['work']['width']}")
-    for number, (ladder, (_, marker, line)) in enumerate(figures.LADDERS.items()):
+    measured = dict.fromkeys(row["ladder"] for row in speed["students"])
+    for number, (ladder, (marker, line)) in enumerate(zip(measured, figures.STYLES, strict=False)):
         rows = [row for row in speed["students"] if row["ladder"] == ladder]
         points = [row["width"] for row in rows], [row["to_products"] for row in rows]
         last.plot(
