@@ -25,7 +25,7 @@
 # **Time**: a minute on two cores, at every scale; no model is loaded and nothing is trained. Notebook 02 trains the toy
 # models that this one reasons about.
 #
-# Formulas are shortest in $p$, the chance that a feature is active. The paper's tables, and the functions called below,
+# Formulas are shortest in $p$, the chance that a feature is active. The paper's tables, and the package's functions,
 # take the **sparsity** $\alpha = 1-p$, the share of zeros.
 
 # %% tags=["parameters"]
@@ -61,7 +61,7 @@ import seaborn as sns
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
-from scipy import optimize
+from scipy import optimize, stats
 
 from minwidth import bottleneck, capacity, exercises, figures, ledger, store
 from minwidth.figures import OURS, PALETTE, PAPER
@@ -154,13 +154,26 @@ save(figure, "theory_arrangements")
 # *pentagon* keeps all five, but each hears 0.31 of its two neighbours even when they are active alone.
 #
 # Which is best? That depends on $p$. A dropped feature costs its variance $V = p/3 - p^2/4$, since the bias can
-# supply its mean. A pair's cost we will derive in section 6; the pentagon's is estimated by sampling. One draw serves
-# every $p$: so many samples with 0, 1, 2, ... active features, weighted by how often that happens. What is read,
-# $s\,\mathrm{ReLU}(W^\top Wx+t)$, is linear in the scale $s$, so the best $s$ is a projection; the bias $t$ is
-# searched on a grid.
+# supply its mean. Of a pair neither, one or both may be active, and each case is an integral. The pentagon's cost is
+# estimated by sampling. One draw serves every $p$: so many samples with 0, 1, 2, ... active features, weighted by how
+# often that happens. What is read, $s\,\mathrm{ReLU}(W^\top Wx+t)$, is linear in the scale $s$, so the best $s$ is a
+# projection; the bias $t$ is searched on a grid.
 
 
 # %%
+def best_pair(p):
+    """Mean squared error of each feature of a pair at its best common scale and bias, by integration on a grid."""
+    u = (np.arange(200) + 0.5) / 200
+
+    def loss(weights_and_bias):
+        s, b = weights_and_bias  # u is read as ReLU(s (u - v) + b) if its partner is v
+        alone = ((u - np.maximum(s * u + b, 0)) ** 2).mean() + (np.maximum(b - s * u, 0) ** 2).mean()
+        both = ((u[:, None] - np.maximum(s * (u[:, None] - u) + b, 0)) ** 2).mean()
+        return (1 - p) ** 2 * max(b, 0) ** 2 + p * (1 - p) * alone + p**2 * both
+
+    return optimize.minimize(loss, (1, 0.1 * p), method="Nelder-Mead", options={"fatol": 1e-9}).fun
+
+
 def shape_loss(weights, p, seed=0, samples=8000):
     """Mean squared error of a feature in a symmetric arrangement, at its best common scale and bias, for each p."""
     features, rng, shifts = weights.shape[1], np.random.default_rng(seed), np.linspace(-0.5, 1, 151)
@@ -178,8 +191,8 @@ def shape_loss(weights, p, seed=0, samples=8000):
 
 
 active = np.geomspace(0.002, 0.7, 60)  # p
-dropped, paired = capacity.variance(1 - active), capacity.pair_loss(1 - active, refined=True)
-assert np.allclose(shape_loss(pair, active), paired, rtol=0.05)  # sampled, against the closed form of section 6
+dropped, paired = capacity.variance(1 - active), np.array([best_pair(p) for p in active])
+assert np.allclose(shape_loss(pair, active), paired, rtol=0.05)  # sampled, against the integral
 shapes = {
     "own axes": 3 * dropped,
     "an axis and a pair": 2 * paired + 2 * dropped,
@@ -280,15 +293,18 @@ pd.Series({"k": k, "k ln(n/k)": law, "ln C(n, k), exactly": exact, "k ln(n/k) + 
 # $z$ removes unit noise from such a feature. $1/M(p)$ is what $g$ stands in for. It has no elementary formula, and no
 # logarithm.
 
+
 # %%
-z = np.linspace(0.01, 6, 60_000)
-phi, tail = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), np.vectorize(math.erfc)(z / np.sqrt(2)) / 2
-by_search = {
-    chance: 1 / np.min(chance * (1 + z**2) + (1 - chance) * ((1 + z**2) * tail - z * phi))
-    for chance in (0.2, 0.1, 0.05, 0.01)
-}
-assert np.allclose(list(by_search.values()), capacity.weak_threshold(1 - np.array(list(by_search))), rtol=1e-6)
-print("features a dimension:", ", ".join(f"{m:.3f} at p = {chance:g}" for chance, m in by_search.items()))
+def l1_capacity(p):
+    """Features a dimension that l1 minimisation recovers, 1/M(p), by search over the threshold z."""
+    z = np.geomspace(1e-4, 8, 20_000)
+    silent = (1 + z**2) * stats.norm.sf(z) - z * stats.norm.pdf(z)
+    return np.array([1 / np.min(chance * (1 + z**2) + (1 - chance) * silent) for chance in np.atleast_1d(p)])
+
+
+tried = [0.2, 0.1, 0.05, 0.01]
+found = [f"{m:.3f} at p = {p:g}" for p, m in zip(tried, l1_capacity(tried), strict=True)]
+print("features a dimension:", ", ".join(found))
 
 # %% [markdown]
 # Let us watch the threshold. For each width we draw random projections of a sparse vector and solve the linear
@@ -317,7 +333,7 @@ n, sparsity = trial["features"], 1 - trial["active"] / trial["features"]
 uprights = {
     "k + 1, enough for a search": (trial["active"] + 1, PALETTE[2], "-."),
     "k ln(n/k), the paper's d*": (capacity.critical_width(n, sparsity), PALETTE[0], "--"),
-    "weak threshold": (n / capacity.weak_threshold(sparsity), PALETTE[1], "-"),
+    "weak threshold": (n / l1_capacity(1 - sparsity)[0], PALETTE[1], "-"),
 }
 with figures.style():
     figure, ((panel,),) = figures.panels()
@@ -346,9 +362,10 @@ save(figure, "theory_recovery", record=recovery)
 
 # %%
 active = np.geomspace(1e-4, 0.98, 200)  # p
-l1 = capacity.weak_threshold(1 - active)
+l1 = l1_capacity(active)
+assert (l1 <= 1 / active).all() and np.isclose(l1_capacity(1 - 1e-6), 1)  # below a search; dense: one a dimension
 answers = {
-    "1/p: search decoder": (capacity.information_capacity(1 - active), PALETTE[2], "-."),
+    "1/p: search decoder": (1 / active, PALETTE[2], "-."),
     "g: the paper": (capacity.g(1 - active), PALETTE[0], "--"),
     "$\\ell_1$ decoder": (l1, PALETTE[1], "-"),
     "ReLU, pairs": (np.full(active.size, 2.0), PALETTE[3], ":"),
@@ -370,17 +387,17 @@ save(figure, "theory_capacities")
 sparsities = np.unique([0.8, 0.9, 0.95, 0.99, 0.992, setting.alpha])
 pd.DataFrame(
     {
-        "search decoder, 1/p": capacity.information_capacity(sparsities),
+        "search decoder, 1/p": 1 / (1 - sparsities),
         "g (paper)": capacity.g(sparsities),
-        "l1 decoder (exact)": capacity.weak_threshold(sparsities),
-        "g over l1": capacity.g(sparsities) / capacity.weak_threshold(sparsities),
+        "l1 decoder (exact)": l1_capacity(1 - sparsities),
+        "g over l1": capacity.g(sparsities) / l1_capacity(1 - sparsities),
     },
     index=pd.Index([f"{a:g}" for a in sparsities], name="alpha"),
 ).round(2)
 
 # %%
 ledger.claim(
-    "donoho", capacity.g(0.992) / capacity.weak_threshold(0.992),
+    "donoho", capacity.g(0.992) / l1_capacity(1 - 0.992)[0],
     why="g over the exact l1 threshold at the paper's sparsity; 1.27 at 0.8, and 2 in the limit of no active features",
 )  # fmt: skip
 
@@ -587,8 +604,8 @@ tails.round(4)
 # $$\mathbb E\min(u,v)^2=\int_0^1 m^2\,2(1-m)\,dm = \tfrac23-\tfrac12=\tfrac16 .$$
 #
 # So $e=p^2/6$ for each of the two. This is exact at every $p$ for these weights, not a first order. It is the
-# *leading order* of the best pair: a scale slightly above 1 and a small positive bias gain a little, in closed form
-# up to a search over one number (`pair_loss(alpha, refined=True)`). A simulation checks both sides:
+# *leading order* of the best pair: a scale slightly above 1 and a small positive bias gain a little (`best_pair` of
+# section 1). A simulation checks the formula:
 
 # %%
 rng = np.random.default_rng(0)
@@ -596,7 +613,7 @@ rows = []
 for a in (0.2, 0.5, 0.8, 0.9):
     sample = rng.random((2, 2_000_000)) * (rng.random((2, 2_000_000)) > a)
     simulated = ((read_out(pair, sample) - sample) ** 2).mean()
-    unit, best = capacity.pair_loss(a), capacity.pair_loss(a, refined=True)
+    unit, best = capacity.pair_loss(a), best_pair(1 - a)
     rows.append((unit, simulated / unit, best / unit, capacity.variance(a) / unit))
 columns = ["p²/6", "simulated, over p²/6", "the best pair, over p²/6", "dropping, over p²/6"]
 pd.DataFrame(rows, index=pd.Index([0.2, 0.5, 0.8, 0.9], name="alpha"), columns=columns).round(
@@ -653,6 +670,15 @@ LINES = {
 }
 
 
+def search_floor(importance, widths, alpha):
+    """Encode the first m features, search, and give up if d or more are active: the least over m (section 7)."""
+    p, m = 1 - alpha, np.arange(importance.size + 1)
+    kept, left = np.append(0, importance.cumsum()), np.append(importance[::-1].cumsum()[::-1], 0)
+    encoded, dropped = capacity.second_moment(alpha) * kept, capacity.variance(alpha) * left
+    fails = [np.where(m > d, stats.binom.sf(d - 2, m - 1, p), 0) for d in widths]  # P(at least d - 1 of m - 1)
+    return np.array([(encoded * chance + dropped).min() for chance in fails])
+
+
 def floors(features, alpha, widths, exponent=1.0):
     """Every floor at every width, as a share of the total variance."""
     importance, power = capacity.zipf(features, exponent), capacity.second_moment(alpha)
@@ -661,7 +687,7 @@ def floors(features, alpha, widths, exponent=1.0):
         "linear optimum": capacity.linear_floor(importance, widths, alpha),
         "pairs": capacity.digon_floor(importance, widths, alpha),
         "Eq. 2": capacity.eq2_floor(importance, widths, alpha, power),
-        "search decoder": capacity.ideal_decoder_floor(importance, widths, alpha),
+        "search decoder": search_floor(importance, widths, alpha),
     }
     return {kind: floor / capacity.variance(alpha) for kind, floor in found.items()}
 
@@ -726,7 +752,7 @@ print(f"recovered: all {count:,} features; budget 2 g: {capacity.features_kept(2
 #
 # $$\min_m\ \sum_{i\le m} I_i\,\tfrac p3\,\Pr[\mathrm{Bin}(m-1,p)\ge d-1] + V\sum_{i>m}I_i$$
 #
-# (`capacity.ideal_decoder_floor`; "search decoder" in the figure above). It has a hidden layer of width $d$, sparse
+# (`search_floor`; "search decoder" in the figure above). It has a hidden layer of width $d$, sparse
 # features, and keeps the most important ones: every assumption of Theorem 1. Wherever it loses less than Eq. 2, Eq. 2
 # is no lower bound.
 
@@ -736,7 +762,7 @@ def search_over_eq2(features, alpha, exponent, widths):
     """What the search decoder loses, in units of Eq. 2, where Eq. 2 is not 0."""
     importance = capacity.zipf(features, exponent)
     claimed = capacity.eq2_floor(importance, widths, alpha, capacity.second_moment(alpha))
-    return (capacity.ideal_decoder_floor(importance, widths, alpha) / np.where(claimed > 0, claimed, np.nan)).round(3)
+    return (search_floor(importance, widths, alpha) / np.where(claimed > 0, claimed, np.nan)).round(3)
 
 
 paper_widths = pd.read_csv(DATA / "paper" / "table2_predicted_floors.csv")["width"].to_numpy()

@@ -55,29 +55,23 @@ def test_verdict_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("steps", "losses", "options", "said"),
+    ("call", "said"),
     [
-        ([1, 2, 3], [3, 2, 1], {}, "do not double"),
-        ([4, 2, 1], [3, 2, 1], {}, "do not double"),
-        ([1, 2], [3, 2, 1], {}, "do not fit"),
-        ([2], [1], {}, "do not fit"),
-        ([1, 2], [3, np.nan], {}, "do not fit"),
-        ([1, 2], [3, 2], {"ahead": 3}, "not calibrated"),
-        ([1, 2], [3, 2], {"bound": 2.5}, "below the bound"),
+        (lambda: curves.end([1, 2, 3], [3, 2, 1], calibration=HAND), "do not double"),
+        (lambda: curves.end([4, 2, 1], [3, 2, 1], calibration=HAND), "do not double"),
+        (lambda: curves.end([1, 2], [3, 2, 1], calibration=HAND), "do not fit"),
+        (lambda: curves.end([2], [1], calibration=HAND), "do not fit"),
+        (lambda: curves.end([1, 2], [3, np.nan], calibration=HAND), "do not fit"),
+        (lambda: curves.end([1, 2], [3, 2], 3, HAND), "not calibrated"),
+        (lambda: curves.end([1, 2], [3, 2], 2, HAND, bound=2.5), "below the bound"),
+        (lambda: curves.verdict([1, 2], [3, 2], start=2, calibration=HAND), "nothing has been learnt"),
+        (lambda: curves.public("gemstones"), "no kind"),
+        (lambda: curves.calibrate(curves.cases(exact()), "exponential"), "unknown"),
     ],
 )
-def test_bad_ladders_are_refused(steps, losses, options, said):
+def test_bad_input_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
-        curves.end(steps, losses, **{"calibration": HAND} | options)
-
-
-def test_other_bad_input_is_refused():
-    with pytest.raises(ValueError, match="nothing has been learnt"):
-        curves.verdict([1, 2], [3, 2], start=2, calibration=HAND)
-    with pytest.raises(ValueError, match="no kind"):
-        curves.public("gemstones")
-    with pytest.raises(ValueError, match="unknown"):
-        curves.calibrate(curves.cases(exact()), "exponential")
+        call()
 
 
 # --- calibration

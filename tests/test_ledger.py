@@ -35,7 +35,6 @@ def verdict(id: str) -> str:
         (0.95, {"near": 0.93, "within": 0.02}, "yes"),
         (0.96, {"near": 0.93, "within": 0.02}, "no"),
         (0.96, {"near": 0.93, "within": 0.02, "loosely": 0.06}, "loosely"),
-        (0.94, {"at_least": 0.93}, "yes"),
         (0.90, {"at_least": 0.93, "loosely": 0.9}, "loosely"),
         (0.89, {"at_least": 0.93, "loosely": 0.9}, "no"),
         (-0.01, {"at_most": 0.0}, "yes"),
@@ -44,7 +43,6 @@ def verdict(id: str) -> str:
         ([1.1, 0.9], {"at_least": 1.0}, "loosely"),  # some right, some not
         ([0.8, 0.9], {"at_least": 1.0}, "no"),
         ({"λ = 0.1": 4.8, "λ = 3": 0.2}, {"at_least": 1.0}, "varies"),  # a choice of ours decides
-        ({"λ = 0.1": 4.8, "λ = 3": [1.2, 1.1]}, {"at_least": 1.0}, "yes"),
         ({"λ = 0.1": 0.95, "λ = 3": 1.2}, {"at_least": 1.0, "loosely": 0.9}, "loosely"),
     ],
 )
@@ -69,17 +67,10 @@ def test_a_wider_bound_never_lowers_a_grade(value, near, within, more):
         assert order.index(grade(value, narrow)) <= order.index(grade(value, wide))
 
 
-def test_no_number_is_an_error_not_a_verdict():
-    for nothing in (float("nan"), []):
-        with pytest.raises(ValueError, match="needs numbers"):
-            grade(nothing, {"at_least": 0})
-
-
 @pytest.mark.parametrize(
     ("kind", "recomputed", "found", "own", "weak", "expected"),
     [
         ("paper", "yes", [], False, False, "holds"),
-        ("paper", "loosely", [], False, False, "holds loosely"),
         ("paper", "no", [], False, False, "contradicts the paper itself"),
         ("paper", "no", [], False, True, "weakly supported"),
         ("paper", "varies", [], False, False, "undetermined"),
@@ -92,7 +83,6 @@ def test_no_number_is_an_error_not_a_verdict():
         ("sae", None, ["varies", "no"], False, False, "undetermined"),
         ("sae", None, ["no", "no"], False, False, "does not hold"),
         ("toy", None, ["yes"], True, False, "holds"),
-        ("toy", None, [], False, False, "not tested here"),
     ],
 )
 def test_verdicts_from_grades(kind, recomputed, found, own, weak, expected):
@@ -212,8 +202,9 @@ def test_what_cannot_be_judged_is_refused(results):
         ledger.claim("no-such-claim", 1.0)
     with pytest.raises(ValueError, match="no bounds to recompute"):
         ledger.claim("sae-pipeline", 1.0)
-    with pytest.raises(ValueError, match="needs numbers"):
-        ledger.claim("toy-points", float("nan"))
+    for nothing in (float("nan"), []):
+        with pytest.raises(ValueError, match="needs numbers"):
+            ledger.claim("toy-points", nothing)
 
 
 # ------------------------------------------------------------------------------------------------------------- summary

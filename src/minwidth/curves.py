@@ -7,12 +7,8 @@ limit, L(t) = L_inf + a t^-b, its falls per doubling shrink by 2^-b, so that
 
 ``METHODS`` differ in b: that of the model's own last two falls (geometric), of its whole curve by least squares (power
 law), or one that many models share (shared exponent). The interval is split conformal: its half-width is a quantile of
-|error| / last fall over calibration models, each with equal weight since its cases hang together (Dunn, Wasserman &
-Ramdas 2022, arXiv:1809.07441, pooled). It covers models that are exchangeable with those.
-
-Public curves (data/public/README.md) come in two kinds, calibrated apart: "finished", where each budget is a run of its
-own with its own decay of the learning rate, as in this study; and "path", checkpoints of one run without a decay.
-Losses in nats per token; ``steps`` may as well be tokens.
+|error| / last fall over calibration models, each with equal weight (Dunn, Wasserman & Ramdas 2022, arXiv:1809.07441,
+pooled). It covers models that are exchangeable with those. Losses in nats per token; ``steps`` may as well be tokens.
 """
 
 from collections.abc import Sequence
@@ -36,11 +32,11 @@ SPEEDS = np.geomspace(1e-3, 10, 9)  # searched for that gain
 
 
 class Calibration(NamedTuple):
-    """What calibration models teach: a shared exponent (NaN for other methods) and half-widths in last falls."""
+    """What calibration models teach."""
 
     method: str
-    exponent: float
-    radius: dict[int, float]  # by how many times further ahead
+    exponent: float  # shared; NaN for other methods
+    radius: dict[int, float]  # half-width in last falls, by how many times further ahead
     models: int
     confidence: float
 
@@ -54,10 +50,10 @@ class End(NamedTuple):
 
 
 def public(kind: str) -> pd.DataFrame:
-    """Public losses, a row a point: model, width, depth, params, tokens, loss.
+    """Public losses, a row a point: model, width, depth, params, tokens, loss; two kinds, calibrated apart.
 
-    "finished": 12 series of runs (arXiv:2403.08540; C4 validation, unflagged, four budgets or more); "path": 22 runs of
-    35 checkpoints (arXiv:2502.06857; FineWeb-Edu).
+    "finished": each budget a run with its own decay of the learning rate, as here: 12 series (arXiv:2403.08540; C4
+    validation, unflagged, four budgets or more). "path": 22 runs of 35 checkpoints, no decay (arXiv:2502.06857).
     """
     columns = ["model", "width", "depth", "params", "tokens", "loss"]
     if kind == "path":
@@ -79,8 +75,8 @@ def alternate(curves: pd.DataFrame) -> set[str]:
 def cases(curves: pd.DataFrame) -> pd.DataFrame:
     """Each place of each curve (columns model, tokens, loss) from which an end can be predicted and is known.
 
-    A row a model, ``tokens`` seen and times ``ahead``: ``last`` loss, ``unit`` (last fall), true further ``fall``, and
-    the falls predicted by the methods that need no calibration.
+    Columns: model, tokens seen, times ahead, last loss, unit (last fall), true further fall, and the falls predicted by
+    the methods that need no calibration.
     """
     rows = []
     for model, curve in curves.sort_values("tokens").groupby("model"):
@@ -152,9 +148,6 @@ def end(
         losses: [runs], where each run of the student ended.
         calibration: all public finished runs if None.
         bound: no loss can be lower, e.g. the provable part of a floor.
-
-    Raises:
-        ValueError: steps that do not double, a distance that was not calibrated, or a loss below the bound.
     """
     calibration = calibration or calibrated()
     steps, losses = np.asarray(steps, float), np.asarray(losses, float)
@@ -177,7 +170,7 @@ def verdict(
     """The word, the end, and the share of what was learnt that the loss could still fall by, to the interval's low end.
 
     The word is "floor" if that is at most ``share``, else "upper bound". What was learnt is ``start``, the loss before
-    training, less the last loss. ``options``: ``ahead``, ``calibration`` and ``bound`` of ``end``.
+    training, less the last loss. ``options`` are those of ``end``.
     """
     predicted, last = end(steps, losses, **options), float(np.asarray(losses, float)[-1])
     if not start > last:

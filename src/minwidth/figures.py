@@ -5,13 +5,15 @@ Sized for a text column; units on every axis; the paper's values as open markers
 """
 
 import io
+import os
 
+import ipywidgets
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from cycler import cycler
-from IPython.display import Image
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -25,12 +27,8 @@ PAPER = {"marker": "o", "markersize": 6, "markerfacecolor": "none", "linestyle":
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8),
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,41 +62,30 @@ STYLES = [("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("P", "-
 
 
 def lines(
-    frame: pd.DataFrame,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    column: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
-    *,
-    log: str = "",
-    ordered: bool = False,
+    frame: pd.DataFrame, x: str, y: str, hue: str, column: str | None = None, low: str | None = None,
+    high: str | None = None, *, xlabel: str, ylabel: str, legend: str, log: str = "", ordered: bool = False,
     ticks: bool = False,
-    legend: str | None = None,
-    **labels: str,
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[Figure, np.ndarray]:  # fmt: skip
     """Lines of ``y`` over ``x``, one a value of ``hue``, a panel a value of ``column``, bars from ``low`` to ``high``.
 
     Args:
+        legend: its title; the legend stands below the panels.
         log: the logarithmic axes, "x", "y" or "xy".
         ordered: the hues are amounts (widths): dark to bright, without markers, instead of colours with markers.
         ticks: a tick at each ``x`` that occurs.
-        legend: its title; the legend stands below the panels.
-        labels: ``xlabel`` and ``ylabel``.
 
     Returns:
         The figure and its row of axes, to add what is particular.
     """
-    columns = [None] if column is None else list(dict.fromkeys(frame[column]))
-    hues = [None] if hue is None else list(dict.fromkeys(frame[hue]))
+    columns = [""] if column is None else list(dict.fromkeys(frame[column]))
+    hues = list(dict.fromkeys(frame[hue]))
     colours = sns.color_palette("viridis", len(hues)) if ordered else PALETTE
     with style():
         figure, (axes,) = panels(len(columns), sharey=True)
         for axis, name in zip(axes, columns, strict=True):
-            panel = frame if name is None else frame[frame[column] == name]
+            panel = frame if column is None else frame[frame[column] == name]
             for number, value in enumerate(hues):
-                rows = (panel if value is None else panel[panel[hue] == value]).sort_values(x)
+                rows = panel[panel[hue] == value].sort_values(x)
                 if rows.empty:
                     continue
                 marker, line = ("", "-") if ordered else STYLES[number % len(STYLES)]
@@ -109,15 +96,11 @@ def lines(
                 plain_log(axis, which)
             if ticks:
                 mark(axis, frame[x])
-            axis.set(xlabel=labels.get("xlabel", x), title=name or "")
-        axes[0].set_ylabel(labels.get("ylabel", y))
-        if hue is not None:
-            handles = {
-                label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-            }
-            figure.legend(
-                handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6), title=legend
-            )
+            axis.set(xlabel=xlabel, title=name)
+        axes[0].set_ylabel(ylabel)
+        entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+        shown = {label: handle for panel in entries for handle, label in panel}
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 6), title=legend)
     return figure, axes
 
 
@@ -142,46 +125,40 @@ def plain_log(axis, which: str = "y") -> None:
 
 def save(figure: Figure, name: str, scale: str, record=None) -> Image:
     """Write ``figures/<scale>/<name>.svg`` and ``.png``, the record's key in their metadata; return the picture."""
-    origin = record.key if record is not None else "computed from the paper's own numbers"
-    for kind, metadata in (
-        ("svg", {"Date": None, "Creator": "minwidth", "Description": origin}),
-        ("png", {"Software": "minwidth", "Description": origin}),
-    ):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=50 if kind == "svg" else STYLE["savefig.dpi"])
-        replace_file(FIGURES / scale / f"{name}.{kind}", buffer.getvalue())
-    return Image(data=buffer.getvalue(), width=WIDTH * STYLE["figure.dpi"])
+    origin = {"Description": record.key if record is not None else "computed from the paper's own numbers"}
+    metadata = {"svg": {"Date": None, "Creator": "minwidth"} | origin, "png": {"Software": "minwidth"} | origin}
+    for kind in metadata:
+        drawn = _drawn(figure, format=kind, metadata=metadata[kind], dpi=50 if kind == "svg" else STYLE["savefig.dpi"])
+        replace_file(FIGURES / scale / f"{name}.{kind}", drawn)
+    return Image(data=drawn, width=WIDTH * STYLE["figure.dpi"])
+
+
+def _drawn(figure: Figure, **options) -> bytes:
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
 
 
 def explore(draw, still, **ranges):
-    """Sliders for ``draw`` in a live Jupyter session with ipywidgets, else the picture ``still``.
+    """Sliders for ``draw`` in a live Jupyter session, else the picture ``still``.
 
     ``ranges``: argument of ``draw`` -> (least, greatest, first) value. Executed notebooks, tests and pages have no one
     to move a slider and get the picture; a notebook server sets JPY_SESSION_NAME for its kernels.
     """
-    import os
-    from importlib.util import find_spec
-
-    if "JPY_SESSION_NAME" not in os.environ or find_spec("ipywidgets") is None:
+    if "JPY_SESSION_NAME" not in os.environ:
         return still
-    import ipywidgets
-    from IPython.display import display
 
     def show(**values):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            draw(**values).savefig(buffer, format="png")
-        display(Image(data=buffer.getvalue(), width=WIDTH * STYLE["figure.dpi"]))
+        display(Image(data=_drawn(draw(**values), format="png"), width=WIDTH * STYLE["figure.dpi"]))
 
     sliders = {}
     for name, (least, greatest, first) in ranges.items():
-        whole = isinstance(first, int)
-        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        sliders[name] = kind(
-            value=min(max(first, least), greatest), min=least, max=greatest,
-            step=1 if whole else (greatest - least) / 500, description=name, continuous_update=False,
-            readout_format="d" if whole else ".3f",
-            style={"description_width": "8em"}, layout={"width": "32em"},
-        )  # fmt: skip
+        kind = {"description": name, "continuous_update": False, "layout": {"width": "32em"}}
+        kind |= {"style": {"description_width": "8em"}, "value": min(max(first, least), greatest)}
+        if isinstance(first, int):
+            sliders[name] = ipywidgets.IntSlider(min=least, max=greatest, **kind)
+        else:
+            step = (greatest - least) / 500
+            sliders[name] = ipywidgets.FloatSlider(min=least, max=greatest, step=step, readout_format=".3f", **kind)
     return ipywidgets.VBox([*sliders.values(), ipywidgets.interactive_output(show, sliders)])

@@ -142,8 +142,7 @@ def judge(kind: str, recomputed: str | None, found: list[str], own_setting: bool
     Args:
         kind: of the claim; measured kinds need a measurement before they can hold.
         recomputed: grade on the paper's own numbers or by theory, if there is such a check.
-        found: one grade a scale that has measured it.
-        own_setting: some measurement was made in the paper's own setting.
+        found: one grade a scale that has measured it; ``own_setting`` if one of them is the paper's own.
         weak: a failed recomputation shows a weak argument, not a contradiction.
     """
     if recomputed == "no":
@@ -198,15 +197,9 @@ def _part(place: str) -> str:
 
 
 def claim(
-    id: str,
-    value: Value,
-    text: str = "",
-    *,
-    why: str = "",
-    undetermined: str = "",
-    scale: str = PRINTED,
-    own_setting: bool = False,
-) -> HTML:
+    id: str, value: Value, text: str = "", *,
+    why: str = "", undetermined: str = "", scale: str = PRINTED, own_setting: bool = False,
+) -> HTML:  # fmt: skip
     """Record what was found of a claim, judge it by this alone, and show a card.
 
     Args:
@@ -216,10 +209,6 @@ def claim(
         undetermined: why the number, though measured, decides nothing (a budget too small, say).
         scale: where it was measured; ``PRINTED`` if on the paper's own numbers, or by a formula.
         own_setting: that is the paper's own setting.
-
-    Raises:
-        KeyError: there is no such claim.
-        ValueError: a value that is no number, or a claim without bounds for what was found.
     """
     entry, part = claims()[id], _part(scale)
     if part not in entry:
@@ -227,10 +216,10 @@ def claim(
     flat = _flat(value)
     names = [f"claim {id} {name}".strip() for name in flat]
     printed = [measured.number(entry["where"], scale, name, x) for name, x in zip(names, flat.values(), strict=True)]
-    if not text:
-        labels = [f"{name}: " if name and not name.isdigit() else "" for name in flat]
-        text = ", ".join(label + shown for label, shown in zip(labels, printed, strict=True))
-    row = {"id": id, "value": json.dumps(_plain(value)), "text": text, "why": undetermined or why}
+    labels = [f"{name}: " if name and not name.isdigit() else "" for name in flat]
+    text = text or ", ".join(label + shown for label, shown in zip(labels, printed, strict=True))
+    plain = json.dumps(value, default=lambda numbers: np.asarray(numbers).tolist())
+    row = {"id": id, "value": plain, "text": text, "why": undetermined or why}
     row |= {"undetermined": bool(undetermined), "own_setting": own_setting}
     file = RESULTS / scale / f"claims_{entry['where']}.csv"
     known = _read(file) if file.exists() else pd.DataFrame(columns=list(row))
@@ -247,10 +236,6 @@ def _flat(value: Value) -> dict[str, float]:
         return {f"{name} {at}".strip(): x for name, item in value.items() for at, x in _flat(item).items()}
     values = np.array(value, dtype=float, ndmin=1)
     return {str(n) if values.size > 1 else "": float(x) for n, x in enumerate(values)}
-
-
-def _plain(value: Value) -> Any:
-    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else np.asarray(value).tolist()
 
 
 def card(entry: Mapping[str, Any], text: str, verdict: str, why: str = "", part: str = "measure") -> HTML:
@@ -289,31 +274,32 @@ def _read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype={"value": str, "text": str, "why": str}).fillna({"text": "", "why": ""})
 
 
-def _graded(row: pd.Series, entry: Mapping[str, Any], place: str, bounds: Mapping[str, Any]) -> str:
-    if row.undetermined:
-        return "varies"
-    value, spreads = json.loads(row.value), measured.spreads(entry["where"], place)
-
-    def tolerances(item: Any, name: str) -> Any:
-        if isinstance(item, dict):
-            return {key: tolerances(part, f"{name} {key}") for key, part in item.items()}
-        names = [name] if np.size(item) == 1 else [f"{name} {n}" for n in range(len(item))]
-        return [measured.MARGIN * float(spreads.get(each, 0.0)) for each in names]
-
-    return grade(value, bounds, tolerances(value, f"claim {row.id}"))
-
-
 def _verdicts(entry: Mapping[str, Any], found: Mapping[str, pd.Series]) -> dict[str, str]:
     """The verdict with each of ``ROOMS``, from a claim's records by place."""
+    values = {place: json.loads(row.value) for place, row in found.items()}
+    slack = {place: _tolerances(value, f"claim {entry['id']}", measured.spreads(entry["where"], place))
+             for place, value in values.items()}  # fmt: skip
+
+    def graded(place: str, factor: float) -> str:
+        bounds = with_room(entry[_part(place)], factor)
+        return "varies" if found[place].undetermined else grade(values[place], bounds, slack[place])
+
     models = [place for place in found if place != PRINTED]
     decided = [place for place in models if not found[place].undetermined] or models
     own = any(bool(found[place].own_setting) or place == "pythia-410m" for place in models)
     verdicts = {}
     for room, factor in ROOMS.items():
-        grades = {at: _graded(row, entry, at, with_room(entry[_part(at)], factor)) for at, row in found.items()}
-        found_here = [grades[place] for place in decided]
-        verdicts[room] = judge(entry["kind"], grades.get(PRINTED), found_here, own, entry.get("weak", False))
+        recomputed = graded(PRINTED, factor) if PRINTED in found else None
+        by_scale = [graded(place, factor) for place in decided]
+        verdicts[room] = judge(entry["kind"], recomputed, by_scale, own, entry.get("weak", False))
     return verdicts
+
+
+def _tolerances(value: Any, name: str, spreads: pd.Series) -> Any:
+    if isinstance(value, dict):
+        return {key: _tolerances(part, f"{name} {key}", spreads) for key, part in value.items()}
+    names = [name] if np.size(value) == 1 else [f"{name} {n}" for n in range(len(value))]
+    return [measured.MARGIN * float(spreads.get(each, 0.0)) for each in names]
 
 
 def _row(entry: Mapping[str, Any], records: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The toy model of superposition (paper section 4; Elhage et al. 2022): drawn, trained by the thousand, measured.
 
 x in R^n is sparse (each feature is 0 with probability alpha), h = W x in R^d, x_hat = ReLU(W^T h + b), and the loss is
-sum_i I_i (x_i - x_hat_i)^2. 02_toy_sweep has it as a dozen lines; ``minwidth.toy_kernel`` is the compiled loop.
+sum_i I_i (x_i - x_hat_i)^2. 02 has it as a dozen lines; ``minwidth.toy_kernel`` is the compiled loop.
 
 - **Only rows with an active feature are drawn**; the all-zero row is added in closed form,
   loss = alpha^n sum_i I_i (ReLU(b_i) - t_i)^2 + (1 - alpha^n) E[loss | x not 0], which is unbiased and has less noise.
@@ -12,7 +12,7 @@ sum_i I_i (x_i - x_hat_i)^2. 02_toy_sweep has it as a dozen lines; ``minwidth.to
 Floors are measured on a fixed set of fresh rows that no model was trained on.
 """
 
-import os
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from joblib import cpu_count
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -40,7 +41,7 @@ Importance = Sequence[float] | NDArray[np.float64] | Callable[[int], NDArray[np.
 
 
 class Rows(NamedTuple):
-    """Rows to train or measure on, in the layout of the compiled loop."""
+    """Rows to train or measure on, in the compiled loop's layout."""
 
     inputs: Float[NDArray[np.float32], "values"]  # [tiles, n, TILE], each row with an active feature
     targets: Float[NDArray[np.float32], "values"]
@@ -51,14 +52,11 @@ class Rows(NamedTuple):
 def draw_rows(
     n: int, alpha: float, rows: int, rng: np.random.Generator, activation: Activation = "uniform"
 ) -> Float[NDArray[np.float32], "rows n"]:
-    """Rows of the toy distribution given that at least one feature is active.
+    """Rows of the toy distribution given that at least one feature is active: uniform on [0, 1], or 1 (``fixed``).
 
     The first active feature has a truncated geometric distribution; those after it are active independently. It is
     drawn by strata, one row of each tile of 128 from each 1/128 of its distribution, so that every tile holds the right
     share of rows that begin with each feature: the mean over tiles is unbiased and less noisy.
-
-    Args:
-        activation: active features are uniform on [0, 1], or 1 (``fixed``).
     """
     within = (np.arange(rows) % TILE + rng.random(rows)) / TILE
     first = np.floor(np.log1p(-within * -np.expm1(n * np.log(alpha))) / np.log(alpha)).clip(0, n - 1).astype(int)
@@ -95,7 +93,8 @@ class Model(NamedTuple):
         return packed
 
 
-def _unflat(parameters: NDArray[np.float32], n: int, width: int) -> Model:
+def unflat(parameters: NDArray[np.float32], n: int, width: int) -> Model:
+    """The model of such an array."""
     view = parameters.reshape(-1, padded(n, 4))
     return Model(view[:width, :n].copy(), view[-1, :n].copy())
 
@@ -106,34 +105,8 @@ def initial_model(n: int, width: int, rng: np.random.Generator) -> Model:
     return Model((scale * rng.standard_normal((width, n))).astype(np.float32), np.zeros(n, dtype=np.float32))
 
 
-def loss_and_gradients(
-    model: Model,
-    importance: Float[NDArray, "n"],
-    alpha: float,
-    inputs: Float[NDArray, "rows n"],
-    targets: Float[NDArray, "rows n"] | None = None,
-    zero_target: Float[NDArray, "n"] | None = None,
-) -> tuple[float, Model]:
-    """Loss and gradients of one step of the compiled loop: alpha^n x the all-zero row + (1 - alpha^n) x mean over rows.
-
-    Args:
-        inputs: rows with an active feature, a multiple of 128 of them.
-        targets: what they should give; the inputs if left out.
-        zero_target: what the all-zero row should give; zeros if left out.
-    """
-    width, n = model.weight.shape
-    gradient, packed = np.zeros_like(model.flat()), kernel.pack(inputs)
-    loss = kernel.loss_and_gradient(
-        model.flat(), padded(n, 4), padded(width, 2), by_feature(importance),
-        by_feature(np.zeros(n) if zero_target is None else zero_target), float(alpha) ** n,
-        packed, packed if targets is None else kernel.pack(targets), 0, len(inputs) // TILE,
-        kernel.workspace(n, width), gradient,
-    )  # fmt: skip
-    return loss, _unflat(gradient, n, width)
-
-
 def checkpoints(steps: int) -> Int[NDArray[np.int64], "checkpoints"]:
-    """Steps at which a training curve has a point: at most 40, evenly spaced in log steps, the last one included."""
+    """Steps at which a training curve has a point: at most 40, evenly spaced in log steps, with the last one."""
     return np.unique(np.geomspace(1, steps, min(CHECKPOINTS, steps)).round().astype(np.int64))
 
 
@@ -168,8 +141,8 @@ def train(
         rows.inputs, rows.targets, order, tiles, FINAL_RATE + (rate - FINAL_RATE) * falling,
         kernel.workspace(n, width), aligned(3 * parameters.size), until, curve, taken,
     )  # fmt: skip
-    history = [_unflat(part, n, width) for part in taken.reshape(until.size, -1)] if snapshots else []
-    return _unflat(parameters, n, width), curve, history
+    history = [unflat(part, n, width) for part in taken.reshape(until.size, -1)] if snapshots else []
+    return unflat(parameters, n, width), curve, history
 
 
 def measure(model: Model, rows: Rows, importance: Float[NDArray, "n"]) -> tuple[float, float]:
@@ -215,15 +188,8 @@ def model_of(floors: pd.DataFrame, parameters: NDArray[np.float32], row: int) ->
     return Model(packed[:-1], packed[-1])
 
 
-def sweep(
-    features: int | Iterable[int],
-    sparsities: float | Iterable[float],
-    widths: int | Iterable[int],
-    seeds: int | Iterable[int] = 20,
-    steps: int = 6000,
-    **options,
-) -> pd.DataFrame:
-    """Train every (n, alpha, width, seed) and return the floors, a row a model; see ``train_all`` for all arguments."""
+def sweep(features, sparsities, widths, seeds=20, steps=6000, **options) -> pd.DataFrame:
+    """The floors of every (n, alpha, width, seed), a row a model; arguments are those of ``train_all``."""
     return train_all(features, sparsities, widths, seeds, steps, **options).floors
 
 
@@ -248,14 +214,12 @@ def train_all(
         features: numbers of features n.
         sparsities: alpha, the probability that a feature is 0.
         widths: d_S, at most n; with ``target="teacher"`` those up to each teacher's width are trained.
-        seeds: how many, or which. A seed sets a model's first weights and the order of its batches; a model's numbers
-            depend on nothing else in the sweep.
+        seeds: how many, or which; a model's first weights and order of batches depend on its own cell and seed alone.
         target: ``features``: students reconstruct x. ``teacher``: they reproduce a teacher's outputs, and the teacher
             of seed s is the model of width d_T and seed s that was trained on x.
         importance: a vector for one n, or a function n -> vector; Zipf's 1/i scaled to sum 1 if left out.
         activation: active features are uniform on [0, 1], or 1 (``fixed``).
-        batch: rows a step, a multiple of 128, drawn from 65,536 rows that have an active feature. More give the same
-            floors at a higher cost.
+        batch: rows a step, a multiple of 128. More give the same floors at a higher cost.
         rate: Adam's first learning rate.
         threads: one for each processor if left out; the results do not depend on it.
 
@@ -263,53 +227,46 @@ def train_all(
         ``floors`` with columns n, alpha, teacher_width (0 without a teacher), width, target, seed, floor (the loss that
         was trained, on 131,072 fresh rows with an active feature and the all-zero row; importance-weighted squared
         error summed over features), standard_error (of that evaluation), loss_against_x, loss_against_teacher (NaN
-        without a teacher), represented (features with ``|W_i| > 1/2``); curves at ``checkpoints(steps)``; all
-        parameters.
-
-    Raises:
-        ValueError: an argument is out of range; the message names it.
+        without a teacher), represented (features with ``|W_i| > 1/2``); curves at ``checkpoints(steps)``; parameters.
     """
     counts, alphas, students = _list(features), _list(sparsities), _list(widths)
     teachers = _list(teacher_widths) if target == "teacher" else [0]
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    importances = _checked(
-        counts, alphas, students, teachers, seeds, steps, target, importance, activation, batch, rate
-    )
-
+    _check(counts, alphas, students, teachers, seeds, steps, target, activation, batch, rate)
+    importances = {n: _weights(importance, n) for n in counts}
     found: dict[tuple, tuple] = {}
     trained = sum(teacher == 0 or width <= teacher for teacher in teachers for width in students)
     total = len(counts) * len(alphas) * len(seeds) * trained
     bar = tqdm(total=total, desc="toy models", unit="model", leave=False, delay=3)
-    with bar, ThreadPoolExecutor(threads or _processors()) as workers:
-        for n in counts:
-            for alpha in alphas:
-                weights = importances[n]
-                training = pool(n, alpha, POOL_ROWS, TRAINING, activation)
-                measuring = pool(n, alpha, EVALUATION_ROWS, MEASURING, activation)
 
-                def learn(teacher, seed, n=n, alpha=alpha, weights=weights, training=training, measuring=measuring):
-                    rows, fresh = training, measuring
-                    if teacher:
-                        taught = _fit(n, alpha, 0, teacher, seed, training, weights, steps, batch, rate)[0]
-                        rows, fresh = outputs(taught, training), outputs(taught, measuring)
-                    for width in students:
-                        if teacher and width > teacher:
-                            continue
-                        model, curve = _fit(n, alpha, teacher, width, seed, rows, weights, steps, batch, rate)
-                        floor, error = measure(model, fresh, weights)
-                        against_x = measure(model, measuring, weights)[0] if teacher else floor
-                        row = (n, alpha, teacher, width, target, seed, floor, error, against_x)
-                        row += (floor if teacher else np.nan, int((np.linalg.norm(model.weight, axis=0) > 0.5).sum()))
-                        found[n, alpha, teacher, width, seed] = row, curve, np.vstack([*model.weight, model.bias])
-                        bar.update()
+    def learn(n, alpha, training, measuring, teacher, seed):
+        rows, fresh, weights = training, measuring, importances[n]
+        if teacher:
+            taught = _fit(n, alpha, 0, teacher, seed, training, weights, steps, batch, rate)[0]
+            rows, fresh = outputs(taught, training), outputs(taught, measuring)
+        for width in students:
+            if teacher and width > teacher:
+                continue
+            model, curve = _fit(n, alpha, teacher, width, seed, rows, weights, steps, batch, rate)
+            floor, error = measure(model, fresh, weights)
+            against_x = measure(model, measuring, weights)[0] if teacher else floor
+            row = (n, alpha, teacher, width, target, seed, floor, error, against_x)
+            row += (floor if teacher else np.nan, int((np.linalg.norm(model.weight, axis=0) > 0.5).sum()))
+            found[n, alpha, teacher, width, seed] = row, curve, np.vstack([*model.weight, model.bias])
+            bar.update()
 
-                jobs = [workers.submit(learn, teacher, seed) for teacher in teachers for seed in seeds]
-                try:
-                    for job in jobs:
-                        job.result()
-                finally:  # an interrupt need not wait for those that have not begun
-                    for job in jobs:
-                        job.cancel()
+    with bar, ThreadPoolExecutor(threads or cpu_count()) as workers:
+        for n, alpha in itertools.product(counts, alphas):
+            training = pool(n, alpha, POOL_ROWS, TRAINING, activation)
+            measuring = pool(n, alpha, EVALUATION_ROWS, MEASURING, activation)
+            models = itertools.product(teachers, seeds)
+            jobs = [workers.submit(learn, n, alpha, training, measuring, *which) for which in models]
+            try:
+                for job in jobs:
+                    job.result()
+            finally:  # an interrupt need not wait for those that have not begun
+                for job in jobs:
+                    job.cancel()
     order = sorted(found)
     columns = ["n", "alpha", "teacher_width", "width", "target", "seed", "floor", "standard_error", "loss_against_x"]
     floors = pd.DataFrame([found[k][0] for k in order], columns=[*columns, "loss_against_teacher", "represented"])
@@ -324,21 +281,24 @@ def _fit(n, alpha, teacher, width, seed, rows, importance, steps, batch, rate):
     return model, curve
 
 
-def _processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _list(values) -> list:
     return list(values) if isinstance(values, Iterable) else [values]
 
 
-def _checked(counts, alphas, widths, teachers, seeds, steps, target, importance, activation, batch, rate) -> dict:
-    """Importances by n; ValueError for an argument no sweep can take."""
-    if target not in ("features", "teacher"):
-        raise ValueError(f"target = {target!r} is not known: give 'features' or 'teacher'")
-    if activation not in ("uniform", "fixed"):
-        raise ValueError(f"activation = {activation!r} is not known: give 'uniform' or 'fixed'")
+def _weights(importance: Importance, n: int) -> Float[NDArray[np.float64], "n"]:
+    vector = np.asarray(importance(n) if callable(importance) else importance, dtype=float)
+    if vector.shape != (n,) or not np.isfinite(vector).all() or (vector < 0).any() or not vector.any():
+        raise ValueError(f"importance has shape {vector.shape} or a bad value: give n = {n} weights of 0 or more")
+    return vector
+
+
+def _check(counts, alphas, widths, teachers, seeds, steps, target, activation, batch, rate) -> None:
+    """ValueError for an argument no sweep can take."""
+    for name, value, known in (
+        ("target", target, ("features", "teacher")), ("activation", activation, ("uniform", "fixed")),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name} = {value!r} is not known: give {known[0]!r} or {known[1]!r}")
     for name, values, least in (
         ("features", counts, 1), ("widths", widths, 1), ("teacher_widths", teachers, target == "teacher"),
         ("seeds", seeds, 0), ("steps", [steps], 1),
@@ -347,15 +307,9 @@ def _checked(counts, alphas, widths, teachers, seeds, steps, target, importance,
             raise ValueError(f"{name} = {values} is not a list of whole numbers of at least {int(least)}")
     if not all(0 < alpha < 1 for alpha in alphas) or not alphas:
         raise ValueError(f"sparsities = {alphas} leave (0, 1): give shares of zeros strictly between 0 and 1")
-    widest = max([*widths, *teachers])
-    if widest > min(counts):
+    if (widest := max([*widths, *teachers])) > min(counts):
         raise ValueError(f"width = {widest} is wider than features = {min(counts)}: give widths of at most n")
     if not (isinstance(batch, int) and batch % TILE == 0 and 0 < batch <= POOL_ROWS):
         raise ValueError(f"batch = {batch} is not a multiple of {TILE} up to {POOL_ROWS}: {TILE} is the default")
     if not 0 < rate < 1:
         raise ValueError(f"rate = {rate} is outside (0, 1): {INITIAL_RATE} is the default")
-    importances = {n: np.asarray(importance(n) if callable(importance) else importance, dtype=float) for n in counts}
-    for n, vector in importances.items():
-        if vector.shape != (n,) or not np.isfinite(vector).all() or (vector < 0).any() or not vector.any():
-            raise ValueError(f"importance has shape {vector.shape} or a bad value: give n = {n} weights of 0 or more")
-    return importances

@@ -100,19 +100,8 @@ def _fma(builder, a, b, c):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [a, b, c])
 
 
-@_instruction(_lanes, _lanes, _lanes)
-def _add(builder, a, b):
-    return builder.fadd(a, b)
-
-
-@_instruction(_lanes, _lanes, _lanes)
-def _sub(builder, a, b):
-    return builder.fsub(a, b)
-
-
-@_instruction(_lanes, _lanes, _lanes)
-def _mul(builder, a, b):
-    return builder.fmul(a, b)
+_lanewise = _instruction(_lanes, _lanes, _lanes)
+_add, _sub, _mul = _lanewise(ir.IRBuilder.fadd), _lanewise(ir.IRBuilder.fsub), _lanewise(ir.IRBuilder.fmul)
 
 
 @_instruction(_lanes, _lanes, _lanes)
@@ -239,26 +228,16 @@ def loss_and_gradient(
                 _store(scratch, output_gradient + TILE + r, g1)
                 _store(scratch, output_gradient + 2 * TILE + r, g2)
                 _store(scratch, output_gradient + 3 * TILE + r, g3)
-            gradient[bias + i] += _total(s0)
-            gradient[bias + i + 1] += _total(s1)
-            gradient[bias + i + 2] += _total(s2)
-            gradient[bias + i + 3] += _total(s3)
-            scratch[squares + i] += _total(q0)
-            scratch[squares + i + 1] += _total(q1)
-            scratch[squares + i + 2] += _total(q2)
-            scratch[squares + i + 3] += _total(q3)
+            _add_totals(gradient, bias + i, s0, s1, s2, s3)
+            _add_totals(scratch, squares + i, q0, q1, q2, q3)
 
             # Into the decoder (g h^T) and down to the hidden units (W g).
             for k in range(0, width, 2):
                 u, v = k * n + i, k * n + n + i
-                w0, w1, w2, w3 = (
-                    _spread(parameters, u), _spread(parameters, u + 1),
-                    _spread(parameters, u + 2), _spread(parameters, u + 3),
-                )  # fmt: skip
-                z0, z1, z2, z3 = (
-                    _spread(parameters, v), _spread(parameters, v + 1),
-                    _spread(parameters, v + 2), _spread(parameters, v + 3),
-                )  # fmt: skip
+                w0, w1 = _spread(parameters, u), _spread(parameters, u + 1)
+                w2, w3 = _spread(parameters, u + 2), _spread(parameters, u + 3)
+                z0, z1 = _spread(parameters, v), _spread(parameters, v + 1)
+                z2, z3 = _spread(parameters, v + 2), _spread(parameters, v + 3)
                 a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _zero()
                 for r in range(0, TILE, LANES):
                     h, j = hidden + k * TILE + r, hidden_gradient + k * TILE + r
