@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from minwidth import errors, training, wheels
+from minwidth import errors, training
 from minwidth import text as texts
 from minwidth.models import digest_of
-from minwidth.store import DATA, RUNS, replace_folder
+from minwidth.store import DATA, RUNS, locked_digest, replace_folder
 
 FOLDER = DATA / "teacher"
 VOCABULARY = 2048
@@ -146,7 +146,7 @@ def publish(model, tokenizer, history: list[dict], text: np.ndarray, unseen: np.
         "held_out_tokens": unseen.size,
         "schedule": SCHEDULE._asdict(),
         "seed": SEED,
-        "corpus": wheels.locked_digest(),
+        "corpus": locked_digest(),
         "history": history,
     }
     with replace_folder(FOLDER) as folder:
