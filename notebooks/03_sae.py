@@ -83,6 +83,7 @@ from minwidth import (
     stream,
 )
 from minwidth.store import DATA
+from minwidth.text import document_numbers
 from minwidth.training import batch_rows
 
 p = scales.validate("03_sae", globals())  # p: the parameters of this notebook, and nothing else
@@ -772,13 +773,14 @@ best, rule = sae.load(record)
 blocks = sae.read_text(p, loaded, "held_out", p.kl_tokens)
 held_out = stream.activations(loaded, blocks, [default.layer], rule)
 z, words = best.encode(held_out.layers[default.layer]), np.asarray(blocks).ravel()
+documents = document_numbers(blocks, loaded.tokenizer).ravel()[held_out.place]
 for rank in (1, 3, 10, 30, 100, 300):
     latent = record["latents"][rank - 1 : rank]
     if not len(latent) or not (z[:, latent[0]] > 0).any():
         continue
     print(f"feature {rank}, active on {record['frequency'][rank - 1]:.1%} of the tokens")
     strongest = z[:, latent[0]].argsort(descending=True)[: int((z[:, latent[0]] > 0).sum())]
-    for token in strongest[pd.Series(held_out.document[strongest]).drop_duplicates().index[:4]]:
+    for token in strongest[pd.Series(documents[strongest]).drop_duplicates().index[:4]]:
         at = int(held_out.place[token])
         parts = (words[max(0, at - 8) : at], words[at : at + 1], words[at + 1 : at + 4])
         before, here, after = (" ".join(loaded.tokenizer.decode(part).split()) for part in parts)

@@ -109,7 +109,7 @@ def _pile_passages(source: str, documents: int) -> Iterator[Passage]:
     chosen = (
         document
         for document in islice(texts.documents(source), documents)
-        if document.domain in shares and any(texts.sample([document], shares[document.domain]))
+        if document.domain in shares and texts.sampled(document.id, shares[document.domain])
     )
     for _, passages in groupby(texts.passages(chosen), attrgetter("document")):
         yield from islice(passages, PASSAGES_A_DOCUMENT)

@@ -350,13 +350,17 @@ def _held_out(
     """
     moments, every, left_out = {layer: Moments(teacher.d) for layer in layers}, [], Counter()
     a_part = autoencoder.blocks_at_once(teacher, blocks, layers)
-    for part in stream.activations_in_parts(teacher, blocks, layers, calibration, a_part, "reading held-out documents"):
+    documents = torch.from_numpy(text.document_numbers(blocks, teacher.tokenizer))
+    for start in range(0, len(blocks), a_part):
+        some = slice(start, start + a_part)
+        part = stream.activations(teacher, blocks[some], layers, calibration, "reading held-out documents")
+        numbers = documents[some].flatten()[part.place]
         left_out.update(part.left_out)
         for layer, x in part.layers.items():
             moments[layer].add(x)
 
-        def of_run(run: Run, part=part) -> Sums:
-            return sums(run.sae, part.layers[run.settings.layer], part.document)
+        def of_run(run: Run, part=part, numbers=numbers) -> Sums:
+            return sums(run.sae, part.layers[run.settings.layer], numbers)
 
         every.append(autoencoder.side_by_side(of_run, trained, teacher))
     return moments, [joined(parts) for parts in zip(*every, strict=True)], dict(left_out)

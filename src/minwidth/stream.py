@@ -3,14 +3,14 @@
 Offline teacher: the final normed hidden states, d_T numbers a token, on disk once. With the unembedding they give the
 teacher's logits exactly, for every width and seed, at 1/85 of the room that SmolLM2's logits would need.
 
-Residual stream: "layer l" is the stream after block l, 0 the embedding. The forward pass stops at the deepest layer
-asked for. Position 0 and massive activations are left out by a rule fixed beforehand, and what remains is scaled to a
-mean norm of sqrt(d), so that an L1 coefficient means the same at every layer and in every model.
+Residual stream: "layer l" is the stream after block l, 0 the embedding. Position 0 and massive activations are left out
+by a rule fixed beforehand, and what remains is scaled to a mean norm of sqrt(d), so that an L1 coefficient means the
+same at every layer and in every model.
 """
 
 import hashlib
 import json
-import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -26,17 +26,14 @@ from tqdm.auto import tqdm
 
 from minwidth import models
 from minwidth.store import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
-from minwidth.text import document_ends, document_numbers
-
-log = logging.getLogger(__name__)
 
 MASSIVE = 10.0  # a token is left out if its norm exceeds this many medians at any layer asked for
 CALIBRATION_TOKENS = 16_384  # of training text, for the median and mean norm of each layer
 FORWARD_TOKENS = 4096  # tokens of one forward pass
-SHARD_BYTES = 2**25  # of the offline teacher: what is checksummed, and lost to an interruption
+SHARD_BYTES = 2**25  # of what is kept on disk: what is checksummed, and lost to an interruption
 
 
-# --------------------------------------------------------------------------------------------------- offline teacher
+# ----------------------------------------------------------------------------------------------------------- on disk
 
 
 def offline_teacher(
@@ -44,31 +41,13 @@ def offline_teacher(
 ) -> Float[np.memmap, "blocks length d"]:
     """Final normed hidden states of the teacher on ``blocks``, computed once, then found; float32.
 
-    ``states @ models.unembedding(teacher.model).T`` are the teacher's logits. The file is memory-mapped and read-only.
-    Each shard has its SHA-256 beside it: only missing or damaged shards are computed, so an interrupted run continues
-    and a damaged file heals. A second process that asks for the same states waits.
+    ``states @ models.unembedding(teacher.model).T`` are the teacher's logits.
 
     Args:
         name: readable part of the file's name under ``runs/states``; the rest hashes teacher and blocks.
     """
     width = models.unembedding(teacher.model).shape[1]  # d, and one more where an output bias is carried along
-    return _on_disk(teacher, blocks, [name], lambda ids: [models.final_hidden(teacher.model, ids)], width)[0]
-
-
-def offline_streams(
-    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], layers: Sequence[int], name: str
-) -> dict[int, Float[np.memmap, "blocks length d"]]:
-    """The residual stream after each of ``layers`` on ``blocks``, as it is, on disk like the offline teacher's states.
-
-    One truncated pass computes what is missing of all of them; a file a layer, so that another set of layers finds it.
-    """
-
-    def compute(ids: Tensor) -> list[Tensor]:
-        found = streams(teacher.model, ids, layers)
-        return [found[layer] for layer in layers]
-
-    names = [f"{name}-layer{layer}" for layer in layers]
-    return dict(zip(layers, _on_disk(teacher, blocks, names, compute), strict=True))
+    return on_disk(teacher, blocks, name, lambda ids: models.final_hidden(teacher.model, ids), width)
 
 
 def states_file(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> Path:
@@ -80,48 +59,36 @@ def states_file(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"
     return RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{content.hexdigest()[:8]}.bin"
 
 
-def _on_disk(
+def on_disk(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
-    names: Sequence[str],
-    compute: Callable[[Int[Tensor, "batch length"]], list[Float[Tensor, "batch length d"]]],
-    width: int | None = None,
-) -> list[np.memmap]:
-    """What ``compute`` gives of ``blocks``, a file a name; ``width`` numbers a token, the teacher's if None."""
-    shape = (*blocks.shape, width or teacher.d)
-    a_block = 4 * shape[1] * shape[2]
+    name: str,
+    compute: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length ..."]],
+    *width: int,
+) -> Float[np.memmap, "blocks length ..."]:
+    """What ``compute`` gives of ``blocks``, an array of shape ``width`` a token, memory-mapped and read-only.
+
+    Each shard has its SHA-256 beside it: only missing or damaged ones are computed, so an interrupted run continues and
+    a damaged file heals. A second process that asks for the same waits.
+    """
+    shape, target = (*blocks.shape, *width), states_file(teacher, blocks, name)
+    journal, a_block = target.with_suffix(".json"), 4 * math.prod(shape[1:])
     a_shard = max(1, SHARD_BYTES // a_block)
-    targets = [states_file(teacher, blocks, name) for name in names]
-    with ExitStack() as locks:
-        for target in sorted(targets):
-            locks.enter_context(alone(target))
-        every = {target: _sums(target, len(blocks) * a_block) for target in targets}
-        stale = {
-            (target, start)
-            for target, sums in every.items()
+    with alone(target):
+        if not target.exists() or target.stat().st_size != len(blocks) * a_block:
+            journal.unlink(missing_ok=True)
+            _reserve(target, len(blocks) * a_block)
+        sums = load_json(journal) or {}
+        stale = [
+            start
             for start in range(0, len(blocks), a_shard)
-            if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start), "")
-        }
-        wanted = sorted({start for _, start in stale})
-        total = blocks.shape[1] * sum(min(a_shard, len(blocks) - start) for start in wanted)
-        bar = tqdm(total=total, desc=f"teacher on {names[0]}", unit=" tokens", leave=False)
-        for start in wanted:
-            found = _states(teacher, blocks[start : start + a_shard], compute, bar)
-            for (target, sums), states in zip(every.items(), found, strict=True):
-                if (target, start) in stale:
-                    sums[str(start)] = write_part(target, start * a_block, states)
-                    save_json(target.with_suffix(".json"), sums)
-        bar.close()
-    return [np.memmap(target, "float32", "r", shape=shape) for target in targets]
-
-
-def _sums(target: Path, size: int) -> dict[str, str]:
-    """SHA-256 of the shards, by their first block, that were written into a file of so many bytes."""
-    if target.exists() and target.stat().st_size == size:
-        return load_json(target.with_suffix(".json")) or {}
-    target.with_suffix(".json").unlink(missing_ok=True)
-    _reserve(target, size)
-    return {}
+            if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start))
+        ]
+        for start in tqdm(stale, f"teacher on {name}", unit=" shards", leave=False):
+            states = _states(teacher, blocks[start : start + a_shard], compute)
+            sums[str(start)] = write_part(target, start * a_block, states)
+            save_json(journal, sums)
+    return np.memmap(target, "float32", "r", shape=shape)
 
 
 def _reserve(target: Path, size: int) -> None:
@@ -138,15 +105,12 @@ def _reserve(target: Path, size: int) -> None:
 
 
 @torch.no_grad()
-def _states(teacher: models.Teacher, blocks: np.ndarray, compute: Callable, bar: tqdm) -> list[np.ndarray]:
-    parts = []
-    for ids in batches(blocks, teacher.model.device):
-        parts.append([states.float().cpu().numpy() for states in compute(ids)])
-        bar.update(ids.numel())
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+def _states(teacher: models.Teacher, blocks: np.ndarray, compute: Callable) -> np.ndarray:
+    return np.concatenate([compute(ids).float().cpu().numpy() for ids in batches(blocks, teacher.model.device)])
 
 
 def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tensor, "batch length"]]:
+    """The blocks, so many at a time as one forward pass takes."""
     a_batch = max(1, FORWARD_TOKENS // blocks.shape[1])
     for start in range(0, len(blocks), a_batch):
         yield torch.from_numpy(np.asarray(blocks[start : start + a_batch], dtype=np.int64)).to(device)
@@ -204,11 +168,10 @@ def spliced(model: nn.Module, layer: int, replace: Callable[[Tensor], Tensor | N
     """While the block lasts, the model continues from ``replace(stream)`` at ``layer``; None changes nothing."""
 
     def before(_, args, kwargs):
-        if args:
-            new = replace(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        new = replace(kwargs["hidden_states"])
-        return None if new is None else (args, kwargs | {"hidden_states": new})
+        if not args:
+            args = (kwargs.pop("hidden_states"),)
+        new = replace(args[0])
+        return (args[0] if new is None else new, *args[1:]), kwargs
 
     def after(_, __, output):
         new = replace(output[0] if isinstance(output, tuple) else output)
@@ -236,7 +199,6 @@ class Activations(NamedTuple):
     """Scaled residual streams of the tokens kept, in the order of the text."""
 
     layers: dict[int, Float[Tensor, "tokens d"]]
-    document: Int[Tensor, "tokens"]  # number of the document within the split
     place: Int[Tensor, "tokens"]  # position in ``blocks.ravel()``
     left_out: dict[str, int]  # tokens at position 0, and massive ones past it
 
@@ -265,18 +227,22 @@ def activations(
     """Scaled streams of ``blocks`` at several layers from one pass, position 0 and massive tokens left out; float32.
 
     Args:
-        name: if given, the streams are kept on disk under it (``offline_streams``) and read from there.
+        name: if given, the streams are kept on disk under it and read from there.
     """
-    on_disk = offline_streams(teacher, blocks, layers, name) if name else None
+
+    def read(ids: Tensor) -> Float[Tensor, "batch length layers d"]:
+        found = streams(teacher.model, ids, layers)
+        return torch.stack([found[layer] for layer in layers], 2)
+
+    if name:
+        name = "-".join([name, "layers", *map(str, layers)])
+        stored = on_disk(teacher, blocks, name, read, len(layers), teacher.d)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     keeps, start = [], 0
     bar = tqdm(total=blocks.size, desc=progress, unit=" tokens", leave=False)
     for ids in batches(blocks, teacher.model.device):
-        if on_disk is None:
-            found = streams(teacher.model, ids, layers)
-        else:
-            found = {n: torch.from_numpy(states[start : start + len(ids)].copy()) for n, states in on_disk.items()}
-        start += len(ids)
+        every = torch.from_numpy(stored[start : start + len(ids)].copy()) if name else read(ids)
+        found, start = dict(zip(layers, every.unbind(2), strict=True)), start + len(ids)
         keep = kept_tokens(found, calibration)
         for layer, stream in found.items():
             parts[layer].append((stream[keep].float() * calibration.scale[layer]).cpu())
@@ -284,28 +250,9 @@ def activations(
         bar.update(ids.numel())
     bar.close()
     keep = torch.cat(keeps)
-    place = torch.nonzero(keep.flatten()).flatten()
     left_out = {"position 0": len(keep), "massive": keep[:, 1:].numel() - int(keep.sum())}
-    joined = {layer: torch.cat(parts.pop(layer)) for layer in list(parts)}  # one layer at a time is there twice
-    document = torch.from_numpy(document_numbers(blocks, teacher.tokenizer)).flatten()
-    return Activations(joined, document[place], place, left_out)
-
-
-def activations_in_parts(
-    teacher: models.Teacher,
-    blocks: Int[np.ndarray, "blocks length"],
-    layers: Sequence[int],
-    calibration: Calibration,
-    a_part: int,
-    progress: str,
-) -> Iterator[Activations]:
-    """The same of ``a_part`` blocks after the other, for text whose streams would not fit into memory."""
-    documents = 0
-    for start in range(0, len(blocks), a_part):
-        ids = blocks[start : start + a_part]
-        part = activations(teacher, ids, layers, calibration, progress)
-        yield part._replace(document=part.document + documents, place=part.place + start * blocks.shape[1])
-        documents += int(document_ends(ids, teacher.tokenizer).sum())
+    joined = {layer: torch.cat(parts.pop(layer)) for layer in layers}  # one layer at a time is there twice
+    return Activations(joined, torch.nonzero(keep.flatten()).flatten(), left_out)
 
 
 def kept_tokens(

