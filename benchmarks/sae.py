@@ -85,7 +85,7 @@ def trained_work(scale: str, batch: int) -> Work:
     model, calibration = sae.load(record)
     teacher = models.load_teacher(p.teacher)
     unseen = text.token_blocks(teacher.tokenizer, "held_out", p.length, p.percent)[: 2 * batch // p.length + 1]
-    x = stream.activations(teacher, unseen, [p.layer], calibration).layers[p.layer][:batch]
+    x = stream.activations(teacher, unseen, calibration).layers[p.layer][:batch]
     return Work(f"trained, {scale}", model, x, p.lam)
 
 
@@ -104,7 +104,7 @@ def ours(work: Work) -> Contestant:
         run.adam.step(run.sae, run.gradients(x), RATE)
         run.step += 1
 
-    return Contestant(run.gradients(x).error + _penalty(work), step)
+    return Contestant(float(run.gradients(x).error) + _penalty(work), step)
 
 
 def ours_dense(work: Work) -> Contestant:
@@ -114,7 +114,7 @@ def ours_dense(work: Work) -> Contestant:
     def step() -> None:
         adam.step(model, autoencoder.dense_gradients(model, work.x, work.lam), RATE)
 
-    return Contestant(autoencoder.dense_gradients(model, work.x, work.lam).error + _penalty(work), step)
+    return Contestant(float(autoencoder.dense_gradients(model, work.x, work.lam).error) + _penalty(work), step)
 
 
 def _penalty(work: Work) -> float:

@@ -1,7 +1,6 @@
 """Autoencoders cross to SAELens and back unchanged.
 
-``tests/saelens`` was written by ``written_by_saelens`` with SAELens 6.54.12. Where that library is installed (see
-benchmarks/sae.py), it is asked itself.
+``tests/saelens`` was written by ``written_by_saelens`` with SAELens 6.54.12; where it is installed, it is asked itself.
 """
 
 import json

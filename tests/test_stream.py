@@ -82,54 +82,46 @@ def test_other_blocks_or_teachers_are_other_states(teacher, blocks, runs_folder)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_streams_are_the_hidden_states_of_transformers(family, blocks):
-    teacher = make_teacher(family)
+def test_streams_are_the_hidden_states_of_transformers_and_the_pass_stops_at_the_deepest(family, blocks):
+    model, reached = make_teacher(family).model, []
     ids = torch.from_numpy(blocks[:4].astype(np.int64))
-    hidden = teacher.model(ids, output_hidden_states=True).hidden_states
-    found = stream.streams(teacher.model, ids, [0, 1, 2])
-    for layer in (0, 1, 2):  # the last of transformers' hidden states is past the final norm
-        torch.testing.assert_close(found[layer], hidden[layer])
-
-
-def test_the_forward_pass_stops_at_the_deepest_layer(teacher, blocks):
-    reached = []
-    for number, block in enumerate(stream.blocks_of(teacher.model), 1):
+    hidden = model(ids, output_hidden_states=True).hidden_states  # the last of these is past the final norm
+    for number, block in enumerate(stream.blocks_of(model), 1):
         block.register_forward_hook(lambda *_, number=number: reached.append(number))
-    ids = torch.from_numpy(blocks[:2].astype(np.int64))
-    stream.streams(teacher.model, ids, [0, 2])
+    for layer, found in stream.streams(model, ids, [0, 1, 2]).items():
+        torch.testing.assert_close(found, hidden[layer])
     assert reached == [1, 2]
     with pytest.raises(ValueError, match="layer = 4 does not exist"):
-        stream.streams(teacher.model, ids, [4])
+        stream.streams(model, ids, [4])
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_splicing_in_the_stream_itself_changes_nothing(family, layer, blocks):
-    teacher = make_teacher(family)
-    ids = torch.from_numpy(blocks[:4].astype(np.int64))
-    expected = teacher.model(ids).logits
-    with stream.spliced(teacher.model, layer, lambda x: x.clone()) as model:
+    model, ids = make_teacher(family).model, torch.from_numpy(blocks[:4].astype(np.int64))
+    expected = model(ids).logits
+    with stream.spliced(model, layer, lambda x: x.clone()):
         torch.testing.assert_close(model(ids).logits, expected)
-    with stream.spliced(teacher.model, layer, lambda x: x.flip(0)) as model:
+    with stream.spliced(model, layer, lambda x: x.flip(0)):
         assert not torch.allclose(model(ids).logits, expected)
-    torch.testing.assert_close(teacher.model(ids).logits, expected)  # the hook is gone
+    torch.testing.assert_close(model(ids).logits, expected)  # the hook is gone
 
 
 def test_massive_tokens_and_the_first_are_left_out_and_counted(teacher, blocks):
     calibration = stream.calibrate(teacher, blocks, [1, 2])
-    plain = stream.activations(teacher, blocks, [1, 2], calibration)
+    plain = stream.activations(teacher, blocks, calibration)
     assert plain.left_out == {"position 0": 40, "massive": 0}
     assert plain.layers[1].shape == (40 * 11, 16)
     with torch.no_grad():
         teacher.model.get_input_embeddings().weight[7] *= 1e4  # token 7 now has a massive activation
-    massive = stream.activations(teacher, blocks, [1, 2], calibration)
+    massive = stream.activations(teacher, blocks, calibration)
     assert massive.left_out == {"position 0": 40, "massive": int((blocks[:, 1:] == 7).sum())}
     assert 7 not in blocks.ravel()[massive.place]
 
 
 def test_activations_match_a_pass_over_each_block(teacher, blocks):
     calibration = stream.calibrate(teacher, blocks, [2])
-    got = stream.activations(teacher, blocks, [2], calibration)
+    got = stream.activations(teacher, blocks, calibration)
     ids = torch.from_numpy(blocks.astype(np.int64))
     expected = teacher.model(ids, output_hidden_states=True).hidden_states[2].flatten(0, 1)
     torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
@@ -146,14 +138,14 @@ def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, runs_fol
         return real(*args)
 
     calibration = stream.calibrate(teacher, blocks, [1, 2])
-    direct = stream.activations(teacher, blocks, [1, 2], calibration)
+    direct = stream.activations(teacher, blocks, calibration)
     monkeypatch.setattr(stream, "_states", dies_in_the_third_shard)
     with pytest.raises(KeyboardInterrupt):
-        stream.activations(teacher, blocks, [1, 2], calibration, name="text")
+        stream.activations(teacher, blocks, calibration, name="text")
     (journal,) = runs_folder.glob("states/*.json")
     assert list(store.load_json(journal)) == ["0", "8"]  # of two layers, half as many blocks a shard
     seen = count_forward_tokens(teacher)
-    found = stream.activations(teacher, blocks, [1, 2], calibration, name="text")
+    found = stream.activations(teacher, blocks, calibration, name="text")
     assert sum(seen) == 24 * 12  # the other shards alone
     assert found.left_out == direct.left_out and torch.equal(found.place, direct.place)
     for layer in (1, 2):

@@ -1,8 +1,7 @@
 """Sparse autoencoders of a residual stream, the paper's (appendix D) and TopK: loss, training, SAELens's form.
 
-Inputs have a mean norm of sqrt(d), so that lambda means the same at every layer and in every model. ``Sae.loss`` is the
-paper's loss; autograd trains by it on a GPU, and on a CPU as long as many latents are active. With few,
-``sae_kernel.gradients`` are the same, several times faster.
+Inputs have a mean norm of sqrt(d), so that lambda means the same at every layer and in every model. Autograd trains by
+``Sae.loss`` on a GPU, and on a CPU as long as many latents are active; with few, ``sae_kernel.gradients`` do the same.
 """
 
 import itertools
@@ -11,13 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -37,16 +37,15 @@ WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"  # of SAELens
 
 
 class Sae(nn.Module):
-    """A sparse autoencoder with ``latents`` features of a stream of width d.
+    """A sparse autoencoder: ``encoder`` and ``decoder`` have a row a feature ``[latents, d]``, the decoder's of norm 1.
 
-    Attributes:
-        encoder, decoder: ``[latents, d]``, a row a feature; the decoder's have unit norm.
-        bias_pre: ``[d]``, taken from the input and added to the reconstruction.
-        bias_encoder: ``[latents]``; the paper names none, so it stays 0; others' autoencoders have one.
-        topk: number of latents kept per token, None for plain ReLU.
+    ``bias_pre`` ``[d]`` is taken from the input and added to the reconstruction. The paper has no ``bias_encoder``
+    ``[latents]``, so it stays 0; others' have one. ``topk`` latents are kept per token, None for plain ReLU.
     """
 
-    def __init__(self, encoder, decoder, bias_pre, bias_encoder, topk: int | None = None):
+    def __init__(
+        self, encoder: Tensor, decoder: Tensor, bias_pre: Tensor, bias_encoder: Tensor, topk: int | None = None
+    ):
         super().__init__()
         self.encoder, self.decoder, self.bias_pre = map(nn.Parameter, (encoder, decoder, bias_pre))
         self.bias_encoder, self.topk = nn.Parameter(bias_encoder, requires_grad=False), topk
@@ -88,22 +87,19 @@ def dense_gradients(sae: Sae, x: Float[Tensor, "tokens d"], lam: float) -> Gradi
     loss.backward()
     counts = (z.detach() > 0).sum(0)
     parameters = tuple(torch.zeros_like(w) if w.grad is None else w.grad for w in sae.parameters())
-    error, l0 = error.detach(), counts.sum() / len(x)
-    return Gradients(parameters, counts, *((float(error), float(l0)) if error.is_cpu else (error, l0)))
+    return Gradients(parameters, counts, error.detach().double(), (counts.sum() / len(x)).double())
 
 
 def _mean(found: Gradients) -> Gradients:
-    """Of a batch that several processes share : the gradients of the whole from those of the shares."""
-    if training.state().num_processes == 1:
+    """Of a batch that several processes share: the gradients of the whole from those of the shares."""
+    processes = training.state().num_processes
+    if processes == 1:
         return found
-    fired, counts = found.counts > 0, found.counts.double()
-    encoder, decoder, d_pre, d_bias = found.parameters
-    parameters = (encoder.where(fired[:, None], 0), decoder.where(fired[:, None], 0), d_pre, d_bias.where(fired, 0))
+    fired, counts, (encoder, decoder, *biases) = found.counts > 0, found.counts.double(), found.parameters
+    parameters = (encoder.where(fired[:, None], 0), decoder.where(fired[:, None], 0), *biases)
     said = torch.stack([torch.as_tensor(value, device=fired.device).double() for value in (found.error, found.l0)])
     training.mean_([*parameters, said, counts])
-    return Gradients(
-        parameters, (training.state().num_processes * counts).round().int(), *(said.tolist() if said.is_cpu else said)
-    )
+    return Gradients(parameters, (processes * counts).round().int(), *said)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -131,24 +127,21 @@ class Settings(NamedTuple):
 
 
 class Run:
-    """An autoencoder in training: parameters, moments, its curve. ``advance`` continues it on given activations.
+    """An autoencoder in training: parameters, moments, its curve; the intact state in ``checkpoint`` is continued."""
 
-    Args:
-        checkpoint: file for the state, as in ``training.train``; where it is there and intact, it is continued.
-    """
+    PLACE = ("step", "began", "sparse", "curve")  # what a checkpoint holds beside tensors
 
     def __init__(self, settings: Settings, mean: Float[Tensor, "d"], checkpoint: Path | None = None):
-        s, self.checkpoint = settings, checkpoint
-        self.settings, self.due = s, checkpointed()
+        s = self.settings = settings
         self.sae = Sae.initial(mean, s.latents, s.seed, s.topk)
-        self.adam, self.step, self.began, self.curve = sae_kernel.Adam(self.sae), 0, 0, []
-        self.buffers: sae_kernel.Buffers | None = None  # of the sparse step; none on a GPU
-        self.sparse = True
+        self.adam, self.checkpoint, self.due = sae_kernel.Adam(self.sae), checkpoint, checkpointed()
+        self.step, self.began, self.curve = 0, 0, []  # began: the first step on the activations that are given now
+        self.sparse, self.buffers = True, None  # buffers of the sparse step; none on a GPU
         if checkpoint and (found := load_state(checkpoint)):
-            tensors, state = found
+            tensors, place = found
             for name, tensor in self._tensors().items():
                 tensor.copy_(tensors[name])
-            self.step, self.began, self.sparse, self.curve = (state[k] for k in ("step", "began", "sparse", "curve"))
+            vars(self).update(place)
             self.adam.steps = self.step
 
     def advance(
@@ -156,15 +149,11 @@ class Run:
     ) -> None:
         """Train up to step ``until`` on batches drawn from ``x``, one epoch of a fresh permutation after the other.
 
-        Args:
-            seen: told the number of steps done, now and then.
-
-        Raises:
-            Diverged: the loss is no longer finite.
+        ``seen`` is told the number of steps done, now and then. Raises ``Diverged`` if the loss is no longer finite.
         """
-        s, device = self.settings, self.sae.decoder.device
+        s, device, world = self.settings, self.sae.decoder.device, training.state()
         if device.type == "cpu" and self.buffers is None:
-            self.buffers = sae_kernel.Buffers(s.batch // training.state().num_processes, s.latents, x.shape[1])
+            self.buffers = sae_kernel.Buffers(s.batch // world.num_processes, s.latents, x.shape[1])
         window = max(1, s.steps // WINDOWS)
         while self.step < until:
             steps = min(until, (self.step // window + 1) * window) - self.step
@@ -175,69 +164,56 @@ class Run:
                 self.adam.step(self.sae, found, s.rate(self.step))
                 self.step += 1
                 error, l0, fired = error + found.error, l0 + found.l0, fired | (found.counts > 0)
-            error, l0 = float(error), float(l0)
+            error, l0 = float(error) / steps, float(l0) / steps
             if not math.isfinite(error):
                 raise Diverged(
                     f"The loss of the autoencoder is not finite at step {self.step}; "
                     f"lower learning_rate = {s.learning_rate}."
                 )
-            point = {"step": self.step, "error": error / steps, "l0": l0 / steps, "firing": int(fired.sum())}
-            self.curve.append(point)
+            self.curve.append({"step": self.step, "error": error, "l0": l0, "firing": int(fired.sum())})
             seen(steps)
-            if (
-                self.checkpoint
-                and training.state().is_main_process
-                and (time.monotonic() > self.due or self.step == s.steps)
-            ):
-                self.due = checkpointed(self._save)
+            if self.checkpoint and world.is_main_process and (time.monotonic() > self.due or self.step == s.steps):
+                place = {name: getattr(self, name) for name in self.PLACE}
+                self.due = checkpointed(partial(save_state, self.checkpoint, self._tensors(), place))
 
     def gradients(self, batch: Float[Tensor, "batch d"]) -> Gradients:
         """Of the loss at this step, by whichever way is faster."""
-        penalty = self.settings.penalty(self.step)
-        self.sparse = self.buffers is not None and (self.sparse or self.step % RETRY == 0)
-        found = sae_kernel.gradients(self.sae, batch, penalty, self.buffers) if self.sparse else None
+        penalty, found = self.settings.penalty(self.step), None
+        if self.buffers and (self.sparse or self.step % RETRY == 0):
+            found = sae_kernel.gradients(self.sae, batch, penalty, self.buffers)
         self.sparse = found is not None
         return found or dense_gradients(self.sae, batch, penalty)
-
-    def visit(self) -> None:
-        """From here on, ``advance`` is given other activations."""
-        self.began = self.step
 
     def _tensors(self) -> dict[str, Tensor]:
         every = [*self.sae.parameters(), *itertools.chain(*self.adam.moments)]
         return {str(n): tensor.detach() for n, tensor in enumerate(every)}
 
-    def _save(self) -> None:
-        state = {"step": self.step, "began": self.began, "sparse": self.sparse, "curve": self.curve}
-        save_state(self.checkpoint, self._tensors(), state)
-
 
 def train(
     model: models.Teacher,
-    text: Int[np.ndarray, "blocks length"],
-    layers: Sequence[int],
+    text: np.ndarray,
     calibration: stream.Calibration,
-    every: Sequence[Settings],
+    every: list[Settings],
     work: Path,
-    name: str | None = None,
+    name: str,
 ) -> list[Run]:
-    """Train all autoencoders side by side, a core each, on one shard of the text after the other.
+    """Train all autoencoders side by side, a core each, on one shard of the text ``[blocks, length]`` after the other.
 
-    With a ``name``, the stream of a text that is read once, but takes long to read, is kept on disk under it. A GPU
-    multiplies in TF32 here, the model's pass included; what is measured afterwards is in float32.
+    The stream of a text that is read once, but takes long to read, is kept on disk under ``name``. A GPU multiplies in
+    TF32 here, the model's pass included; what is measured afterwards is in float32.
     """
     device = model.model.device
     files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
     jobs = [Run(s, torch.zeros(model.d, device=device), file) for s, file in zip(every, files, strict=True)]
     bar = tqdm(total=sum(s.steps for s in every), desc="training autoencoders", unit=" steps", leave=False)
     bar.update(sum(job.step for job in jobs))
-    a_shard = blocks_at_once(model, text, layers)
-    kept = name if text.size * model.d * len(layers) * 4 > ON_DISK and a_shard >= len(text) else None
+    a_shard = blocks_at_once(model, text, calibration)
+    kept = name if text.size * model.d * len(calibration.scale) * 4 > ON_DISK and a_shard >= len(text) else None
     with training.tf32(device):
         for start, first, until in _visits(len(text), a_shard, text.shape[1], max(every, key=lambda s: s.steps)):
             if all(job.step >= min(until, job.settings.steps) for job in jobs):
                 continue
-            read = stream.activations(model, text[start : start + a_shard], layers, calibration, name=kept)
+            read = stream.activations(model, text[start : start + a_shard], calibration, name=kept)
             part = {layer: x.to(device) for layer, x in read.layers.items()}
 
             def advance(job: Run, part=part, first=first, until=until) -> None:
@@ -245,7 +221,7 @@ def train(
                 if job.step == 0:
                     job.sae.bias_pre.data.copy_(x.mean(0))
                 if job.step == first:
-                    job.visit()
+                    job.began = first
                 job.advance(x, min(until, job.settings.steps), bar.update)
 
             side_by_side(advance, sorted(jobs, key=lambda job: -job.settings.steps), model)
@@ -256,8 +232,7 @@ def train(
 def side_by_side(work: Callable, items: Sequence, model: models.Teacher) -> list:
     """``work`` on each item: on a CPU as many at once as torch has threads, each with one; on a GPU in turn.
 
-    Small matrices gain little from a second thread, and with one the numbers don't depend on how many there are. What
-    several processes do together they do in one order.
+    With one thread the numbers don't depend on how many there are. What several processes do together is in one order.
     """
     if model.model.device.type != "cpu" or training.state().num_processes > 1:
         return [work(item) for item in items]
@@ -265,9 +240,9 @@ def side_by_side(work: Callable, items: Sequence, model: models.Teacher) -> list
         return list(pool.map(work, items))
 
 
-def blocks_at_once(model: models.Teacher, blocks: Int[np.ndarray, "blocks length"], layers: Sequence[int]) -> int:
+def blocks_at_once(model: models.Teacher, blocks: np.ndarray, calibration: stream.Calibration) -> int:
     """How many blocks' streams fit into ``ACTIVATION_BYTES``."""
-    return max(1, ACTIVATION_BYTES // (4 * model.d * len(layers) * blocks.shape[1]))
+    return max(1, ACTIVATION_BYTES // (4 * model.d * len(calibration.scale) * blocks.shape[1]))
 
 
 def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tuple[int, int, int]]:
@@ -275,28 +250,24 @@ def _visits(blocks: int, a_shard: int, length: int, s: Settings) -> Iterator[tup
     if a_shard >= blocks:
         yield 0, 0, s.steps
         return
-    step = 0
+    step, a_visit = 0, max(1, int(0.9 * a_shard * length) // s.batch)  # 0.9: tokens are left out
     for epoch in itertools.count():
         for shard in np.random.default_rng([s.seed, epoch]).permutation(blocks // a_shard):
-            until = min(s.steps, step + max(1, int(0.9 * a_shard * length) // s.batch))  # 0.9: tokens are left out
-            yield int(shard) * a_shard, step, until
-            step = until
             if step == s.steps:
                 return
+            until = min(s.steps, step + a_visit)
+            yield int(shard) * a_shard, step, until
+            step = until
 
 
 # ------------------------------------------------------------------------------------------------ to and from SAELens
 
 
-def save_saelens(sae: Sae, folder: Path, scale: float = 1.0, **about: Any) -> None:
+def save_saelens(sae: Sae, folder: Path, scale: float = 1.0, **about: str) -> None:
     """Write ``sae`` so that ``sae_lens.SAE.load_from_disk`` reads it and takes the model's own stream.
 
-    Since ReLU is homogeneous, dividing both biases by the scale leaves the latents what they were, in the units of the
-    stream.
-
-    Args:
-        scale: factor on the stream that ``sae`` was trained on (``stream.Calibration.scale`` of its layer).
-        about: kept as metadata, as ``model_name`` and ``hook_name``.
+    ``scale`` is the factor on the stream that ``sae`` was trained on (``stream.Calibration.scale``). As ReLU is
+    homogeneous, biases divided by it give the same latents in units of the stream. ``about`` is metadata.
     """
     latents, d = sae.decoder.shape
     config = {
@@ -308,9 +279,9 @@ def save_saelens(sae: Sae, folder: Path, scale: float = 1.0, **about: Any) -> No
         config |= {"k": sae.topk, "rescale_acts_by_decoder_norm": False}
     weights = {"W_enc": sae.encoder.T, "W_dec": sae.decoder}
     weights |= {"b_enc": sae.bias_encoder / scale, "b_dec": sae.bias_pre / scale}
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     with replace_folder(Path(folder)) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
         safetensors.torch.save_file(tensors, temporary / WEIGHTS)
 
 

@@ -1,9 +1,8 @@
 """A training step of a sparse autoencoder that touches active entries alone, exactly, on a CPU.
 
-After warm-up one latent in a hundred fires. The pre-activations are formed densely, by one matrix product, and all else
-on the active entries: token by token for the reconstruction, latent by latent for gradients. With few of them that is
-several times faster than autograd on the whole (``benchmarks/sae.py``). ``Adam`` reads parameters and moments once a
-step. What is computed here, ``sae.Sae.loss`` says in six lines.
+After warm-up one latent in a hundred fires. Pre-activations are formed densely, by one matrix product, and all else on
+the active entries: several times faster than autograd (``benchmarks/sae.py``). What is computed here,
+``autoencoder.Sae.loss`` says in six lines.
 """
 
 import math
@@ -59,13 +58,10 @@ def gradients(sae: nn.Module, x: Float[Tensor, "tokens d"], lam: float, buffers:
     if active < 0:
         return None
     _by_latent(b.rows, b.latent, b.z, b.columns, b.token, b.z_by_latent)
-    by_latent, residual = (b.columns, b.token, b.z_by_latent), b.residual.numpy()
-    decoder = sae.decoder.detach().numpy()
-    error = _reconstruct(*by_latent, decoder, centred.numpy(), residual)
-    squares = _row_gradients(
-        *by_latent, b.dz, lam / len(x), decoder, residual, centred.numpy(),
-        b.d_encoder.numpy(), b.d_decoder.numpy(), b.d_bias.numpy(),
-    )  # fmt: skip
+    sparse, decoder, inputs = (b.columns, b.token, b.z_by_latent), sae.decoder.detach().numpy(), centred.numpy()
+    error = _reconstruct(*sparse, decoder, inputs, b.residual.numpy())
+    found = (b.d_encoder.numpy(), b.d_decoder.numpy(), b.d_bias.numpy())
+    squares = _row_gradients(*sparse, b.dz, lam / len(x), decoder, b.residual.numpy(), inputs, *found)
     d_pre = b.residual.sum(0) - b.d_bias @ sae.encoder
     counts = torch.from_numpy(np.diff(b.columns))
     return Gradients((b.d_encoder, b.d_decoder, d_pre, b.d_bias), counts, error, active / len(x), squares)
@@ -73,12 +69,10 @@ def gradients(sae: nn.Module, x: Float[Tensor, "tokens d"], lam: float, buffers:
 
 @numba.njit(**NUMBA)
 def _list_active(pre, bias, rows, latent, z, mask):
-    """Positive entries of pre + bias row by row; -1 if they don't fit. Eight without any are passed over at once.
+    """Positive entries of pre + bias row by row; -1 if they don't fit.
 
-    Within eight there is no branch: each entry is written, and the next over it unless it was positive.
-
-    Args:
-        mask: ``[latents, rounded up to eights]``, zeros; a row's signs, eight to a word.
+    ``mask`` holds a row's signs, eight to a word: eight without any are passed over at once. Within eight there is no
+    branch: each entry is written, and the next over it unless it was positive.
     """
     words = mask.view(np.uint64)
     count, latents, room = 0, pre.shape[1], len(z) - len(mask)
@@ -116,15 +110,9 @@ def _by_latent(rows, latent, z, columns, token, z_by_latent):
 
 @numba.njit(**NUMBA)
 def _reconstruct(columns, token, z, decoder, centred, residual):
-    """Residuals times 2 / tokens, and the mean squared error.
-
-    Latent by latent: the decoder is read once, in order, and the residuals of a batch stay in the cache.
-    """
+    """Residuals times 2 / tokens, and the mean squared error; latent by latent, so that the decoder is read once."""
     tokens, d = centred.shape
-    for t in range(tokens):
-        r, c = residual[t], centred[t]
-        for j in range(d):
-            r[j] = -c[j]
+    np.negative(centred, residual)
     for i in range(len(columns) - 1):
         w = decoder[i]
         for k in range(columns[i], columns[i + 1]):
@@ -134,12 +122,8 @@ def _reconstruct(columns, token, z, decoder, centred, residual):
     total = 0.0
     scale = np.float32(2.0 / tokens)
     for t in range(tokens):
-        r = residual[t]
-        square = np.float32(0.0)
-        for j in range(d):
-            square += r[j] * r[j]
-            r[j] *= scale
-        total += square
+        total += _square(residual[t])
+        residual[t] *= scale
     return total / tokens
 
 
@@ -150,34 +134,27 @@ def _row_gradients(columns, token, z, dz, penalty, decoder, residual, centred, d
     of_encoder, of_decoder = 0.0, 0.0
     for i in range(len(columns) - 1):
         total = np.float32(0.0)
-        w, g = decoder[i], d_decoder[i]
-        for k in range(columns[i], columns[i + 1]):
-            r, value = residual[token[k]], z[k]
-            dot = np.float32(0.0)
-            if k == columns[i]:
-                for j in range(d):
-                    dot += r[j] * w[j]
-                    g[j] = value * r[j]
-            else:
+        if columns[i] < columns[i + 1]:
+            w, g = decoder[i], d_decoder[i]
+            g[:] = 0
+            for k in range(columns[i], columns[i + 1]):
+                r, value = residual[token[k]], z[k]
+                dot = np.float32(0.0)
                 for j in range(d):
                     dot += r[j] * w[j]
                     g[j] += value * r[j]
-            dz[k] = dot + np.float32(penalty)
-            total += dz[k]
-        d_bias[i] = total
-        if columns[i] < columns[i + 1]:
+                dz[k] = dot + np.float32(penalty)
+                total += dz[k]
             of_decoder += _square(g)
+        d_bias[i] = total
     for i in range(len(columns) - 1):  # in a loop of its own, since residuals and inputs together exceed the cache
-        g = d_encoder[i]
-        for k in range(columns[i], columns[i + 1]):
-            c, value = centred[token[k]], dz[k]
-            if k == columns[i]:
-                for j in range(d):
-                    g[j] = value * c[j]
-            else:
+        if columns[i] < columns[i + 1]:
+            g = d_encoder[i]
+            g[:] = 0
+            for k in range(columns[i], columns[i + 1]):
+                c, value = centred[token[k]], dz[k]
                 for j in range(d):
                     g[j] += value * c[j]
-        if columns[i] < columns[i + 1]:
             of_encoder += _square(g)
     return of_encoder, of_decoder
 
@@ -193,8 +170,8 @@ def _square(row):
 class Adam:
     """Adam with gradients clipped at a global norm of ``CLIP``; silent latents have gradient 0, decoder rows norm 1.
 
-    Moments of all of ``sae``'s parameters are kept; those that need no gradient are not changed. On a CPU one pass over
-    memory, else torch's operations, none of which makes a GPU wait.
+    Parameters that need no gradient stay. On a CPU one pass over memory, else torch's operations, none of which makes a
+    GPU wait.
     """
 
     def __init__(self, sae: nn.Module):
@@ -205,16 +182,15 @@ class Adam:
     def step(self, sae: nn.Module, found: Gradients, rate: float) -> None:
         """Change the parameters of ``sae`` in place."""
         self.steps += 1
-        fired = found.counts > 0
         every = zip(sae.parameters(), found.parameters, self.moments, strict=True)
-        wanted = [(w, gradient, moments) for w, gradient, moments in every if w.requires_grad]
+        wanted = [(w, gradient, *moments) for w, gradient, moments in every if w.requires_grad]
         matrices = found.squares or (gradient.double().square().sum() for gradient in found.parameters[:2])
-        squares = [*matrices, *(gradient.double().square().sum() for _, gradient, _ in wanted[2:])]
+        squares = [*matrices, *(gradient.double().square().sum() for _, gradient, *_ in wanted[2:])]
         clip = (CLIP / (torch.as_tensor(sum(squares)).sqrt() + 1e-12)).clamp(max=1)
         first, second = (1 - beta**self.steps for beta in BETAS)
-        for w, gradient, (m, v) in wanted:
+        for w, gradient, m, v in wanted:
             if w.device.type == "cpu":
-                rows = fired if w.ndim == 2 else torch.ones(1, dtype=torch.bool)
+                rows = found.counts > 0 if w.ndim == 2 else torch.ones(1, dtype=torch.bool)
                 arrays = [tensor.detach().reshape(-1, w.shape[-1]).numpy() for tensor in (w, gradient, m, v)]
                 _adam(*arrays, rows.numpy(), float(clip), rate / first, second, w is sae.decoder)
             else:
@@ -232,22 +208,14 @@ def _adam(p, g, m, v, fired, clip, rate, correction, unit):
     b1, b2 = np.float32(BETAS[0]), np.float32(BETAS[1])
     a1, a2 = np.float32(1 - BETAS[0]) * np.float32(clip), np.float32(1 - BETAS[1]) * np.float32(clip * clip)
     scale, small, lr = np.float32(1 / correction), np.float32(EPSILON), np.float32(rate)
+    zero = np.zeros(p.shape[1], p.dtype)
     for i in range(p.shape[0]):
-        pi, gi, mi, vi = p[i], g[i], m[i], v[i]
-        if fired[i]:
-            for j in range(p.shape[1]):
-                mi[j] = b1 * mi[j] + a1 * gi[j]
-                vi[j] = b2 * vi[j] + a2 * gi[j] * gi[j]
-                pi[j] -= lr * mi[j] / (math.sqrt(vi[j] * scale) + small)
-        else:
-            for j in range(p.shape[1]):
-                mi[j] = b1 * mi[j]
-                vi[j] = b2 * vi[j]
-                pi[j] -= lr * mi[j] / (math.sqrt(vi[j] * scale) + small)
+        pi, gi, mi, vi = p[i], g[i] if fired[i] else zero, m[i], v[i]
+        for j in range(p.shape[1]):
+            mi[j] = b1 * mi[j] + a1 * gi[j]
+            vi[j] = b2 * vi[j] + a2 * gi[j] * gi[j]
+            pi[j] -= lr * mi[j] / (math.sqrt(vi[j] * scale) + small)
         if unit:
-            square = np.float32(0.0)
-            for j in range(p.shape[1]):
-                square += pi[j] * pi[j]
-            inverse = np.float32(1.0 / math.sqrt(square))
+            inverse = np.float32(1.0 / math.sqrt(_square(pi)))
             for j in range(p.shape[1]):
                 pi[j] *= inverse

@@ -39,7 +39,7 @@ def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
         texts = []  # of either split: blocks, places of the tokens kept, where each feature is active
         for split, count in (("held_out", TOKENS // 2), ("train", TOKENS)):
             blocks = sae.read_text(s, teacher, split, count)
-            kept = stream.activations(teacher, blocks, [s.layer], rule)
+            kept = stream.activations(teacher, blocks, rule)
             z = autoencoder.encode(kept.layers[s.layer])
             texts.append((blocks, kept.place, z > 0))
         judged = torch.minimum(*(active.sum(0) for *_, active in texts)) >= ACTIVE

