@@ -232,7 +232,7 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
         quality = {"fvu": sums.error / variance[s.layer], "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
         is_default = (s.layer, s.lam) == (p.layer, p.lam)
         if is_default:
-            doubling.append({"steps": s.steps} | counted | quality)
+            doubling.append({"steps": s.steps, "alive": found.alive, "l0": found.l0, "d_star": found.d_star} | quality)
         if s.steps != p.steps:
             continue
         row = {"steps": s.steps, "held_out_tokens": int(sums.tokens.sum()), "documents": len(sums.tokens)}
@@ -305,7 +305,7 @@ def _held_out(
     documents = torch.from_numpy(text.document_numbers(blocks, teacher.tokenizer))
     for start in range(0, len(blocks), a_part):
         some = slice(start, start + a_part)
-        part = stream.activations(teacher, blocks[some], calibration, "reading held-out documents")
+        part = stream.activations(teacher, blocks[some], calibration)
         moments = {layer: moments[layer] + second_moments(x) for layer, x in part.layers.items()}
         numbers = documents[some].flatten()[part.place]
         left_out.update(part.left_out)

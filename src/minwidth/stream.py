@@ -217,11 +217,7 @@ def calibrate(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"],
 
 
 def activations(
-    teacher: models.Teacher,
-    blocks: Int[np.ndarray, "blocks length"],
-    calibration: Calibration,
-    progress: str = "reading the residual stream",
-    name: str | None = None,
+    teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], calibration: Calibration, name: str | None = None
 ) -> Activations:
     """Scaled streams of ``blocks`` from one pass, position 0 and massive tokens left out; float32.
 
@@ -238,7 +234,7 @@ def activations(
         stored = on_disk(teacher, blocks, name, read, len(layers), teacher.d)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     keeps, start = [], 0
-    bar = tqdm(total=blocks.size, desc=progress, unit=" tokens", leave=False)
+    bar = tqdm(total=blocks.size, desc="reading the residual stream", unit=" tokens", leave=False)
     for ids in batches(blocks, teacher.model.device):
         every = torch.from_numpy(stored[start : start + len(ids)].copy()) if name else read(ids)
         found, start = dict(zip(layers, every.unbind(2), strict=True)), start + len(ids)

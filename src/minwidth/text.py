@@ -295,8 +295,9 @@ def _tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.dtype) -> dict[s
     return found
 
 
-def _enough(last: dict, split: str, size: float) -> bool:
-    return last["position"] is None or last["ends"][split] >= size
+def _enough(shard: dict, split: str, size: float) -> bool:
+    """Whether the text ends with a shard, or so many bytes of the split are there."""
+    return shard["position"] is None or shard["ends"][split] >= size
 
 
 def _shards(folder: Path) -> list[dict]:
