@@ -121,7 +121,6 @@ x *= 32**0.5 / x.norm(dim=1).mean()  # a mean norm of sqrt(d): lambda means noth
 # $$z = \mathrm{ReLU}\big(W_\mathrm{enc}(x-b_\mathrm{pre})\big),\quad \hat x = W_\mathrm{dec}\,z+b_\mathrm{pre},\quad
 # \mathcal L=\lVert x-\hat x\rVert^2+\lambda\sum_i z_i .$$
 
-
 # %%
 def loss(x, encoder, decoder, bias, lam):
     centred = x - bias
@@ -137,7 +136,6 @@ def loss(x, encoder, decoder, bias, lam):
 #
 # Training is Adam with clipped gradients. $\lambda$ rises over the first tenth of the steps, the learning rate falls to
 # 0 over the last three, and after every step the directions get back their unit length.
-
 
 # %%
 def train(x, s, steps):
@@ -452,7 +450,6 @@ if len(ratio) > 1:  # TopK has no λ
 # read here. The last panel has what Eq. 2 predicts for a student of width 48, relative to the narrowest, of width 16:
 # the line is the measurement that all others depart from, the band holds all of them.
 
-
 # %%
 def committed(scale, name):
     return pd.read_csv(DATA / "results" / scale / f"{name}.csv")
@@ -509,7 +506,6 @@ figures.save(figure, "sae_choices", place("tiny"), store.Record("sae/tiny/sensit
 # %% [markdown]
 # How much does each choice matter? The factor between the largest and the smallest $d^*$ over the values tried, at the
 # default $\lambda$ and at the $\lambda$ where it is largest; and the $\lambda$ at which $d^*=d_T$.
-
 
 # %%
 def crossing(rows):
@@ -662,7 +658,6 @@ holds(min(top.values()) > 0.1, max(top.values()) < 0.25)
 # A power law has one exponent. Eq. 2 at neighbouring widths gives the mean importance of the ranks between them, and so
 # a slope at each width in between. The paper's Table 2 has three of them, ours as many as there are widths that drop
 # something.
-
 
 # %%
 def exponents(kept, floor):
