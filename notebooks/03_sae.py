@@ -642,7 +642,7 @@ top = {}
 for lam_tried in grid.lam:
     values = np.sort(record[f"importance/{default.layer}/{lam_tried:g}"].astype(float))[::-1]
     top[f"λ = {lam_tried:g}"] = values[:20].sum() / values.sum()
-claim("top-features", top, why=f"twenty of {len(values):,} latents or so")
+claim("top-features", top, why="twenty of about two thousand latents")
 
 # %% [markdown]
 # They have a seventh to a fifth of it, at every $\lambda$: the head is heavy, one latent in a hundred, but it does not
