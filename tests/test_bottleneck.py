@@ -153,7 +153,7 @@ def test_loss_gradients_and_curvature_against_autograd(monkeypatch, cached):
     target = kernel.target_of(states / 2, matrix)
     with torch.no_grad():
         losses, for_hidden, for_matrix = kernel.losses_and_gradients(target, h, w)
-    expected = kl.divergence_per_token(2 * h, w, states, matrix, 2.0)
+    expected = kl.divergence(2 * h, w, states, matrix, 2.0, per_token=True)
     torch.testing.assert_close(losses, expected)
     reference = F.kl_div(F.log_softmax(h @ w.T, 1), F.log_softmax(states @ matrix.T / 2, 1), log_target=True,
                          reduction="none").sum()  # fmt: skip

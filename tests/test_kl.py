@@ -1,4 +1,4 @@
-"""kl against F.kl_div and F.cross_entropy on full float64 logits: values, gradients, masks, extremes, memory."""
+"""kl against F.kl_div and F.cross_entropy on full float64 logits: values, gradients, extremes, memory."""
 
 import math
 
@@ -23,14 +23,12 @@ def problem(tokens, vocabulary, d_student, d_teacher, seed=0, scale=1.0, dtype=t
     return student_hidden.requires_grad_(), student_matrix.requires_grad_(), teacher_hidden, teacher_matrix
 
 
-def reference(inputs, temperature, direction="forward", mask=None):
+def reference(inputs, temperature, direction="forward"):
     """Loss and the student's gradients from full logits in float64."""
     student_hidden, student_matrix, teacher_hidden, teacher_matrix = (x.detach().double() for x in inputs)
     student_hidden.requires_grad_(), student_matrix.requires_grad_()
     student = F.log_softmax(student_hidden @ student_matrix.T / temperature, -1).flatten(0, -2)
     teacher = F.log_softmax(teacher_hidden @ teacher_matrix.T / temperature, -1).flatten(0, -2)
-    if mask is not None:
-        student, teacher = student[mask.flatten()], teacher[mask.flatten()]
     pair = (student, teacher) if direction == "forward" else (teacher, student)
     loss = F.kl_div(*pair, log_target=True, reduction="batchmean")
     return loss.detach(), *torch.autograd.grad(loss, (student_hidden, student_matrix))
@@ -41,24 +39,21 @@ def assert_matches(loss, inputs, expected, loss_tolerance=1e-6, gradient_toleran
     assert abs(loss.item() - expected[0].item()) <= loss_tolerance * max(1.0, expected[0].item())
     for gradient, wanted in zip(gradients, expected[1:], strict=True):
         # where a softmax is saturated, what is left of the gradient is rounding in single precision
-        assert (gradient - wanted).norm() <= gradient_tolerance * wanted.norm() + 1e-7
+        assert (gradient - wanted).norm() <= gradient_tolerance * wanted.norm() + 5e-7
 
 
-def test_two_words_by_hand():
-    one = torch.ones(1, 1)
-    student, teacher = torch.tensor([[0.0], [0.0]]), torch.tensor([[math.log(3.0)], [0.0]])
-    forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert kl.divergence(one, student, one, teacher, 1.0).item() == pytest.approx(forward, rel=1e-6)
-    assert kl.divergence(one, student, one, teacher, 1.0, direction="reverse").item() == pytest.approx(
-        reverse, rel=1e-6
-    )
-    at_two = kl.divergence(one, student, one, teacher, 2.0).item()  # odds sqrt(3) : 1, and no factor 4
-    p = math.sqrt(3) / (1 + math.sqrt(3))
-    assert at_two == pytest.approx(p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)), rel=1e-6)
+@pytest.mark.parametrize(("temperature", "direction"), [(1.0, "forward"), (1.0, "reverse"), (2.0, "forward")])
+def test_two_words_by_hand(temperature, direction):
+    """Odds 3 : 1 of the teacher, sqrt(3) : 1 at temperature 2, and no factor 4."""
+    one, odds = torch.ones(1, 1), 3.0 ** (1 / temperature)
+    student, teacher = torch.zeros(2, 1), torch.tensor([[math.log(3.0)], [0.0]])
+    p = odds / (1 + odds)
+    forward, reverse = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)), -0.5 * math.log(4 * p * (1 - p))
+    found = kl.divergence(one, student, one, teacher, temperature, direction=direction).item()
+    assert found == pytest.approx(forward if direction == "forward" else reverse, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     tokens=st.integers(1, 40),
     vocabulary=st.integers(2, 300),
@@ -105,22 +100,17 @@ def test_equal_models_have_divergence_and_gradient_zero():
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_mask_and_batch_shape(direction):
+def test_batches_of_blocks_and_one_number_a_token(direction):
     flat = problem(24, 50, 6, 7, scale=2.0)
     inputs = [flat[0].detach().view(4, 6, 6).requires_grad_(), flat[1], flat[2].view(4, 6, 7), flat[3]]
-    mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) < 0.4
-    loss = kl.divergence(*inputs, 2.0, mask=mask, direction=direction)
-    expected = reference(inputs, 2.0, direction, mask)
-    hidden_gradient, _ = torch.autograd.grad(loss, inputs[:2], retain_graph=False)
-    assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6)
-    assert (hidden_gradient[~mask] == 0).all()
-    torch.testing.assert_close(hidden_gradient.double(), expected[1], rtol=1e-4, atol=1e-8)
-    per_token = kl.divergence_per_token(*inputs, 2.0, direction=direction)
-    assert per_token.shape == (4, 6)
-    assert per_token[mask].mean().item() == pytest.approx(loss.item(), rel=1e-6)
+    loss = kl.divergence(*inputs, 2.0, direction=direction)
+    assert_matches(loss, inputs, reference(inputs, 2.0, direction))
+    each = kl.divergence(*inputs, 2.0, direction=direction, per_token=True)
+    assert each.shape == (4, 6) and not each.requires_grad
+    assert each.mean().item() == pytest.approx(loss.item(), rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     tokens=st.integers(1, 30),
     vocabulary=st.integers(2, 200),
@@ -134,52 +124,36 @@ def test_cross_entropy_equals_full_logits(tokens, vocabulary, temperature, chunk
     loss = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk)
     wide = hidden.detach().double().requires_grad_(), matrix.detach().double().requires_grad_()
     expected = F.cross_entropy(wide[0] @ wide[1].T / temperature, targets)
-    each = kl.cross_entropy_per_token(hidden, matrix, targets, temperature, chunk=chunk)
+    each = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk, per_token=True)
     assert each.shape == targets.shape
     assert each.mean().item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     assert_matches(loss, (hidden, matrix), (expected.detach(), *torch.autograd.grad(expected, wide)))
 
 
-def test_cross_entropy_mask():
-    hidden, matrix, *_ = problem(10, 30, 4, 1)
-    targets = torch.arange(10)
-    mask = targets % 3 == 0
-    masked = kl.cross_entropy(hidden, matrix, targets, mask=mask)
-    assert masked.item() == pytest.approx(F.cross_entropy(hidden[mask] @ matrix.T, targets[mask]).item(), rel=1e-6)
-
-
 def test_upstream_factor_and_shared_leaves():
     inputs = problem(16, 40, 5, 6)
-    expected = reference(inputs, 2.0)
     loss = kl.divergence(*inputs, 2.0)
     (loss / 4).backward()
     (kl.divergence(*inputs, 2.0) * 0.75).backward()  # accumulates, as micro-batches do
-    torch.testing.assert_close(inputs[0].grad.double(), expected[1], rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(inputs[1].grad.double(), expected[2], rtol=1e-4, atol=1e-8)
+    for leaf, wanted in zip(inputs[:2], reference(inputs, 2.0)[1:], strict=True):
+        torch.testing.assert_close(leaf.grad.double(), wanted, rtol=1e-4, atol=1e-8)
     with pytest.raises(RuntimeError, match="compute it again"):
         loss.backward()
 
 
-def test_frozen_unembedding_and_no_grad():
-    hidden, matrix, *teacher = problem(16, 40, 5, 6)
-    loss = kl.divergence(hidden, matrix.detach(), *teacher, 2.0)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss, hidden)[0].double(), reference((hidden, matrix, *teacher), 2.0)[1]
-    )
-    with torch.no_grad():
-        assert not kl.divergence(hidden, matrix, *teacher, 2.0).requires_grad
-    assert not kl.divergence_per_token(hidden, matrix, *teacher, 2.0).requires_grad
-
-
-@pytest.mark.parametrize("in_grad_mode", [True, False])
-def test_gradient_products_only_where_wanted(in_grad_mode, monkeypatch):
-    """Four matrix products with gradients; two, the logits, in an evaluation."""
-    calls = []
-    product = kl._product
+@pytest.mark.parametrize(("frozen", "in_grad_mode", "products"), [(0, True, 4), (1, True, 3), (0, False, 2)])
+def test_products_for_gradients_only_where_they_are_wanted(frozen, in_grad_mode, products, monkeypatch):
+    """Two for the logits, and one for each gradient."""
+    calls, product = [], kl._product
     monkeypatch.setattr(kl, "_product", lambda *args, **kwargs: calls.append(1) or product(*args, **kwargs))
+    inputs = list(problem(16, 40, 5, 6))
+    expected = reference(inputs, 2.0)[1]
+    inputs[1].requires_grad_(not frozen)
     with torch.set_grad_enabled(in_grad_mode):
-        kl.divergence(*problem(16, 40, 5, 6), 2.0)
-    assert len(calls) == (4 if in_grad_mode else 2)
+        loss = kl.divergence(*inputs, 2.0)
+    assert len(calls) == products and loss.requires_grad == in_grad_mode
+    if in_grad_mode:
+        torch.testing.assert_close(torch.autograd.grad(loss, inputs[0])[0].double(), expected, rtol=1e-4, atol=1e-8)
 
 
 def test_nan_is_not_hidden():
@@ -213,36 +187,30 @@ def test_never_holds_tokens_by_vocabulary():
     assert largest < 512 * 3000 * 4 / 4
 
 
-def bad(**changes):
-    arguments = dict(zip(("a", "b", "c", "d"), problem(6, 10, 3, 4), strict=True)) | {"temperature": 2.0} | changes
-    return [arguments.pop(name) for name in ("a", "b", "c", "d", "temperature")], arguments
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"direction": "both"}, "direction must be one of forward, reverse, not 'both'"),
-        ({"b": torch.zeros(10, 4)}, r"must share d, not \[6, 3\] and \[10, 4\]"),
-        ({"d": torch.zeros(11, 4)}, "must share a vocabulary, not 10 and 11"),
-        ({"c": torch.zeros(5, 4)}, r"same tokens, not \[6\] and \[5\]"),
-        ({"a": torch.zeros(0, 3), "c": torch.zeros(0, 4)}, "no token is left"),
-        ({"mask": torch.zeros(6, dtype=torch.bool)}, "no token is left"),
+        ({"student_unembedding": torch.zeros(10, 4)}, r"must share d, not \[6, 3\] and \[10, 4\]"),
+        ({"teacher_unembedding": torch.zeros(11, 4)}, "must share a vocabulary, not 10 and 11"),
+        ({"teacher_hidden": torch.zeros(5, 4)}, r"same tokens, not \[6\] and \[5\]"),
+        ({"student_hidden": torch.zeros(0, 3)}, "no token is left"),
         ({"chunk": 0}, "chunk must be at least one token, not 0"),
-        ({"mask": torch.ones(6)}, "mask must be one bool"),
-        ({"mask": torch.ones(5, dtype=torch.bool)}, "mask must be one bool"),
     ],
 )
 def test_bad_input(changes, message):
-    positional, named = bad(**changes)
+    names = ("student_hidden", "student_unembedding", "teacher_hidden", "teacher_unembedding")
     with pytest.raises(ValueError, match=message):
-        kl.divergence(*positional, **named)
+        kl.divergence(**dict(zip(names, problem(6, 10, 3, 4), strict=True)) | changes)
 
 
-def test_bad_targets():
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(torch.zeros(5, dtype=torch.long), "one token number for each"), (torch.full((6,), -100), "must lie in 0 ... 9")],
+)
+def test_bad_targets(targets, message):
     hidden, matrix, *_ = problem(6, 10, 3, 4)
-    with pytest.raises(ValueError, match="one token number for each"):
-        kl.cross_entropy(hidden, matrix, torch.zeros(5, dtype=torch.long))
-    with pytest.raises(ValueError, match="targets must lie in 0"):
-        kl.cross_entropy(hidden, matrix, torch.full((6,), -100))
+    with pytest.raises(ValueError, match=message):
+        kl.cross_entropy(hidden, matrix, targets)

@@ -9,7 +9,7 @@ nothing of the size of the logits is kept for the backward pass, which only mult
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 10 * 2**20, "cuda": 2**26}  # logits of one buffer: large enough for efficient matrix products
@@ -23,45 +23,34 @@ def divergence(
     teacher_unembedding: Float[Tensor, "vocabulary d_T"],
     temperature: float = 2.0,
     *,
-    mask: Bool[Tensor, "*tokens"] | None = None,
     direction: str = "forward",
     chunk: int | None = None,
-) -> Float[Tensor, ""]:
+    per_token: bool = False,
+) -> Float[Tensor, "*tokens"]:
     """Mean KL divergence in nats per token between teacher and student at a temperature, without a T^2 factor.
 
     Forward is KL(teacher || student), reverse is KL(student || teacher). Differentiable in both arguments of the
     student; the teacher is a constant. Accumulates in fp32 at least; under autocast the matrix products use its type.
 
     Args:
-        mask: tokens to count, all if None.
         chunk: tokens whose logits are held at once, chosen for the device if None.
+        per_token: one number a token instead of their mean; for evaluation, no gradients.
 
     Raises:
         ValueError: shapes that do not fit, a temperature that is not positive, an unknown direction, no token.
     """
-    pieces = _divergence_pieces(
-        student_hidden, student_unembedding, teacher_hidden, teacher_unembedding, temperature, mask, direction
-    )
-    return _mean(*pieces, temperature, chunk)
-
-
-@torch.no_grad()
-def divergence_per_token(
-    student_hidden: Float[Tensor, "*tokens d_S"],
-    student_unembedding: Float[Tensor, "vocabulary d_S"],
-    teacher_hidden: Float[Tensor, "*tokens d_T"],
-    teacher_unembedding: Float[Tensor, "vocabulary d_T"],
-    temperature: float = 2.0,
-    *,
-    direction: str = "forward",
-    chunk: int | None = None,
-) -> Float[Tensor, "*tokens"]:
-    """The summands of :func:`divergence`, one a token, in nats; for evaluation, no gradients."""
-    pieces = _divergence_pieces(
-        student_hidden, student_unembedding, teacher_hidden, teacher_unembedding, temperature, None, direction
-    )
-    losses, *_ = _losses_and_gradients(*pieces, temperature, chunk, wanted=(False, False))
-    return losses.view(student_hidden.shape[:-1])
+    _check(student_hidden, student_unembedding, temperature, chunk)
+    _check(teacher_hidden, teacher_unembedding, temperature, chunk)
+    tokens, others = list(student_hidden.shape[:-1]), list(teacher_hidden.shape[:-1])
+    if tokens != others:
+        raise ValueError(f"student and teacher must have hidden states of the same tokens, not {tokens} and {others}.")
+    words, others = len(student_unembedding), len(teacher_unembedding)
+    if words != others:
+        raise ValueError(f"student and teacher must share a vocabulary, not {words} and {others} tokens.")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}.")
+    teacher = teacher_hidden.flatten(0, -2), teacher_unembedding
+    return _loss(student_hidden, student_unembedding, *teacher, DIRECTIONS[direction], temperature, chunk, per_token)
 
 
 def cross_entropy(
@@ -70,84 +59,37 @@ def cross_entropy(
     targets: Int[Tensor, "*tokens"],
     temperature: float = 1.0,
     *,
-    mask: Bool[Tensor, "*tokens"] | None = None,
     chunk: int | None = None,
-) -> Float[Tensor, ""]:
+    per_token: bool = False,
+) -> Float[Tensor, "*tokens"]:
     """Mean cross-entropy in nats per token of ``targets`` under the logits ``hidden @ unembedding.T``.
 
     Targets are compared as they come: shift them before the call. Otherwise like :func:`divergence`.
     """
-    return _mean(*_cross_entropy_pieces(hidden, unembedding, targets, temperature, mask), temperature, chunk)
-
-
-@torch.no_grad()
-def cross_entropy_per_token(
-    hidden: Float[Tensor, "*tokens d"],
-    unembedding: Float[Tensor, "vocabulary d"],
-    targets: Int[Tensor, "*tokens"],
-    temperature: float = 1.0,
-    *,
-    chunk: int | None = None,
-) -> Float[Tensor, "*tokens"]:
-    """The summands of :func:`cross_entropy`, one a token, in nats; for evaluation, no gradients."""
-    pieces = _cross_entropy_pieces(hidden, unembedding, targets, temperature, None)
-    losses, *_ = _losses_and_gradients(*pieces, temperature, chunk, wanted=(False, False))
-    return losses.view(targets.shape)
-
-
-# ----------------------------------------------------------------------------------------------------------- input
-
-
-def _cross_entropy_pieces(hidden, unembedding, targets, temperature, mask):
-    _check(hidden, unembedding, temperature, mask)
+    _check(hidden, unembedding, temperature, chunk)
     if targets.shape != hidden.shape[:-1] or targets.is_floating_point():
-        raise ValueError(
-            f"targets must be one token number for each of {list(hidden.shape[:-1])} tokens, "
-            f"not {targets.dtype} {list(targets.shape)}."
-        )
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(unembedding):
-        raise ValueError(f"targets must lie in 0 ... {len(unembedding) - 1}, the vocabulary; pass a mask for others.")
-    hidden, targets = _selected(mask, hidden), _selected(mask, targets.unsqueeze(-1))
-    return hidden, unembedding, targets, None, _cross_entropy_
+        wanted, given = list(hidden.shape[:-1]), f"{targets.dtype} {list(targets.shape)}"
+        raise ValueError(f"targets must be one token number for each of {wanted} tokens, not {given}.")
+    if not 0 <= int(targets.min()) <= int(targets.max()) < len(unembedding):
+        raise ValueError(f"targets must lie in 0 ... {len(unembedding) - 1}, the vocabulary.")
+    return _loss(hidden, unembedding, targets.reshape(-1, 1), None, _cross_entropy_, temperature, chunk, per_token)
 
 
-def _divergence_pieces(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding, t, mask, direction):
-    _check(student_hidden, student_unembedding, t, mask)
-    _check(teacher_hidden, teacher_unembedding, t, mask)
-    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
-        raise ValueError(
-            f"student and teacher must have hidden states of the same tokens, not {list(student_hidden.shape[:-1])} "
-            f"and {list(teacher_hidden.shape[:-1])}."
-        )
-    if len(student_unembedding) != len(teacher_unembedding):
-        raise ValueError(
-            f"student and teacher must share a vocabulary, not {len(student_unembedding)} and "
-            f"{len(teacher_unembedding)} tokens."
-        )
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}.")
-    student_hidden, teacher_hidden = _selected(mask, student_hidden), _selected(mask, teacher_hidden)
-    return student_hidden, student_unembedding, teacher_hidden, teacher_unembedding, DIRECTIONS[direction]
+def tokens_at_once(device: str, vocabulary: int) -> int:
+    """Tokens of a chunk on a type of device, where none are asked for."""
+    return max(16, CHUNK_ELEMENTS.get(device, 2**26) // vocabulary)
 
 
-def _check(hidden: Tensor, unembedding: Tensor, temperature: float, mask: Tensor | None) -> None:
+def _check(hidden: Tensor, unembedding: Tensor, temperature: float, chunk: int | None) -> None:
     if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[1]:
-        raise ValueError(
-            f"hidden states [..., d] and unembedding [vocabulary, d] must share d, not {list(hidden.shape)} and "
-            f"{list(unembedding.shape)}."
-        )
+        shapes = f"{list(hidden.shape)} and {list(unembedding.shape)}"
+        raise ValueError(f"hidden states [..., d] and unembedding [vocabulary, d] must share d, not {shapes}.")
+    if not hidden.shape[:-1].numel():
+        raise ValueError("no token is left to average over; pass at least one.")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, not {temperature}.")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:-1]):
-        raise ValueError(
-            f"mask must be one bool for each of {list(hidden.shape[:-1])} tokens, not {mask.dtype} {list(mask.shape)}."
-        )
-    if not (hidden.shape[:-1].numel() if mask is None else mask.any()):
-        raise ValueError("no token is left to average over; pass at least one, and a mask that keeps one.")
-
-
-def _selected(mask: Tensor | None, values: Tensor) -> Tensor:
-    return values.flatten(0, -2) if mask is None else values[mask]
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least one token, not {chunk}; leave it out to have it chosen.")
 
 
 # ------------------------------------------------------------------------- logits -> losses and gradient, in place
@@ -195,25 +137,21 @@ DIRECTIONS: dict[str, Callable] = {"forward": _forward_, "reverse": _reverse_}
 # ---------------------------------------------------------------------------------------------------------- chunks
 
 
-def tokens_at_once(device: str, vocabulary: int) -> int:
-    """Tokens of a chunk on a type of device, where none are asked for."""
-    return max(16, CHUNK_ELEMENTS.get(device, 2**26) // vocabulary)
-
-
-def _mean(*arguments) -> Tensor:
-    if torch.is_grad_enabled():
+def _loss(hidden: Tensor, *arguments) -> Tensor:
+    """``arguments`` as of ``_losses_and_gradients``, then whether one number a token is wanted."""
+    *arguments, per_token = hidden.flatten(0, -2), *arguments
+    if torch.is_grad_enabled() and not per_token:
         return _ChunkedMean.apply(*arguments)
-    return _losses_and_gradients(*arguments, wanted=(False, False))[0].mean()
+    losses, *_ = _losses_and_gradients(*arguments, wanted=(False, False))
+    return losses.view(hidden.shape[:-1]) if per_token else losses.mean()
 
 
 class _ChunkedMean(torch.autograd.Function):
     """Mean loss whose gradients are formed while it is computed; backward multiplies them by the incoming scalar."""
 
     @staticmethod
-    def forward(ctx, hidden, unembedding, teacher, teacher_unembedding, reduce_, temperature, chunk):
-        losses, *ctx.gradients = _losses_and_gradients(
-            hidden, unembedding, teacher, teacher_unembedding, reduce_, temperature, chunk, ctx.needs_input_grad[:2]
-        )
+    def forward(ctx, *arguments):
+        losses, *ctx.gradients = _losses_and_gradients(*arguments, wanted=ctx.needs_input_grad[:2])
         return losses.mean()
 
     @staticmethod
@@ -227,6 +165,15 @@ class _ChunkedMean(torch.autograd.Function):
         return *gradients, None, None, None, None, None
 
 
+def _factors(hidden: Tensor, unembedding: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The factors of the logits at a temperature, in the type of their product: autocast's, or the wider of theirs."""
+    device = hidden.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    operand = autocast or torch.promote_types(hidden.dtype, unembedding.dtype)
+    return (hidden / temperature).to(operand), unembedding.to(operand)
+
+
+@torch.no_grad()
 def _losses_and_gradients(
     hidden: Float[Tensor, "tokens d_S"],
     unembedding: Float[Tensor, "vocabulary d_S"],
@@ -238,51 +185,37 @@ def _losses_and_gradients(
     wanted: tuple[bool, bool],
 ) -> tuple[Float[Tensor, " tokens"], Tensor | None, Tensor | None]:
     """Loss of each token, and the mean loss's gradients for ``hidden`` and ``unembedding`` where wanted."""
-    device = hidden.device
-    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    operand = autocast or torch.promote_types(hidden.dtype, unembedding.dtype)
-    work = torch.promote_types(operand, torch.float32)
-
-    tokens, vocabulary = len(hidden), len(unembedding)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least one token, not {chunk}; leave it out to have it chosen.")
-    in_cache = device.type == "cpu" and chunk is None
+    device, tokens, vocabulary = hidden.device, len(hidden), len(unembedding)
+    states, matrix = _factors(hidden, unembedding, temperature)
+    if teacher_unembedding is not None:
+        teacher, teacher_matrix = _factors(teacher, teacher_unembedding, temperature)
     chunk = chunk or tokens_at_once(device.type, vocabulary)
     chunk = -(-tokens // -(-tokens // chunk))  # as many chunks, but of one size
-    block = min(chunk, max(1, BLOCK_ELEMENTS // vocabulary)) if in_cache else chunk
+    block = min(chunk, max(1, BLOCK_ELEMENTS // vocabulary)) if hidden.is_cpu else chunk
     weight = 1 / tokens if any(wanted) else None
 
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        student = (hidden / temperature).to(operand), unembedding.to(operand)
-        if teacher_unembedding is not None:
-            teacher_operand = autocast or torch.promote_types(teacher.dtype, teacher_unembedding.dtype)
-            teacher = (teacher / temperature).to(teacher_operand)
-            teacher_unembedding = teacher_unembedding.to(teacher_operand)
-            teacher_logits = torch.empty(chunk, vocabulary, dtype=work, device=device)
-        student_logits = torch.empty(chunk, vocabulary, dtype=work, device=device)
-        scratch = torch.empty(block, vocabulary, dtype=work, device=device)
-        losses = torch.empty(tokens, dtype=work, device=device)
-        hidden_gradient = torch.empty(hidden.shape, dtype=work, device=device) if wanted[0] else None
-        unembedding_gradient = torch.zeros(unembedding.shape, dtype=work, device=device) if wanted[1] else None
+    with torch.autocast(device.type, enabled=False):
+        new = {"dtype": torch.promote_types(states.dtype, torch.float32), "device": device}
+        student_logits = torch.empty(chunk, vocabulary, **new)
+        teacher_logits = None if teacher_unembedding is None else torch.empty(chunk, vocabulary, **new)
+        scratch, losses = torch.empty(block, vocabulary, **new), torch.empty(tokens, **new)
+        hidden_gradient = torch.empty(hidden.shape, **new) if wanted[0] else None
+        unembedding_gradient = torch.zeros(unembedding.shape, **new) if wanted[1] else None
 
         for start in range(0, tokens, chunk):
             rows = slice(start, min(start + chunk, tokens))
-            logits = student_logits[: rows.stop - start]
-            _product(student[0][rows], student[1].T, out=logits)
-            if teacher_unembedding is None:
-                reference = teacher[rows]
-            else:
-                reference = teacher_logits[: rows.stop - start]
-                _product(teacher[rows], teacher_unembedding.T, out=reference)
+            logits, reference = student_logits[: rows.stop - start], teacher[rows]
+            _product(states[rows], matrix.T, out=logits)
+            if teacher_unembedding is not None:
+                reference = _product(reference, teacher_matrix.T, out=teacher_logits[: rows.stop - start])
             for top in range(0, len(logits), block):
                 part = logits[top : top + block]
-                losses[start + top : start + top + len(part)] = reduce_(
-                    part, reference[top : top + block], scratch[: len(part)], weight
-                )
+                found = reduce_(part, reference[top : top + block], scratch[: len(part)], weight)
+                losses[start + top : start + top + len(part)] = found
             if wanted[0]:
-                _product(logits.to(operand), student[1], out=hidden_gradient[rows])
+                _product(logits.to(matrix.dtype), matrix, out=hidden_gradient[rows])
             if wanted[1]:
-                _product(logits.T.to(operand), student[0][rows], out=unembedding_gradient, add=True)
+                _product(logits.T.to(matrix.dtype), states[rows], out=unembedding_gradient, add=True)
         if wanted[0]:
             hidden_gradient = hidden_gradient.div_(temperature).to(hidden.dtype)
         if wanted[1]:
@@ -290,11 +223,8 @@ def _losses_and_gradients(
     return losses, hidden_gradient, unembedding_gradient
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
+def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Tensor:
     """``out = left @ right``, or ``out += left @ right``, without a temporary where the types agree."""
     if left.dtype != out.dtype:
-        out.add_(left @ right) if add else out.copy_(left @ right)
-    elif add:
-        out.addmm_(left, right)
-    else:
-        torch.mm(left, right, out=out)
+        return out.add_(left @ right) if add else out.copy_(left @ right)
+    return out.addmm_(left, right) if add else torch.mm(left, right, out=out)

@@ -155,7 +155,7 @@ def divergence(reference: Reference, model: nn.Module) -> float:
     for ids in stream.batches(reference.blocks, reference.teacher.model.device):
         states = torch.from_numpy(reference.states[start : start + len(ids)].copy()).to(ids.device)
         hidden, start = models.final_hidden(model, ids), start + len(ids)
-        total += float(kl.divergence_per_token(hidden, matrices[0], states, matrices[1], TEMPERATURE).sum())
+        total += float(kl.divergence(hidden, matrices[0], states, matrices[1], TEMPERATURE, per_token=True).sum())
     return total / reference.blocks.size
 
 

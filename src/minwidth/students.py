@@ -221,11 +221,9 @@ def objective(
     else:
         hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
     if p.objective == "cross_entropy":
-        cross_entropy = kl.cross_entropy_per_token if each else kl.cross_entropy
-        return cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], chunk=chunk)
-    divergence = kl.divergence_per_token if each else kl.divergence
-    direction = "reverse" if p.objective == "reverse" else "forward"
-    value = divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction, chunk=chunk)
+        return kl.cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], chunk=chunk, per_token=each)
+    how = {"direction": "reverse" if p.objective == "reverse" else "forward", "chunk": chunk, "per_token": each}
+    value = kl.divergence(hidden, vocabulary, states, matrix, p.temperature, **how)
     if p.objective == "hidden":
         missed = states if model is None else states - model.match(hidden)
         value = value + missed.square().sum(-1) / states.square().sum(-1)
