@@ -41,7 +41,7 @@ def test_a_full_disk_is_met_before_the_teachers_states_are_computed(tmp_path):
         ("02_toy_sweep", ["-y", "features: [[10]]"], "features.0 = [10]"),
         ("03_sae", ["-p", "teacher", "../../../../nowhere"], "there is no teacher '../../../../nowhere'"),
         ("04_distill", ["-y", "widths: [32, 32]"], "widths names 32 twice"),
-        ("06_ledger", ["-p", "scale", "\u0000"], r"scale = '\x00' is not known"),
+        ("06_ledger", ["-p", "scale", "\u0000"], r"scale = '\x00' should be"),
     ],
 )
 def test_papermill_refuses_them_before_anything_runs_or_is_written(monkeypatch, tmp_path, notebook, options, says):

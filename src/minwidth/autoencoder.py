@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+from accelerate.utils import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -98,8 +99,8 @@ def _mean(found: Gradients) -> Gradients:
     fired, counts, (encoder, decoder, *biases) = found.counts > 0, found.counts.double(), found.parameters
     parameters = (encoder.where(fired[:, None], 0), decoder.where(fired[:, None], 0), *biases)
     said = torch.stack([torch.as_tensor(value, device=fired.device).double() for value in (found.error, found.l0)])
-    training.mean_([*parameters, said, counts])
-    return Gradients(parameters, (processes * counts).round().int(), *said)
+    *parameters, said, counts = reduce([*parameters, said, counts], "mean")
+    return Gradients(tuple(parameters), (processes * counts).round().int(), *said)
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -92,8 +92,7 @@ class Copies:
         said = notebook.metadata.papermill
         name, given = Path(said["input_path"]).stem, said.get("parameters", {})
         try:
-            scales.check_names(name, given)
-            scales.validate(name, given)
+            scales.parameters(name, **given)
         except scales.ParameterError as error:
             raise SystemExit(f"\n{error}") from None  # on a line of its own, after papermill's bar
         notebook.metadata.pop("jupytext", None)

@@ -1,9 +1,8 @@
 """The store: where things lie, records found again by their parameters, and files that are there whole or not at all.
 
 A record is a folder ``runs/<what>-<digest>`` of ``record.json`` (parameters, values, tables, provenance) and
-``arrays.safetensors``. Whatever is kept has one checksum format: a JSON file behind a first line with its own SHA-256
-(``save_json``), which names the SHA-256 of the files beside it. What does not match is damaged: it is named in the log
-and made again.
+``arrays.safetensors``. What is kept has one checksum format: a JSON file behind a first line with its own SHA-256
+(``save_json``), which names the SHA-256 of the files beside it. What does not match is named in the log and made again.
 """
 
 import errno
@@ -11,10 +10,8 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -44,8 +41,7 @@ RUNS = ROOT / (os.environ.get("MINWIDTH_RUNS") or "runs")
 OUT = ROOT / (os.environ.get("MINWIDTH_OUT") or "")  # where tables and figures go; the committed ones lie in ROOT
 RESULTS = OUT / "data" / "results"
 FIGURES = OUT / "figures"
-SEAL = "sha256.json"
-RECORD, ARRAYS = "record.json", "arrays.safetensors"
+RECORD, ARRAYS, SEAL = "record.json", "arrays.safetensors", "sha256.json"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # what reading it then raises
@@ -67,17 +63,8 @@ class Record(NamedTuple):
 
 
 def key_of(what: str, parameters: dict[str, Any]) -> str:
-    """Readable key of a record, e.g. ``distill/tiny/w64-s0-1a2b3c4d``; the digits depend on every parameter.
-
-    Raises:
-        ValueError: ``what`` is not ``room/scale/label``, or a parameter is not JSON.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+(/[A-Za-z0-9_.=-]+)+", what) or ".." in what:
-        raise ValueError(f"A record is named room/scale/label in letters, digits and -_.=, not {what!r}.")
-    try:
-        canonical = json.dumps(parameters, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The parameters of {what} must be finite JSON values: {error}.") from None
+    """Readable key of a record, e.g. ``distill/tiny/w64-s0-1a2b3c4d``; the digits depend on every parameter."""
+    canonical = json.dumps(parameters, sort_keys=True, allow_nan=False)
     return f"{what}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
 
@@ -98,7 +85,7 @@ def find(what: str, parameters: dict[str, Any]) -> Record | None:
         if (found := load(RUNS / key)) is None:
             return None
         content, arrays = found
-        if (content["key"], content["parameters"]) != (key, json.loads(json.dumps(parameters))):
+        if content["key"] != key:
             raise ValueError(f"it holds {content['key']}")
         tables = {name: pd.DataFrame(**table) for name, table in content["tables"].items()}
         return Record(key, content["parameters"], content["values"] | tables | arrays, content["provenance"])
@@ -114,7 +101,7 @@ def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[],
 
     Args:
         what: ``room/scale/label``.
-        parameters: everything the result depends on, JSON values only.
+        parameters: everything the result depends on, finite JSON values only.
         compute: no arguments -> dict of JSON values, DataFrames and arrays.
     """
     if record := find(what, parameters):
@@ -151,18 +138,16 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def provenance(seconds: float) -> dict[str, Any]:
     """Where a result comes from: versions, commit, device, the corpus lock and how long it took."""
     names = ("minwidth", "torch", "transformers", "numpy", "numba", "scikit-learn")
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in names},
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
         "machine": platform.machine(),
         "corpus": locked_digest(),
         "seconds": round(seconds, 1),
@@ -206,8 +191,8 @@ def results_file(scale: str, file: str) -> Path:
 
 def results_files(scale: str, pattern: str) -> list[Path]:
     """Files of results by name, this run's before the committed ones."""
-    found = {path.name: path for folder in (COMMITTED, RESULTS) for path in (folder / scale).glob(pattern)}
-    return [found[name] for name in sorted(found)]
+    names = {path.name for folder in (COMMITTED, RESULTS) for path in (folder / scale).glob(pattern)}
+    return [results_file(scale, name) for name in sorted(names)]
 
 
 # ------------------------------------------------------------------------------------- whole or not at all, and alone
@@ -215,15 +200,11 @@ def results_files(scale: str, pattern: str) -> list[Path]:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn what a full disk or a read-only folder does to the block into a sentence.
-
-    Raises:
-        StorageError: there is no room for ``target``, or no right to write it.
-    """
+    """Turn what a full disk or a read-only folder does to the block into a ``StorageError``, a sentence."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM | NO_RIGHT or isinstance(error, StorageError):
+        if error.errno not in NO_ROOM | NO_RIGHT:
             raise
         remedy = "make room there" if error.errno in NO_ROOM else "make it writable"
         raise StorageError(
@@ -253,13 +234,11 @@ def replace_folder(target: Path) -> Iterator[Path]:
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process was there first
                         raise
-        except BaseException:
+        finally:
             if old.exists() and not target.exists():
                 old.rename(target)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            for folder in (temporary, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_file(target: Path, content: bytes) -> None:
@@ -300,6 +279,11 @@ def alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return folder if folder.exists() else existing(folder.parent)
+
+
 # ---------------------------------------------------------------------------------------------------------- checksums
 
 
@@ -335,11 +319,7 @@ def save(folder: Path, content: dict[str, Any], arrays: Mapping[str, np.ndarray]
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What ``save`` wrote; None where there is nothing.
-
-    Raises:
-        ValueError: it is not as it was written; or another error of ``DAMAGE``.
-    """
+    """What ``save`` wrote; None where there is nothing. Raises one of ``DAMAGE`` where it is not as it was written."""
     for old in [] if folder.exists() else folder.parent.glob(f".{folder.name}-old-*"):
         old.rename(folder)  # a process was killed between the two renames of ``replace_folder``
     if not folder.exists():
@@ -389,12 +369,9 @@ def write_part(target: Path, start: int, content: bytes | np.ndarray) -> str:
 
 def sha256_part(target: Path, start: int, end: int) -> str | None:
     """SHA-256 of the bytes from ``start`` to ``end``; None where they cannot be read."""
-    try:
-        with target.open("rb") as file:
-            file.seek(start)
-            return hashlib.sha256(file.read(end - start)).hexdigest()
-    except OSError:
-        return None
+    with suppress(OSError), target.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read(end - start)).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -407,8 +384,3 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return folder if folder.exists() else existing(folder.parent)

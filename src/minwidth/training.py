@@ -10,9 +10,8 @@ without them there is one process.
 import datetime
 import logging
 import math
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState, notebook_launcher
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, reduce
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm.auto import tqdm
@@ -35,6 +34,7 @@ CHECKPOINT_SECONDS = 60.0  # between two checkpoints
 CHECKPOINT_SHARE = 0.02  # of the time is spent on writing them, at the most: those of large models come later
 LOOK = 16  # steps after which a GPU is asked for their losses; to ask at each would keep it waiting
 PATIENCE = datetime.timedelta(days=1)  # for a process that computes what the others wait for
+CLIP = 1.0  # the largest norm of a step's gradient
 
 
 class Schedule(NamedTuple):
@@ -49,7 +49,6 @@ class Schedule(NamedTuple):
     warmup: int = 0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
     floor: float = 0.0
     evaluations: int = 50
     parts: int = 1
@@ -110,27 +109,29 @@ def train(
         Diverged: the loss is no longer finite.
         ParameterError: the batch cannot be divided evenly among processes and parts.
     """
-    optimizer = adamw(model, schedule.learning_rate, schedule.weight_decay, schedule.betas)
-    step, history, running = 0, [], []
+    optimizer = adamw(model, schedule)
+    step, history, running, recent = 0, [], [], []
     if checkpoint and (found := load_state(checkpoint)):
         step, history, running = _continue(model, optimizer, *found)
     computed, first = _Loss(model, loss), state().is_main_process
     if state().num_processes > 1:  # gradients are then means over the processes
         computed = nn.parallel.DistributedDataParallel(computed)
-    look, due, recent = 1 if state().device.type == "cpu" else LOOK, checkpointed(), []
+    look, due = 1 if state().device.type == "cpu" else LOOK, checkpointed()
     shown = {} if first else {"disable": True}
     bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False, **shown)
     while step < schedule.steps:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        mine = share(batch_rows(rows, schedule.batch, step, seed))
-        recent.append(update(model, optimizer, computed, mine, schedule))
+        recent.append(update(model, optimizer, computed, share(batch_rows(rows, schedule.batch, step, seed)), schedule))
         step += 1
         bar.update()
-        if not (step % look == 0 or step == schedule.steps or schedule.evaluated(step)):
+        if step % look and not schedule.evaluated(step):
             continue
-        running += _looked_at(recent, step, schedule)
-        recent = []
+        losses, recent = reduce(torch.stack(recent), "mean").tolist(), []
+        for at, value in enumerate(losses, step - len(losses)):
+            if not math.isfinite(value):
+                raise Diverged(f"The loss is {value} at step {at}; lower the learning rate {schedule.learning_rate}.")
+        running += losses
         if schedule.evaluated(step):
             model.eval()
             with torch.no_grad():
@@ -155,18 +156,6 @@ class _Loss(nn.Module):
         return self.loss(self.model, rows)
 
 
-def _looked_at(recent: list[Tensor], step: int, schedule: Schedule) -> list[float]:
-    """The losses of the last steps up to ``step``, means over the processes."""
-    losses = torch.stack(recent)
-    mean_([losses])
-    found = losses.tolist()
-    for n, value in enumerate(found):
-        if not math.isfinite(value):
-            at = step - len(found) + n
-            raise Diverged(f"The loss is {value} at step {at}; lower the learning rate {schedule.learning_rate}.")
-    return found
-
-
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -183,19 +172,17 @@ def update(
         value = loss(part) / schedule.parts
         value.backward()
         total = total + value.detach()
-    nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     return total
 
 
-def adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.AdamW:
+def adamw(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     """AdamW in one pass over memory; weight decay acts on matrices only, gains and biases go without."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -246,13 +233,12 @@ def _continue(model, optimizer, tensors: dict[str, Tensor], place: dict) -> tupl
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            if value.ndim:  # strides as its parameter's: a fused step reads both in the order of memory
-                value = torch.empty_like(parameters[int(number)]).copy_(value)
-            moments.setdefault(int(number), {})[key] = value
+    moments: dict[int, dict] = {number: {} for number in range(len(parameters))}
+    for name in (name for name in tensors if name.startswith("optimizer.")):
+        _, number, key = name.split(".")
+        value, like = tensors[name], parameters[int(number)]
+        # strides as its parameter's: a fused step reads both in the order of memory
+        moments[int(number)][key] = torch.empty_like(like).copy_(value) if value.ndim else value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return place["step"], place["history"], place["running"]
 
@@ -278,14 +264,6 @@ def share(rows: np.ndarray) -> np.ndarray:
     return rows[state().process_index :: processes]
 
 
-def mean_(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes."""
-    if (processes := state().num_processes) > 1:
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-            tensor /= processes
-
-
 def launch(processes: int, work: Callable, *arguments) -> None:
     """Call ``work`` from a notebook in several processes that train together; what they leave is found in runs/.
 
@@ -299,10 +277,7 @@ def launch(processes: int, work: Callable, *arguments) -> None:
             work(*arguments)
 
     try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        notebook_launcher(process, arguments, num_processes=processes, use_port=port)
+        notebook_launcher(process, arguments, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise LostError(
@@ -321,32 +296,21 @@ def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[],
     """
     if state().num_processes > 1:
         started, first = time.monotonic(), state().is_main_process
-        with _company(), store.alone(store.folder_of(what, parameters)) if first else nullcontext():
-            if not _agreed(store.find(what, parameters) is not None):
-                values = compute()
-                if first:
+        try:
+            with store.alone(store.folder_of(what, parameters)) if first else nullcontext():
+                (found,) = broadcast_object_list([store.find(what, parameters) is not None])
+                values = {} if found else compute()
+                if first and not found:
                     store.keep(what, parameters, values, seconds=time.monotonic() - started)
-            _agreed(True)  # that it is stored
+                state().wait_for_everyone()
+        except RuntimeError as error:
+            if isinstance(error, Fault) or not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
+                raise
+            raise LostError(
+                f"Another of the {state().num_processes} processes has ended, so this one cannot go on; start them "
+                "again, and the run continues from its last checkpoint."
+            ) from error
     return store.find_or_compute(what, parameters, compute)
-
-
-def _agreed(said: bool) -> bool:
-    """What the first process says."""
-    return broadcast_object_list([said])[0]
-
-
-@contextmanager
-def _company() -> Iterator[None]:
-    """A sentence instead of a network's error where another process has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, Fault) or not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
-            raise
-        raise LostError(
-            f"Another of the {state().num_processes} processes has ended, so this one cannot go on; start them again, "
-            "and the run continues from its last checkpoint."
-        ) from error
 
 
 def sent(array: np.ndarray, to: torch.device) -> Tensor:
