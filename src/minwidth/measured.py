@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from minwidth.store import RESULTS, replace_file, results_file
+from minwidth.store import RESULTS, load_results, replace_file
 
 MARGIN = 2.0  # spreads in a tolerance; rounded up to what is printed, it stays below 3
 NOTHING = 1e-5  # a smaller number, with a smaller tolerance, is printed as 0: a student that is its teacher, say
@@ -66,30 +66,23 @@ def table(notebook: str, scale: str, name: str, frame: pd.DataFrame, keys: str |
     Text columns are shown as they are.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
-    measured = [column for column in frame if column not in keys and pd.api.types.is_numeric_dtype(frame[column])]
-    found = {
-        " ".join([name, *(f"{key}={row[key]:g}" if np.isreal(row[key]) else f"{row[key]}" for key in keys), column]):
-            float(row[column])
-        for _, row in frame.iterrows() for column in measured
-    }  # fmt: skip
-    if len(found) < len(frame) * len(measured):
+    columns = [column for column in frame if column not in keys and pd.api.types.is_numeric_dtype(frame[column])]
+    rows = [
+        " ".join([name, *(f"{key}={said:g}" if np.isreal(said) else f"{key}={said}" for key, said in row.items())])
+        for row in frame[keys].to_dict("records")
+    ]
+    numbers = frame[columns].astype(float).to_numpy()
+    found = {f"{row} {column}": numbers[i, j] for i, row in enumerate(rows) for j, column in enumerate(columns)}
+    if len(found) < numbers.size:
         raise ValueError(f"keys = {keys} do not tell the rows of {name} apart; add a column that does.")
-    printed = iter(_recorded(notebook, scale, found))
-    shown = frame.astype(dict.fromkeys(measured, object))
-    for row in range(len(frame)):
-        for column in measured:
-            shown.iloc[row, shown.columns.get_loc(column)] = next(printed)
+    shown = frame.astype(dict.fromkeys(columns, object))
+    shown[columns] = np.array(_recorded(notebook, scale, found), object).reshape(numbers.shape)
     return HTML(shown.to_html(index=False, escape=False, float_format="{:g}".format, na_rep=""))
 
 
 def spreads(notebook: str, scale: str) -> pd.Series:
     """Spread of each of a notebook's numbers by name; empty where none was measured."""
     return _known(notebook, scale).spread
-
-
-def tolerance(notebook: str, scale: str, name: str) -> float:
-    """How far a number may lie from its committed value; NaN where that was not measured."""
-    return MARGIN * float(spreads(notebook, scale).get(name, math.nan))
 
 
 def _recorded(notebook: str, scale: str, found: dict[str, float]) -> list[str]:
@@ -103,8 +96,8 @@ def _recorded(notebook: str, scale: str, found: dict[str, float]) -> list[str]:
 
 def _known(notebook: str, scale: str) -> pd.DataFrame:
     """Value and spread by name, of this run or else as committed."""
-    file = results_file(scale, f"numbers_{notebook}.csv")
-    known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["name", "value", "spread"])
+    known = load_results(scale, f"numbers_{notebook}")
+    known = pd.DataFrame(columns=["name", "value", "spread"]) if known is None else known
     return known.set_index("name").astype(float)
 
 
@@ -122,15 +115,12 @@ def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
     """
     found = []
     for file in sorted((RESULTS / scale).glob("numbers_*.csv")):
-        committed = pd.read_csv(file).set_index("name")
-        others = [
-            pd.read_csv(path).set_index("name").value.reindex(committed.index)
-            for folder in folders
-            for place in (scale, "other")
-            if (path := Path(folder) / "data" / "results" / place / file.name).exists()
-        ]
-        if others:
-            away = pd.concat(others, axis=1).sub(committed.value, axis=0).abs()
+        committed = pd.read_csv(file, index_col="name")
+        places = [Path(folder) / "data" / "results" / place for folder in folders for place in (scale, "other")]
+        runs = [place / file.name for place in places if (place / file.name).exists()]
+        if runs:
+            others = pd.concat([pd.read_csv(run, index_col="name").value for run in runs], axis=1)
+            away = others.reindex(committed.index).sub(committed.value, axis=0).abs()
             committed["spread"] = away.max(axis=1)
             replace_file(file, committed.to_csv(float_format="%.6g").encode())
             committed["runs"] = away.notna().sum(axis=1)

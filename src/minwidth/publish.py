@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,38 +29,38 @@ def compare() -> pd.DataFrame:
 
 
 def difference(new: Path, old: Path) -> str:
-    """Where two tables differ most, in a few words; empty where they are equal within their tolerance.
+    """Where two tables differ, in a few words; empty where they are equal within their tolerance.
 
     Printed numbers (``numbers_*.csv``) have the tolerance of ``measured``, and a claim's numbers are among them; of
     other columns numbers may differ by ``RELATIVE``.
     """
     ours, theirs = pd.read_csv(new), pd.read_csv(old)
+    if new.stem.startswith("claims_"):
+        judged = [frame.set_index("id")[["undetermined", "own_setting"]].sort_index() for frame in (ours, theirs)]
+        return "" if judged[0].equals(judged[1]) else "other claims were judged"
     if new.stem.startswith("numbers_"):
         both = ours.merge(theirs, on="name", how="outer", suffixes=("", "_old")).set_index("name")
-        slack = (measured.MARGIN * both.spread_old).fillna(RELATIVE * both.value_old.abs()).clip(lower=measured.NOTHING)
-        return _worst(both.value, both.value_old, slack, both.index)
-    if new.stem.startswith("claims_"):
-        judged = [frame.set_index("id")[["undetermined", "own_setting"]] for frame in (ours, theirs)]
-        return "" if judged[0].sort_index().equals(judged[1].sort_index()) else "other claims were judged"
+        return _worst(both.value, both.value_old, measured.MARGIN * both.spread_old)
     if list(ours.columns) != list(theirs.columns) or len(ours) != len(theirs):
         return f"{ours.shape[0]} x {ours.shape[1]} for {theirs.shape[0]} x {theirs.shape[1]} entries"
-    found = ""
     for name in ours:
-        if pd.api.types.is_numeric_dtype(theirs[name]) and pd.api.types.is_numeric_dtype(ours[name]):
-            a, b = ours[name].astype(float), theirs[name].astype(float)
-            found = found or _worst(a, b, RELATIVE * b.abs() + measured.NOTHING, [name] * len(a))
+        if pd.api.types.is_numeric_dtype(ours[name]) and pd.api.types.is_numeric_dtype(theirs[name]):
+            numbers = [frame[name].astype(float).set_axis([name] * len(frame)) for frame in (ours, theirs)]
+            if found := _worst(*numbers, pd.Series(math.nan, numbers[1].index)):
+                return found
         elif not ours[name].equals(theirs[name]):
-            found = found or f"{name} has other entries"
-    return found
+            return f"{name} has other entries"
+    return ""
 
 
-def _worst(new: pd.Series, old: pd.Series, slack: pd.Series, names) -> str:
-    """The number that lies furthest beyond its slack, as ``name 3 for 2``."""
+def _worst(new: pd.Series, old: pd.Series, slack: pd.Series) -> str:
+    """The number that lies furthest beyond its slack, as ``name 3 for 2``; ``RELATIVE`` where that is not known."""
+    slack = slack.fillna(RELATIVE * old.abs()).clip(lower=measured.NOTHING)
     beyond = ((new - old).abs() / slack).fillna(0.0).mask(new.isna() != old.isna(), np.inf).to_numpy()
     if not len(beyond) or beyond.max() <= 1:
         return ""
     at = int(beyond.argmax())
-    return f"{names[at]} {new.iloc[at]:.3g} for {old.iloc[at]:.3g}"
+    return f"{new.index[at]} {new.iloc[at]:.3g} for {old.iloc[at]:.3g}"
 
 
 def stages(scale: str) -> pd.DataFrame:

@@ -15,16 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from minwidth.errors import ParameterError
 from minwidth.text import files as text_files
@@ -34,6 +25,7 @@ Shape = namedtuple("Shape", "teacher width layers heads vocabulary context share
 Gpu = namedtuple("Gpu", "bf16 tf32 fp32 bandwidth gib")
 SHAPES = {name: Shape(**shape) for name, shape in _DATA["shapes"].items()}
 GPUS = {name: Gpu(**gpu) for name, gpu in _DATA["gpus"].items()}
+SENSITIVITY, LONGER, EVERY_STUDENT, PILE = (_DATA[name] for name in ("sensitivity", "longer", "every_student", "pile"))
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     scale: {
         notebook: {name: row[scale] if scale in row else row["all"] for name, row in rows.items()}
@@ -41,14 +33,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
     }
     for scale in SHAPES
 }
-SENSITIVITY: dict[str, dict[str, Any]] = _DATA["sensitivity"]
-LONGER: dict[str, dict[str, Any]] = _DATA["longer"]
-EVERY_STUDENT: dict[str, dict[str, Any]] = _DATA["every_student"]
-PILE: str = _DATA["pile"]
-
 ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
-
 
 # ------------------------------------------------------------------------------------------- what a parameter may be
 
@@ -69,19 +55,13 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
         raise ValueError(f"width = {width} must lie between {SMALLEST_HEAD} and the teacher's {teacher_width}")
     if not heads(width, teacher_heads, shared_keys):
         allowed = [w for w in range(SMALLEST_HEAD, teacher_width + 1) if heads(w, teacher_heads, shared_keys)]
-        near = sorted(sorted(allowed, key=lambda w: abs(w - width))[:2])
-        raise ValueError(
-            f"width = {width} does not divide into {min(teacher_heads, width // SMALLEST_HEAD)} heads of an even size; "
-            f"the nearest widths that work are {' and '.join(map(str, near))}"
-        )
+        near = " and ".join(map(str, sorted(sorted(allowed, key=lambda w: abs(w - width))[:2])))
+        wanted = f"{min(teacher_heads, width // SMALLEST_HEAD)} heads of an even size"
+        raise ValueError(f"width = {width} does not divide into {wanted}; the nearest widths that work are {near}")
 
 
 def check_teacher(name: str) -> str:
-    """``name`` of a teacher: a scale's, a folder, a GGUF file, or a hub model, with its commit or without.
-
-    Raises:
-        ValueError: it is none of these; says what is.
-    """
+    """``name`` if it can be a teacher: a scale's, a folder, a GGUF file, or a hub model; ValueError says what can."""
     place = os.path.expanduser(name)
     there = name in SHAPES or os.path.isdir(place) or (name.endswith(".gguf") and os.path.isfile(place))
     hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?", name, re.ASCII)
@@ -94,11 +74,7 @@ def check_teacher(name: str) -> str:
 
 
 def check_text(name: str) -> str:
-    """``name`` of a text (``text.documents``): the wheels, a folder with files of one kind, a pinned hub data set.
-
-    Raises:
-        ValueError: it is none of these; says what is.
-    """
+    """``name`` if it can be a text, as ``text.documents`` takes it; ValueError says what can."""
     if name == "wheels" or (os.path.isdir(name) and text_files(name)[1]):
         return name
     hub = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?::[\w.-]+)?(?:@(\w+))?", name, re.ASCII)
@@ -150,7 +126,7 @@ def _kind(row: dict[str, Any]) -> Any:
 
 # ------------------------------------------------------------------------------------------------ one class a notebook
 
-NOTEBOOKS: dict[str, type["Parameters"]] = {}
+NOTEBOOKS: dict[str, type["Parameters"]] = dict.fromkeys(_DATA["notebooks"])
 
 
 def of(notebook: str) -> Callable[[type["Parameters"]], type["Parameters"]]:
@@ -167,7 +143,7 @@ def of(notebook: str) -> Callable[[type["Parameters"]], type["Parameters"]]:
 class Parameters(BaseModel):
     """Shared by all notebooks: strict types, no unknown names, nothing changed after validation."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = {"strict": True, "extra": "forbid", "frozen": True, "allow_inf_nan": False}
     scale: Literal[tuple(SCALES)]
 
     @property
@@ -187,18 +163,14 @@ class Parameters(BaseModel):
     def check_widths(self, widths: Iterable[int]) -> None:
         for width in widths:
             if width > self.shape.width:
-                raise ValueError(
-                    f"width = {width} is wider than the teacher of {self.scale}; give at most {self.shape.width}, or a "
-                    "scale with a wider teacher"
-                )
+                most = f"give at most {self.shape.width}, or a scale with a wider teacher"
+                raise ValueError(f"width = {width} is wider than the teacher of {self.scale}; {most}")
 
     def check_layers(self, layers: Iterable[int]) -> None:
         for layer in layers:
             if layer > self.shape.layers:
-                raise ValueError(
-                    f"layer = {layer} does not exist: {self.scale} has layers 1 to {self.shape.layers} (0 is the "
-                    "embedding)"
-                )
+                has = f"{self.scale} has layers 1 to {self.shape.layers} (0 is the embedding)"
+                raise ValueError(f"layer = {layer} does not exist: {has}")
 
 
 class Costly(Parameters):
@@ -209,9 +181,8 @@ class Costly(Parameters):
     processes: Annotated[int, Field(gt=0, le=1024, exclude=True)] = 1  # devices of this machine that train together
 
 
-@of("01_theory")
-class Theory(Parameters):
-    """The theory, recomputed."""
+for _notebook in ("01_theory", "06_ledger"):
+    of(_notebook)(Parameters)
 
 
 @of("02_toy_sweep")
@@ -219,9 +190,8 @@ class Toy(Parameters):
     @model_validator(mode="after")
     def _fits(self):
         if max(self.teacher_widths) > min(self.features):
-            raise ValueError(
-                f"teacher_widths = {self.teacher_widths} exceed features = {min(self.features)}; give at most that"
-            )
+            most = min(self.features)
+            raise ValueError(f"teacher_widths = {self.teacher_widths} exceed features = {most}; give at most that")
         return self
 
 
@@ -231,10 +201,9 @@ class Sae(Costly):
     def _fits(self):
         if self.teacher == self.shape.teacher:
             self.check_layers([self.layer, *self.layers])
-            if self.kind == "topk" and self.topk > self.expansion * self.shape.width:
-                raise ValueError(
-                    f"topk = {self.topk} exceeds the {self.expansion * self.shape.width} latents; give at most that"
-                )
+            latents = self.expansion * self.shape.width
+            if self.kind == "topk" and self.topk > latents:
+                raise ValueError(f"topk = {self.topk} exceeds the {latents} latents; give at most that")
         return self
 
 
@@ -272,18 +241,11 @@ class Probe(Parameters):
     @model_validator(mode="after")
     def _fits(self):
         if self.tokens >= self.shape.context:
-            raise ValueError(
-                f"tokens = {self.tokens} and the one before them exceed the teacher's context; "
-                f"give at most {self.shape.context - 1}"
-            )
+            most = f"give at most {self.shape.context - 1}"
+            raise ValueError(f"tokens = {self.tokens} and the one before them exceed the teacher's context; {most}")
         self.check_layers([self.layer])
         self.check_widths(self.widths)
         return self
-
-
-@of("06_ledger")
-class Ledger(Parameters):
-    """Every claim and its verdict."""
 
 
 @of("08_your_model")
@@ -291,12 +253,10 @@ class YourModel(Parameters):
     @model_validator(mode="after")
     def _fits(self):
         for contexts, blocks in (("contexts", "basis_blocks"), ("held_out_contexts", "blocks")):
-            most = getattr(self, blocks) * self.length
-            if getattr(self, contexts) > most:
-                raise ValueError(
-                    f"{contexts} = {getattr(self, contexts)} exceeds the tokens of {blocks} = {getattr(self, blocks)} "
-                    f"blocks; give at most {most}"
-                )
+            wanted, count = getattr(self, contexts), getattr(self, blocks)
+            if wanted > count * self.length:
+                most = f"the tokens of {blocks} = {count} blocks; give at most {count * self.length}"
+                raise ValueError(f"{contexts} = {wanted} exceeds {most}")
         return self
 
 

@@ -46,7 +46,6 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # what reading it then raises
 
-
 # ------------------------------------------------------------------------------------------------------------ records
 
 
@@ -69,7 +68,6 @@ def key_of(what: str, parameters: dict[str, Any]) -> str:
 
 
 def folder_of(what: str, parameters: dict[str, Any]) -> Path:
-    """The record's folder."""
     return RUNS / key_of(what, parameters)
 
 
@@ -95,14 +93,10 @@ def find(what: str, parameters: dict[str, Any]) -> Record | None:
 
 
 def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:
-    """Return the record of (what, parameters), computing and storing it first if it is missing or damaged.
+    """The record ``what`` (``room/scale/label``) of these parameters, computed and stored if it is missing or damaged.
 
-    A second process that asks for the same record meanwhile waits for it.
-
-    Args:
-        what: ``room/scale/label``.
-        parameters: everything the result depends on, finite JSON values only.
-        compute: no arguments -> dict of JSON values, DataFrames and arrays.
+    Who asks for it meanwhile waits. ``parameters``, finite JSON values, are all that its values depend on; ``compute``
+    gives these: JSON values, DataFrames and arrays.
     """
     if record := find(what, parameters):
         return record
@@ -118,20 +112,16 @@ def keep(what: str, parameters: dict[str, Any], values: dict[str, Any], seconds:
     """Write a record and return it as a later reader will find it."""
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     tables = {name: value for name, value in values.items() if isinstance(value, pd.DataFrame)}
-    content = {
-        "key": key_of(what, parameters),
-        "parameters": parameters,
-        "values": {name: value for name, value in values.items() if name not in arrays and name not in tables},
-        "tables": {name: table.to_dict(orient="split", index=False) for name, table in tables.items()},
-        "provenance": provenance(seconds),
-    }
+    content = {"key": key_of(what, parameters), "parameters": parameters, "provenance": provenance(seconds)}
+    content["values"] = {name: value for name, value in values.items() if name not in arrays | tables}
+    content["tables"] = {name: table.to_dict(orient="split", index=False) for name, table in tables.items()}
     save(folder_of(what, parameters), _jsonable(content), arrays)
     shutil.rmtree(work_folder(what, parameters), ignore_errors=True)
     return find(what, parameters)
 
 
 def _jsonable(value: Any) -> Any:
-    """NumPy scalars as Python's; NaN (a missing number of a table) as null."""
+    """NumPy scalars as Python's, NaN (a missing number of a table) as null."""
     if isinstance(value, dict):
         return {str(name): _jsonable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -215,10 +205,7 @@ def writing(target: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target`` that takes its place if the block ends well, else vanishes.
-
-    Where several processes write the same folder, it ends as one of theirs, whole.
-    """
+    """Give a temporary folder beside ``target`` that takes its place, whole, if the block ends well, else vanishes."""
     unique = uuid.uuid4().hex[:8]
     temporary, old = (target.with_name(f".{target.name}-{role}-{unique}") for role in ("new", "old"))
     with writing(target):
@@ -259,10 +246,7 @@ def replace_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """While the block lasts, no other process is in such a block for ``target``; one that comes later waits.
-
-    A process that is killed lets the next one in.
-    """
+    """No other process is in such a block for ``target``: a later one waits until this one ends or is killed."""
     file = target.with_name(f"{target.name}.lock")
     lock = FileLock(file)
     with writing(target):
@@ -331,10 +315,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
 
 
 def sealed(folder: Path, write: Callable[[Path], None]) -> Path:
-    """The folder that ``write`` filled and whose files are as it left them; if there is none, ``write`` fills it.
-
-    One process writes while others wait; damage is named in the log.
-    """
+    """The folder whose files are as ``write`` left them; if there is none, ``write`` fills it while others wait."""
     if _damage(folder):
         with alone(folder):
             if damage := _damage(folder):  # else another process has just written it

@@ -1,10 +1,8 @@
 """One training loop for teachers and students: AdamW, warm-up, cosine, evaluation, checkpoints that resume exactly.
 
-Everything random is a function of (seed, step): the order of the data is drawn anew for each epoch from the seed, so a
-checkpoint holds weights, moments, the step and the history, and a killed run continues to the same numbers.
-
-``accelerate launch`` and ``launch`` start a process for each device; all of them see the same runs folder. Started
-without them there is one process.
+Everything random is a function of (seed, step), so a checkpoint holds weights, moments, the step and the history, and a
+killed run continues to the same numbers. ``accelerate launch`` and ``launch`` start a process for each device; all of
+them see the same runs folder.
 """
 
 import datetime
@@ -67,11 +65,7 @@ class Schedule(NamedTuple):
 
 
 def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Row numbers of the batch that ``step`` trains on: epochs of a fresh permutation each, the tail rows dropped.
-
-    Raises:
-        ParameterError: the batch is larger than the data.
-    """
+    """Row numbers of the batch that ``step`` trains on: epochs of a fresh permutation each, the tail rows dropped."""
     if batch > total:
         raise ParameterError(f"A batch of {batch} blocks cannot be drawn from {total}; lower the batch or add text.")
     an_epoch = total // batch
@@ -197,49 +191,39 @@ def checkpointed(write: Callable[[], None] = lambda: None) -> float:
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], place: dict) -> None:
-    """Write a checkpoint, whole or not at all, with the name it goes by."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    store.save(folder, {"name": _name(folder), "place": place}, arrays)
+    """Write a checkpoint, whole or not at all."""
+    store.save(folder, {"place": place}, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """What ``save_state`` wrote; None where there is nothing, or what is damaged or another run's, which is logged."""
+    """What ``save_state`` wrote; None where there is nothing, or what is damaged, which is logged."""
     try:
         if (found := store.load(folder)) is None:
             return None
         content, arrays = found
-        if content["name"] != _name(folder):
-            raise ValueError(f"it is that of {content['name']}")
         return {name: torch.tensor(array) for name, array in arrays.items()}, content["place"]
     except store.DAMAGE as error:
         log.warning("The checkpoint %s is damaged (%s); its run starts again.", folder, error)
         return None
 
 
-def _name(folder: Path) -> str:
-    """A checkpoint's name: that of the folder it lies in, which is its record's, and its own."""
-    return f"{folder.parent.name}/{folder.name}"
-
-
 def _save(folder: Path, model, optimizer, step: int, history: list, running: list) -> None:
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{moment}/{name}": value for moment, value in optimizer.state[parameter].items()}
+        tensors[name] = parameter
     save_state(folder, tensors, {"step": step, "history": history, "running": running})
 
 
+@torch.no_grad()
 def _continue(model, optimizer, tensors: dict[str, Tensor], place: dict) -> tuple[int, list, list]:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict] = {number: {} for number in range(len(parameters))}
-    for name in (name for name in tensors if name.startswith("optimizer.")):
-        _, number, key = name.split(".")
-        value, like = tensors[name], parameters[int(number)]
-        # strides as its parameter's: a fused step reads both in the order of memory
-        moments[int(number)][key] = torch.empty_like(like).copy_(value) if value.ndim else value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"{moment}/{name}")) is not None:
+                # strides as the parameter's: a fused step reads both in the order of memory
+                like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
+                optimizer.state[parameter][moment] = like.copy_(value)
     return place["step"], place["history"], place["running"]
 
 
@@ -253,11 +237,7 @@ def state() -> PartialState:
 
 
 def share(rows: np.ndarray) -> np.ndarray:
-    """This process's rows of a batch; together the processes read each row once.
-
-    Raises:
-        ParameterError: the batch cannot be divided evenly, which would weigh rows differently.
-    """
+    """This process's rows of a batch, as many as every other's; together the processes read each row once."""
     processes = state().num_processes
     if len(rows) % processes:
         raise ParameterError(f"A batch of {len(rows)} cannot be shared by {processes} processes; give a multiple.")
@@ -265,11 +245,7 @@ def share(rows: np.ndarray) -> np.ndarray:
 
 
 def launch(processes: int, work: Callable, *arguments) -> None:
-    """Call ``work`` from a notebook in several processes that train together; what they leave is found in runs/.
-
-    Raises:
-        LostError: one of them failed, whose own words stand above.
-    """
+    """Call ``work`` from a notebook in several processes that train together; what they leave is found in runs/."""
 
     def process(*arguments):
         PartialState._reset_state()  # what the notebook's own process knows came along with the fork
@@ -280,19 +256,14 @@ def launch(processes: int, work: Callable, *arguments) -> None:
         notebook_launcher(process, arguments, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise LostError(
-            f"Process {rank} of {processes} has ended with code {failure.exitcode}; run this again, and it continues "
-            "from its last checkpoint."
-        ) from None
+        ended = f"Process {rank} of {processes} has ended with code {failure.exitcode}"
+        raise LostError(f"{ended}; run this again, and it continues from its last checkpoint.") from None
 
 
 def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> store.Record:
     """``store.find_or_compute`` of what all processes compute at once, exchanging with one another.
 
-    Each calls ``compute``; the first stores what it returns, and all read that.
-
-    Raises:
-        LostError: another process has ended meanwhile.
+    Each calls ``compute``; the first stores what it returns, and all read that. ``LostError`` where one has ended.
     """
     if state().num_processes > 1:
         started, first = time.monotonic(), state().is_main_process
@@ -306,10 +277,8 @@ def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[],
         except RuntimeError as error:
             if isinstance(error, Fault) or not any(word in str(error) for word in ("onnection", "NCCL", "peer")):
                 raise
-            raise LostError(
-                f"Another of the {state().num_processes} processes has ended, so this one cannot go on; start them "
-                "again, and the run continues from its last checkpoint."
-            ) from error
+            ended = f"Another of the {state().num_processes} processes has ended, so this one cannot go on"
+            raise LostError(f"{ended}; start them again: the run continues from its last checkpoint.") from error
     return store.find_or_compute(what, parameters, compute)
 
 
