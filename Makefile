@@ -7,8 +7,8 @@ CORES ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOP := .venv/.develop
-FAST := $(wildcard tests/notebooks/test_pairs.py $(patsubst %,tests/test_%.py,\
-  capacity kl scales store environment supply paper_data ledger measured figures book publish notebooks))
+FAST := tests/notebooks/test_pairs.py $(patsubst %,tests/test_%.py,\
+  capacity kl scales store environment supply paper_data ledger figures book publish readme)
 NBVAL := $(BIN)/python -m pytest --quiet --durations=10 --nbval --nbval-current-env
 SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1

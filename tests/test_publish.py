@@ -1,5 +1,7 @@
 """What make paper says at its end: which tables equal the committed ones, and where the time went."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -57,10 +59,22 @@ def test_only_a_scales_own_tables_are_published(run, tmp_path):
     assert len(pd.read_csv(tmp_path / "committed" / "tiny" / "sweep.csv")) == 1
 
 
-def test_stages_are_told_by_their_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "RUNS", tmp_path)
-    (tmp_path / "tiny" / "benchmarks").mkdir(parents=True)
+def test_the_end_of_make_paper_says_what_differs_and_where_the_time_went(run, tmp_path, monkeypatch, capsys):
+    run("sweep", TABLE, TABLE)
+    run("ladder", TABLE[:1], TABLE)
+    (tmp_path / "runs" / "tiny" / "benchmarks").mkdir(parents=True)
     for name, seconds in (("03_sae", 60), ("students-w16-s0", 120)):
         line = f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:01:00\t2048\t90\n"
-        (tmp_path / "tiny" / "benchmarks" / f"{name}.tsv").write_text(line)
-    assert publish.stages("tiny").to_numpy().tolist() == [["students-w16-s0", 2, 1.5, 2], ["03_sae", 1, 1.5, 2]]
+        (tmp_path / "runs" / "tiny" / "benchmarks" / f"{name}.tsv").write_text(line)
+    monkeypatch.setattr("sys.argv", ["publish", "--compare", "tiny"])
+    publish.main()
+    said = capsys.readouterr().out
+    assert "1 of 2 tables equal" in said and "these differ: tiny/ladder (1 x 3 for 2 x 3 entries)" in said
+    assert re.search(r"students-w16-s0 +2.0 .*\n +03_sae +1.0", said)
+    monkeypatch.setattr("sys.argv", ["publish"])
+    publish.main()
+    assert capsys.readouterr().out.startswith("2 tables and figures copied")
+    assert publish.compare().differs.eq("").all()
+    monkeypatch.setattr(publish, "OUT", tmp_path / "root")
+    with pytest.raises(SystemExit, match="MINWIDTH_OUT"):
+        publish.main()

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 
 class Fault(Exception):
-    """Its text names the value, what is allowed and what to do; notebooks show that text alone."""
+    """Its text names the value, what is allowed and what to do."""
 
-    def _render_traceback_(self) -> list[str]:  # what IPython prints
+    def _render_traceback_(self) -> list[str]:  # all that IPython prints
         return [f"{type(self).__name__}: {self}"]
 
 

@@ -1,9 +1,8 @@
 """Distillation losses from hidden states and unembeddings, in chunks: never a tokens x vocabulary tensor.
 
 A chunk of tokens has its logits written into two reused buffers, which a few in-place passes turn into the chunk's
-losses and the gradient with respect to the student's logits; two more matrix products accumulate the gradients
-with respect to the student's hidden states and unembedding. All of this happens in the forward pass, so that
-nothing of the size of the logits is kept for the backward pass, which only multiplies by the incoming scalar.
+losses and the gradient of the student's logits; two more matrix products accumulate the gradients of the student's
+hidden states and unembedding. All of this happens in the forward pass; backward multiplies by the incoming scalar.
 """
 
 from collections.abc import Callable
@@ -35,9 +34,6 @@ def divergence(
     Args:
         chunk: tokens whose logits are held at once, chosen for the device if None.
         per_token: one number a token instead of their mean; for evaluation, no gradients.
-
-    Raises:
-        ValueError: shapes that do not fit, a temperature that is not positive, an unknown direction, no token.
     """
     _check(student_hidden, student_unembedding, temperature, chunk)
     _check(teacher_hidden, teacher_unembedding, temperature, chunk)

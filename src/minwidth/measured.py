@@ -1,12 +1,9 @@
 """Measured numbers: printed with the digits that survive another processor or another seed, and compared by these.
 
-Training is chaotic: a rounding that one processor does otherwise grows until it is as large as another seed's
-difference. So a number that a notebook measures has a **spread**, the largest distance from its committed value in runs
-of the same notebook on other processors' instruction sets and with other seeds (``make processors``), and is printed
-as 72.8(9), the short way to write 72.8 ± 0.9. The bracket is the tolerance, ``MARGIN`` spreads; what lies within it of
-the committed number is the same result. ``data/results/<scale>/numbers_<notebook>.csv`` holds name, value and spread.
-
-``python -m minwidth.measured FOLDER...`` takes the spreads from runs whose MINWIDTH_OUT those folders were.
+A number that a notebook measures has a **spread**, the largest distance from its committed value in runs of the same
+notebook on other processors' instruction sets and with other seeds (``make processors``, docs/processors.md), and is
+printed as 72.8(9): 72.8 ± 0.9. The bracket is its tolerance, ``MARGIN`` spreads.
+``data/results/<scale>/numbers_<notebook>.csv`` holds name, value and spread.
 """
 
 import argparse
@@ -61,11 +58,8 @@ def number(notebook: str, scale: str, name: str, value: float) -> str:
 
 
 def table(notebook: str, scale: str, name: str, frame: pd.DataFrame, keys: str | Sequence[str]) -> HTML:
-    """Record every number of a table outside its ``keys``, the columns that name a row; show it as it is printed.
-
-    Text columns are shown as they are.
-    """
-    keys = [keys] if isinstance(keys, str) else list(keys)
+    """Record every number of a table outside its ``keys``, the columns that name a row; show it as it is printed."""
+    keys = list(np.atleast_1d(keys))
     columns = [column for column in frame if column not in keys and pd.api.types.is_numeric_dtype(frame[column])]
     rows = [
         " ".join([name, *(f"{key}={said:g}" if np.isreal(said) else f"{key}={said}" for key, said in row.items())])
@@ -105,13 +99,9 @@ def _known(notebook: str, scale: str) -> pd.DataFrame:
 
 
 def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
-    """Write the spread of every committed number of a scale, from other runs of its notebooks.
+    """Write the spread of every committed number of a scale, from other runs of its notebooks, and return them all.
 
-    Args:
-        folders: what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
-
-    Returns:
-        notebook, name, value, spread and the number of runs that have it.
+    ``folders`` are what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
     """
     found = []
     for file in sorted((RESULTS / scale).glob("numbers_*.csv")):
@@ -123,7 +113,6 @@ def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
             away = others.reindex(committed.index).sub(committed.value, axis=0).abs()
             committed["spread"] = away.max(axis=1)
             replace_file(file, committed.to_csv(float_format="%.6g").encode())
-            committed["runs"] = away.notna().sum(axis=1)
         found.append(committed.reset_index().assign(notebook=file.stem.removeprefix("numbers_")))
     return pd.concat(found, ignore_index=True)
 

@@ -1,8 +1,4 @@
-"""What a run of the study has made beside what is committed: compared, timed by stage, and copied over if wanted.
-
-``make paper`` writes its tables and figures to a folder of its own (MINWIDTH_OUT) and ends with
-``python -m minwidth.publish --compare``; ``make publish`` copies them to ``data/results`` and ``figures``.
-"""
+"""What ``make paper`` left in MINWIDTH_OUT: compared with what is committed, timed by stage, copied over if wanted."""
 
 import argparse
 import math
@@ -22,17 +18,16 @@ RELATIVE = 0.03  # by which a number may differ whose spread has not been measur
 
 def compare() -> pd.DataFrame:
     """A row for each table of this run that is committed too: ``table, differs`` (empty where it equals the other)."""
-    files = [path for scale in SCALES for path in sorted((RESULTS / scale).glob("*.csv"))]
-    pairs = [(path, COMMITTED / path.relative_to(RESULTS)) for path in files]
-    rows = [(f"{new.parent.name}/{new.stem}", difference(new, old)) for new, old in pairs if old.exists()]
+    files = [file.relative_to(RESULTS) for scale in SCALES for file in sorted((RESULTS / scale).glob("*.csv"))]
+    both = [file for file in files if (COMMITTED / file).exists()]
+    rows = [(str(file.with_suffix("")), difference(RESULTS / file, COMMITTED / file)) for file in both]
     return pd.DataFrame(rows, columns=["table", "differs"])
 
 
 def difference(new: Path, old: Path) -> str:
     """Where two tables differ, in a few words; empty where they are equal within their tolerance.
 
-    Printed numbers (``numbers_*.csv``) have the tolerance of ``measured``, and a claim's numbers are among them; of
-    other columns numbers may differ by ``RELATIVE``.
+    Printed numbers (``numbers_*.csv``, a claim's among them) have that of ``measured``, others ``RELATIVE``.
     """
     ours, theirs = pd.read_csv(new), pd.read_csv(old)
     if new.stem.startswith("claims_"):
@@ -65,10 +60,9 @@ def _worst(new: pd.Series, old: pd.Series, slack: pd.Series) -> str:
 
 def stages(scale: str) -> pd.DataFrame:
     """What each job of the pipeline took when it ran last: ``stage, minutes, CPU minutes, GB`` of memory."""
-    rows = []
-    for file in sorted((RUNS / scale / "benchmarks").rglob("*.tsv")):
-        found = pd.read_csv(file, sep="\t", na_values="-").iloc[-1]
-        rows.append((file.stem, found.s / 60, found.cpu_time / 60, found.max_rss / 1024))
+    files = sorted((RUNS / scale / "benchmarks").rglob("*.tsv"))
+    found = {file.stem: pd.read_csv(file, sep="\t", na_values="-").iloc[-1] for file in files}
+    rows = [(stage, last.s / 60, last.cpu_time / 60, last.max_rss / 1024) for stage, last in found.items()]
     table = pd.DataFrame(rows, columns=["stage", "minutes", "CPU minutes", "GB"])
     return table.sort_values("minutes", ascending=False, ignore_index=True)
 
@@ -94,10 +88,9 @@ def main() -> None:
         print(f"{sum(1 for _ in publish())} tables and figures copied from {OUT}; git diff shows what has changed.")
         return
     table, took = compare(), stages(scale)
-    differ = table[table.differs != ""]
-    named = ", ".join(f"{row.table} ({row.differs})" for row in differ.itertuples())
+    differ = [f"{row.table} ({row.differs})" for row in table.itertuples() if row.differs]
     equal = f"{len(table) - len(differ)} of {len(table)} tables equal the committed ones within their tolerance"
-    print(f"\n{equal}; these differ: {named}" if named else f"\n{equal}.")
+    print(f"\n{equal}; these differ: {', '.join(differ)}" if differ else f"\n{equal}.")
     if len(took):
         print("\nWhere the time went:", took.round(1).to_string(index=False), sep="\n")
 

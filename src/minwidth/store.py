@@ -78,18 +78,11 @@ def work_folder(what: str, parameters: dict[str, Any]) -> Path:
 
 def find(what: str, parameters: dict[str, Any]) -> Record | None:
     """The record of these parameters if it is there and intact; a damaged one is named in the log and left out."""
-    key = key_of(what, parameters)
-    try:
-        if (found := load(RUNS / key)) is None:
-            return None
-        content, arrays = found
-        if content["key"] != key:
-            raise ValueError(f"it holds {content['key']}")
-        tables = {name: pd.DataFrame(**table) for name, table in content["tables"].items()}
-        return Record(key, content["parameters"], content["values"] | tables | arrays, content["provenance"])
-    except DAMAGE as error:
-        log.warning("The record %s is damaged (%s) and will be computed again.", key, error)
+    content, arrays = load(folder_of(what, parameters)) or ({}, {})
+    if content.get("key") != (key := key_of(what, parameters)):  # nothing, or what was copied there
         return None
+    tables = {name: pd.DataFrame(**table) for name, table in content["tables"].items()}
+    return Record(key, content["parameters"], content["values"] | tables | arrays, content["provenance"])
 
 
 def find_or_compute(what: str, parameters: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> Record:
@@ -280,11 +273,14 @@ def save_json(target: Path, content: Any) -> None:
 
 def load_json(target: Path) -> Any:
     """What ``save_json`` wrote; None where there is nothing, or what is damaged, which is logged."""
+    return _intact(target, _checked)
+
+
+def _intact(target: Path, read: Callable[[Path], Any]) -> Any:
     try:
-        return _checked(target) if target.exists() else None
+        return read(target) if target.exists() else None
     except DAMAGE as error:
-        log.warning("%s is damaged (%s); what it is about will be made again.", target, error)
-        return None
+        log.warning("%s is damaged (%s) and will be made again.", target, error)
 
 
 def _checked(target: Path) -> Any:
@@ -303,11 +299,13 @@ def save(folder: Path, content: dict[str, Any], arrays: Mapping[str, np.ndarray]
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What ``save`` wrote; None where there is nothing. Raises one of ``DAMAGE`` where it is not as it was written."""
+    """What ``save`` wrote; None where there is nothing, or what is damaged, which is logged."""
     for old in [] if folder.exists() else folder.parent.glob(f".{folder.name}-old-*"):
         old.rename(folder)  # a process was killed between the two renames of ``replace_folder``
-    if not folder.exists():
-        return None
+    return _intact(folder, _content_and_arrays)
+
+
+def _content_and_arrays(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     content, packed = _checked(folder / RECORD), (folder / ARRAYS).read_bytes()
     if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
         raise ValueError(f"{ARRAYS} does not match its checksum")

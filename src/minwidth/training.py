@@ -6,7 +6,6 @@ them see the same runs folder.
 """
 
 import datetime
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,6 @@ from tqdm.auto import tqdm
 
 from minwidth import store
 from minwidth.errors import Diverged, Fault, LostError, ParameterError, in_one_sentence
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints
 CHECKPOINT_SHARE = 0.02  # of the time is spent on writing them, at the most: those of large models come later
@@ -197,14 +194,10 @@ def save_state(folder: Path, tensors: dict[str, Tensor], place: dict) -> None:
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     """What ``save_state`` wrote; None where there is nothing, or what is damaged, which is logged."""
-    try:
-        if (found := store.load(folder)) is None:
-            return None
+    if found := store.load(folder):
         content, arrays = found
         return {name: torch.tensor(array) for name, array in arrays.items()}, content["place"]
-    except store.DAMAGE as error:
-        log.warning("The checkpoint %s is damaged (%s); its run starts again.", folder, error)
-        return None
+    return None
 
 
 def _save(folder: Path, model, optimizer, step: int, history: list, running: list) -> None:

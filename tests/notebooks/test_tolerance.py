@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from minwidth.measured import BRACKETED, MARGIN, read, text
 from minwidth.store import ROOT
-from tests.notebooks.tolerance import DECIMAL, RELATIVE, Output
+from tests.notebooks.tolerance import NUMBER, RELATIVE, Output
 
 WITHIN, BEYOND = 1 + RELATIVE / 2, 1 + 2 * RELATIVE
 
@@ -44,15 +44,10 @@ CASES = {
 
 
 def _output(source: str, text: str | None) -> list[nbformat.NotebookNode]:
-    if text is None:
-        return []
     if source in (STREAM, MEASURED):
-        return [new_output("stream", name="stdout", text=text)]
-    if source == TABLE:
-        data = {"text/html": text, "text/plain": "<IPython.core.display.HTML object>"}
-    else:
-        data = {"text/plain": text}
-    return [new_output("execute_result", data=data, execution_count=1)]
+        return [new_output("stream", name="stdout", text=text)] if text else []
+    data = {"text/html": text, "text/plain": "<IPython.core.display.HTML object>"} if source == TABLE else {}
+    return [new_output("execute_result", data={"text/plain": text} | data, execution_count=1)]
 
 
 def test_nbval_sees_what_was_altered_and_nothing_else(tmp_path: Path):
@@ -62,13 +57,9 @@ def test_nbval_sees_what_was_altered_and_nothing_else(tmp_path: Path):
     nbformat.write(new_notebook(cells=cells), tmp_path / "altered.ipynb")
     options = ["--nbval", "--nbval-current-env", "-p", "tests.notebooks.tolerance", "-p", "no:cacheprovider"]
     options += ["-q", "-rA", "--color=no", f"--rootdir={tmp_path}", "-c", "/dev/null"]
-    report = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "altered.ipynb"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
-        capture_output=True,
-        text=True,
-    ).stdout
+    line = [sys.executable, "-m", "pytest", *options, "altered.ipynb"]
+    place = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    report = subprocess.run(line, cwd=tmp_path, env=place, capture_output=True, text=True).stdout
     for number, (case, (_, _, accepted)) in enumerate(CASES.items()):
         verdict = "PASSED" if accepted else "FAILED"
         assert f"{verdict} altered.ipynb::Cell {number}\n" in report.replace(" - ", "\n"), f"{case} was not {verdict}"
@@ -79,38 +70,28 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_every_committed_number_is_held_to_its_tolerance(notebook: Path):
-    checked = 0
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            texts = [output.text] if output.output_type == "stream" else list(output.get("data", {}).values())
-            for shown in texts:
-                if not isinstance(shown, str) or len(shown) > 20_000:  # pictures in text form would take minutes
-                    continue
-                for match in [*BRACKETED.finditer(shown), *DECIMAL.finditer(shown)]:
-                    bracketed = match.re is BRACKETED
-                    if not bracketed and (not float(match[0].replace("−", "-")) or _in_bracketed(shown, match)):
-                        continue
-                    within, beyond = _altered(match) if bracketed else _scaled(match)
-                    before, after = shown[: match.start()], shown[match.end() :]
-                    assert Output(shown) == before + within + after, f"{match[0]}, altered by half, is refused"
-                    assert Output(shown) != before + beyond + after, f"{match[0]}, altered by twice, is accepted"
-                    checked += 1
+    cells, checked = nbformat.read(notebook, as_version=4).cells, 0
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    for shown in (said for output in outputs for said in [output.get("text"), *output.get("data", {}).values()]):
+        if not isinstance(shown, str) or len(shown) > 20_000:  # pictures in text form would take minutes
+            continue
+        for match in NUMBER.finditer(shown):
+            if not (altered := _altered(match[0])):
+                continue
+            within, beyond = (shown[: match.start()] + number + shown[match.end() :] for number in altered)
+            assert Output(shown) == within, f"{match[0]}, altered by half, is refused"
+            assert Output(shown) != beyond, f"{match[0]}, altered by twice, is accepted"
+            checked += 1
     assert checked, "no number in its outputs"
 
 
-def _in_bracketed(text: str, match) -> bool:
-    return any(other.start() <= match.start() < other.end() for other in BRACKETED.finditer(text))
-
-
-def _altered(match) -> tuple[str, str]:
-    """A measured number moved by half its tolerance, and by twice."""
-    value, tolerance = read(*match.groups())
-    return tuple(f"{value + times * tolerance:.9f}({tolerance:.9f})" for times in (0.5, 2))
-
-
-def _scaled(match) -> tuple[str, str]:
-    value = float(match[0].replace("−", "-"))
-    return repr(value * WITHIN), repr(value * BEYOND)
+def _altered(number: str) -> list[str]:
+    """A number moved by half its tolerance, and by twice; nothing of zero."""
+    if measured := BRACKETED.fullmatch(number):
+        value, tolerance = read(*measured.groups())
+        return [f"{value + times * tolerance:.9f}({tolerance:.9f})" for times in (0.5, 2)]
+    value = float(number.replace("−", "-"))
+    return [repr(value * WITHIN), repr(value * BEYOND)] if value else []
 
 
 @given(st.floats(-1e5, 1e5), st.floats(1e-4, 1e4))
