@@ -84,7 +84,10 @@ def small(tmp_path, monkeypatch):
 def test_the_toy_sweep(survives):
     def sweeps():
         for seeds in ([0, 1], [2, 3]):
-            compute = lambda: toys.train_all(4, 0.9, [1, 2], seeds, 50)._asdict()  # noqa: B023, E731
+
+            def compute(seeds=seeds):
+                return toys.train_all(4, 0.9, [1, 2], seeds, 50)._asdict()
+
             store.find_or_compute(f"toy/tiny/{seeds[0]}", {"seeds": seeds}, compute)
 
     survives(sweeps, toys, "_fit", call=6, finished=1)  # 2 widths x 2 seeds in the first
