@@ -48,9 +48,8 @@ def test_every_target_module_and_file_that_is_named_is_there():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("options", [[], ["scale=smollm2", "widths=[128, 512]", "steps=20"]])
-def test_the_pipeline_can_be_planned(options: list[str], tmp_path: Path):
-    line = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", *(["--config", *options] if options else [])]
+def test_the_pipeline_can_be_planned(tmp_path: Path):
+    line = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "--config", "scale=smollm2", "widths=[128, 512]"]
     place = os.environ | {"MINWIDTH_RUNS": str(tmp_path)}
     done = subprocess.run(line, cwd=ROOT, env=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
