@@ -1,4 +1,4 @@
-"""What test_ranks lets two processes do: ``torchrun --nproc_per_node 2 -m tests.two_processes launched folder``.
+"""What test_training lets two processes do: ``torchrun --nproc_per_node 2 -m tests.two_processes launched folder``.
 
 With ``notebook`` instead it is one program that launches them itself, as a notebook does; with ``dying`` one of the two
 is killed in the middle.
