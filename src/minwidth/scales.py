@@ -154,11 +154,11 @@ class Parameters(BaseModel):
     def place(self) -> str:
         """Folder of its tables and figures, the scale's own, or ``other`` where a parameter is not as the scale has it.
 
-        What the scale leaves open (the ``width`` of a single student) may be anything.
+        The ``width`` of a single student may be anything: its tables have names of their own.
         """
         notebook = next(name for name, kind in NOTEBOOKS.items() if type(self) is kind)
         own = SCALES[self.scale][notebook].items()
-        return self.scale if all(value is None or getattr(self, name) == value for name, value in own) else "other"
+        return self.scale if all(name == "width" or getattr(self, name) == value for name, value in own) else "other"
 
     def check_widths(self, widths: Iterable[int]) -> None:
         for width in widths:
