@@ -4,7 +4,8 @@ papermill loads ``copies`` through the entry point ``papermill.io`` before it ma
 ``Command``. For a notebook of this project the output path may be left out (``papermill 04_distill.ipynb -p width 512``
 writes ``runs/04_distill__width=512.ipynb``), a parameter that the notebook cannot take ends the command with one
 sentence before anything is run or written, a copy is no pair of jupytext's, and a committed notebook is never
-overwritten. Other notebooks, and papermill called from Python, are left as they are.
+overwritten. On a terminal, papermill's line also tells what the running cell does, and 08 leaves a page besides. Other
+notebooks, and papermill called from Python, are left as they are.
 
 ``python -m minwidth.notebooks notebooks/*.py`` synchronises pairs and executes them in place; with
 ``--without-solutions runs/student`` it writes copies for students instead.
@@ -12,11 +13,14 @@ overwritten. Other notebooks, and papermill called from Python, are left as they
 
 import argparse
 import hashlib
+import html
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import nbformat
@@ -25,6 +29,9 @@ from minwidth.store import ROOT, RUNS, replace_file
 
 NOTEBOOKS = ROOT / "notebooks"
 SCHEME = "minwidth-copy:"
+PAGES = ("08_your_model",)  # notebooks whose copies are also left as a page
+WIDGET = "application/vnd.jupyter.widget-view+json"
+REDRAWN = 0.5  # seconds between two states of papermill's line
 
 
 class Command(click.Command):
@@ -44,13 +51,66 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context):
         """Run; of a notebook that failed, show what its cell shows and nothing of papermill's own lines."""
+        from papermill import engines
         from papermill.exceptions import PapermillExecutionError
 
+        telling = type("Client", (Telling, engines.PapermillNotebookClient), {})
         try:
-            return super().invoke(ctx)
+            with patch.object(engines, "PapermillNotebookClient", telling):  # papermill has no hook for what cells say
+                super().invoke(ctx)
         except PapermillExecutionError as error:
             click.echo(str(error).strip(), err=True)
             ctx.exit(1)
+        ours = ctx.params["output_path"].startswith(SCHEME) and not ctx.params["prepare_only"]
+        if ours and Path(ctx.params["notebook_path"]).stem in PAGES:
+            click.echo(f"A page to read and to pass on: {page(copies.written)}", err=True)
+
+
+class Telling:
+    """Of papermill's client: its own line tells what the bar that moved last says, or the last line of text."""
+
+    shown = 0.0
+
+    def process_message(self, msg: dict, *arguments):
+        output = super().process_message(msg, *arguments)
+        bar = self.nb_man.pbar
+        if bar is None or not bar.fp.isatty():
+            return output
+        if msg["msg_type"] == "execute_input":
+            bar.set_postfix_str("", refresh=False)
+        elif said := self._said(msg):
+            bar.bar_format = "{n_fmt}/{total_fmt} cells |{bar:10}| [{elapsed}{postfix}]"
+            bar.set_postfix_str(said, refresh=False)
+            if time.monotonic() > self.shown + REDRAWN:
+                self.shown = time.monotonic()
+                bar.refresh()
+        return output
+
+    def _said(self, msg: dict) -> str:
+        if msg["msg_type"] == "stream":
+            return next((line.strip() for line in reversed(msg["content"]["text"].splitlines()) if line.strip()), "")
+        moved = f"IPY_MODEL_{msg['content'].get('comm_id')}"
+        for state in self.widget_state.values():  # tqdm's bar is a box of a text, a bar and a text
+            if (children := state.get("children", [])) and moved == children[-1]:
+                left, right = (self.widget_state[children[n].removeprefix("IPY_MODEL_")] for n in (0, -1))
+                return html.unescape(left.get("value", "") + right.get("value", "")).replace("\u2007", " ")
+        return ""
+
+
+def page(copy: Path) -> Path:
+    """An executed copy as a page of its own beside it: no code, no bars, no exercises."""
+    from nbconvert import HTMLExporter
+
+    notebook = nbformat.read(copy, as_version=4)
+    ends = [number for number, cell in enumerate(notebook.cells) if cell.source.startswith("## Exercises")]
+    notebook.cells = notebook.cells[: ends[0] if ends else None]
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True)
+    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": copy.stem}})
+    replace_file(copy.with_suffix(".html"), text.encode())
+    return copy.with_suffix(".html")
 
 
 def _label(params: dict) -> list[str]:
@@ -69,6 +129,8 @@ def _is_ours(path: str | None) -> bool:
 
 class Copies:
     """papermill's handler of output paths that start with ``SCHEME``."""
+
+    written: Path  # the copy written last
 
     def pretty_path(self, path: str) -> str:
         return path.removeprefix(SCHEME)
@@ -97,7 +159,8 @@ class Copies:
             raise SystemExit(f"\n{error}") from None  # on a line of its own, after papermill's bar
         notebook.metadata.pop("jupytext", None)
         said["output_path"] = path
-        if Path(path).parent == RUNS:
+        self.written = Path(path)
+        if self.written.parent == RUNS:
             RUNS.mkdir(parents=True, exist_ok=True)
         papermill_io.write(nbformat.writes(notebook), path)
 

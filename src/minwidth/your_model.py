@@ -1,7 +1,8 @@
 """How narrow can the student of a given teacher be? The measurements of 08_your_model, a record a width.
 
 Of each width: the floor that no student passes (``bottleneck.floor``), what a teacher loses whose stream keeps only
-that many directions, untrained (``projection``), and what the cut and the paper's student would cost.
+that many directions, untrained (``projection``), and what the cut and the paper's student would cost. Of one width, if
+asked for, what the cut student loses once it is distilled.
 """
 
 import hashlib
@@ -16,8 +17,11 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import bottleneck, models, projection, scales, store, stream, text
+from minwidth import bottleneck, cut, kl, models, projection, scales, store, stream, text, training
 from minwidth.errors import ParameterError
+
+BATCH = 8  # blocks a step of a distilled student
+RATE = 0.1  # its peak learning rate times the teacher's width, as what is stable falls with the width
 
 
 class Text(NamedTuple):
@@ -42,17 +46,24 @@ def widths_of(p: scales.YourModel, d: int) -> list[int]:
 
 
 def read(teacher: models.Teacher, p: scales.YourModel) -> Text:
-    """The first blocks of each split, spread over its documents: ``basis_blocks`` to learn from, ``blocks`` held out.
+    """Blocks of each split, spread over the text: ``basis_blocks`` to learn from, ``blocks`` held out.
+
+    The wheels are few enough to be spread over as a whole; of a streamed text, whose documents come shuffled, four
+    times as many blocks are read.
 
     Raises:
-        ParameterError: the text has too few tokens, or the blocks are longer than the teacher's context.
+        ParameterError: the text has too few tokens, the blocks are longer than the teacher's context, or a student of
+            its family cannot be built and is to be distilled.
     """
+    if p.steps:
+        cut.family_of(teacher.model.config)
     context = getattr(teacher.model.config, "max_position_embeddings", None) or p.length
     if p.length > context:
         raise ParameterError(f"length = {p.length} exceeds the context of {teacher.name}; give at most {context}.")
     found = []
     for split, count in (("train", p.basis_blocks), ("held_out", p.blocks)):
-        every = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, 4 * count)
+        wanted = None if p.text == "wheels" else 4 * count
+        every = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, wanted)
         if len(every) < count:
             raise ParameterError(
                 f"{count} blocks of {p.length} {split} tokens were asked for and the text {p.text} has {len(every)}: "
@@ -77,7 +88,7 @@ def measure(teacher: models.Teacher, text: Text, p: scales.YourModel) -> store.R
         losses = {"loss": float(students.teacher_loss.iloc[0]), "unigram": unigram_loss(text, vocabulary)}
         return {"table": table} | own | losses
 
-    given = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths"})
+    given = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"})
     parameters = _made_of(teacher, text.train, text.held_out) | given | {"widths": widths_of(p, teacher.d)}
     return store.find_or_compute(_name(teacher, "ladder"), parameters, compute)
 
@@ -210,38 +221,61 @@ def unigram_loss(text: Text, vocabulary: int) -> float:
     return float(-np.log(probability[text.held_out[:, 1:]]).mean())
 
 
-def bases(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
-    """Untrained KL at each width of three choices of what a stream keeps, and the parameters each takes.
+def distilled(teacher: models.Teacher, text: Text, p: scales.YourModel, width: int) -> pd.DataFrame:
+    """The cut student of ``width`` after ``p.steps`` steps down its KL from the teacher: one row, none without steps.
 
-    ``global``: one principal basis, as everywhere here. ``site``: a basis at each place where the stream is read, with
-    a matrix between one and the next (SliceGPT, arXiv:2401.15024). ``channels``: no rotation, the channels of largest
-    activation (as Minitron prunes, arXiv:2407.14679).
+    Columns: width, trained, trained_low, trained_high (as ``kl`` of ``untrained``), trained_loss. AdamW with warm-up
+    and a cosine, on ``BATCH`` blocks of training text a step; an interrupted run goes on.
     """
-    model, norms = teacher.model, projection.stream_norms(teacher.model)
-    centred, sites = norms[-1].centred, norms[-1].site + 1
+    columns = ["width", "trained", "trained_low", "trained_high", "trained_loss"]
+    if not p.steps:
+        return pd.DataFrame(columns=columns, dtype=float)
+    names = ("text", "percent", "length", "temperature", "steps", "seed")
+    parameters = _made_of(teacher, text.train, text.held_out) | {name: getattr(p, name) for name in names}
+    what, parameters = _name(teacher, f"distilled-w{width}"), parameters | {"width": width}
+    record = store.find_or_compute(what, parameters, lambda: _distil(teacher, text, p, width, what, parameters))
+    return pd.DataFrame([{"width": width} | {name: record[name] for name in columns[1:]}])
 
-    def compute() -> dict[str, Any]:
-        each = projection.stream_moments(model, stream.batches(text.train, "cpu"), each_site=True)
-        members = torch.bincount(torch.tensor([norm.site for norm in norms])).double()
-        pooled = (each * members[:, None, None]).sum(0) / len(norms)
-        basis = projection.principal_basis(model, pooled)
-        own = [projection.principal_basis(model, moments) for moments in each]
-        rows = []
-        for width in tqdm(widths_of(p, teacher.d), desc="bases", unit=" widths", leave=False):
-            parameters = projection.size(model, norms, width).parameters
-            for name, directions, more in (
-                ("global", projection.kept(basis, width, centred), 0),
-                ("site", [projection.kept(at, width, centred) for at in own], (sites - 1) * width**2),
-                ("channels", projection.channel_directions(pooled, width, centred), 0),
-            ):
-                found = projection.untrained(model, text.held_out, directions, p.temperature, norms)
-                row = {"basis": name, "width": width, "kl": found.kl.mean(), "parameters": parameters + more}
-                rows.append(row)
-        return {"bases": pd.DataFrame(rows)}
 
-    parameters = _made_of(teacher, text.train, text.held_out) | {"widths": widths_of(p, teacher.d)}
-    record = store.find_or_compute(_name(teacher, "bases"), parameters | {"temperature": p.temperature}, compute)
-    return record["bases"]
+def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, parameters: dict) -> dict[str, Any]:
+    student = cut.cut_to_width(teacher.model, principal_basis(teacher, text_), width)
+    matrix, wanted = models.unembedding(teacher.model), p.steps * BATCH
+    blocks = text.token_blocks(teacher.tokenizer, "train", p.length, p.percent, p.text, wanted)[:wanted]
+
+    def states(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return models.final_hidden(teacher.model, ids)
+
+    def loss(student, rows) -> Tensor:
+        ids = torch.from_numpy(blocks[rows].astype(np.int64))
+        given = models.final_hidden(student, ids), models.unembedding(student), states(ids), matrix
+        return kl.divergence(*given, p.temperature)
+
+    held_out = [(ids, states(ids)) for ids in stream.batches(text_.held_out, "cpu")]
+
+    @torch.no_grad()
+    def measured(student) -> tuple[Tensor, Tensor]:
+        divergences, losses = [], []
+        for ids, of_teacher in held_out:
+            hidden, own = models.final_hidden(student, ids), models.unembedding(student)
+            divergences.append(kl.divergence_per_token(hidden, own, of_teacher, matrix, p.temperature).flatten())
+            losses.append(kl.cross_entropy_per_token(hidden[:, :-1], own, ids[:, 1:]).flatten())
+        return torch.cat(divergences), torch.cat(losses)
+
+    history = training.train(
+        student,
+        loss,
+        evaluate=lambda student: float(measured(student)[0].mean()),
+        rows=len(blocks),
+        schedule=training.Schedule(p.steps, BATCH, RATE / teacher.d, warmup=p.steps // 10, evaluations=10),
+        seed=p.seed,
+        checkpoint=store.work_folder(what, parameters) / "checkpoint",
+        progress=f"distilling width {width}",
+    )
+    found, losses = measured(student)
+    low, high = bottleneck.interval(found, torch.from_numpy(text_.held_out_documents.ravel()))
+    ends = {"trained": float(found.mean()), "trained_low": low, "trained_high": high}
+    return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
 
 
 def _made_of(teacher: models.Teacher, *blocks: np.ndarray) -> dict[str, Any]:
