@@ -89,6 +89,10 @@ from minwidth.ladders import ladder as train_ladder
 from minwidth.store import DATA
 
 p = scales.validate("04_distill", globals())
+if p.plan:
+    from minwidth.plan import end_with_plan
+
+    end_with_plan(p)
 elsewhere = p.place != "tiny"  # what is asserted of the students was found in the committed run
 claim, number, table = (
     partial(ledger.claim, scale=p.place),

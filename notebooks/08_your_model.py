@@ -16,7 +16,8 @@
 # - **You will learn** what no student of a width can get below, whatever its depth, data and training; what a student
 #   starts from that is cut out of the teacher; what either costs; and what nobody can tell beforehand.
 # - **Your own teacher**: `papermill 08_your_model.ipynb -p teacher <folder, .gguf file or owner/name>`, and
-#   `-p target 0.1` for the loss that you would accept.
+#   `-p target 0.1` for the loss that you would accept; `-p steps 200` also distils one width. It leaves this notebook
+#   and a page without code, `runs/08_your_model__....html`.
 # - **Before this**, nothing is needed but what a KL divergence and a residual stream are.
 # - **Time** on two cores: a minute for the tiny teacher, about ten for SmolLM2-135M (`-p teacher smollm2`). A width
 #   that was measured is found again, and an interrupted run goes on behind the last.
@@ -39,6 +40,7 @@ held_out_contexts = None  # and held-out ones
 words = None  # of the vocabulary, the likeliest that the floor's lower end looks at
 starts = None  # of its minimisation
 floor_steps = None
+steps = None  # for how many one width is distilled; None: none is
 seed = None
 
 # %% tags=["colab", "remove-cell"]
@@ -63,7 +65,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
 
-from minwidth import cut, figures, models, projection, store, your_model
+from minwidth import cut, figures, models, projection, store, stream, your_model
 from minwidth.exercises import check
 
 teacher = models.load_teacher(p.teacher, p.revision or None)
@@ -147,13 +149,21 @@ Markdown(built)
 #
 # **The start.** The student cut out of the teacher, before any training: a student of that width *exists* that loses no
 # more. Training takes it down from there, and how far is what remains unknown.
+#
+# **A try**, with `-p steps N`: the narrowest width that the floor does not exclude is cut out of the teacher and
+# distilled, for N steps of eight blocks. Without steps its column stays empty.
 
 # %% tags=["nbval-ignore-output"]
 record = your_model.measure(teacher, blocks_read, p)
+table = record["table"]
+sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
+excluded = sure > p.target
+tried = table.width[~excluded & (table.width >= teacher.model.config.num_attention_heads)]
+tried = int(tried.min() if len(tried) else table.width.max())
+table = table.merge(your_model.distilled(teacher, blocks_read, p, tried), "left", on="width")
 
 # %%
-table = record["table"]
-shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss"]]
+shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss", "trained"]]
 shown = shown.rename(
     columns={"low": "floor, low", "high": "floor, high", "kl": "cut, untrained", "loss": "its own loss"}
 )
@@ -163,9 +173,9 @@ HTML(shown.to_html(index=False, float_format="{:.3f}".format, na_rep=""))
 fails = record["loss"] >= record["unigram"]
 Markdown(
     f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "
-    f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. The last column is "
-    f"the cut student's loss of the next token at T = 1, in which the teacher has **{record['loss']:.2f}** and word "
-    f"frequencies **{record['unigram']:.2f}**."
+    f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. *Its own loss* is "
+    f"the cut student's of the next token at T = 1, in which the teacher has **{record['loss']:.2f}** and word "
+    f"frequencies **{record['unigram']:.2f}**; *trained* is the KL after {p.steps:,} steps."
     + fails
     * "\n\n**This teacher does worse than word frequencies: wrong text, wrong tokenizer, or no BOS? Nothing "
     "that follows means anything.**"
@@ -178,6 +188,9 @@ axis.fill_between(table.width, table.low, table.high, color="0.85", label="where
 axis.plot(table.width, table.low, color="0.4", **figures.OURS, label="its lower end: no student passes")
 bars = (table.kl - table.kl_low, table.kl_high - table.kl)
 axis.errorbar(table.width, table.kl, bars, color=blue, **figures.OURS, label="cut out of the teacher, untrained")
+if p.steps:
+    bars = (table.trained - table.trained_low, table.trained_high - table.trained)
+    axis.errorbar(table.width, table.trained, bars, color=red, fmt="D", label=f"distilled for {p.steps:,} steps")
 axis.axhline(p.target, color=red, linestyle="--", label=f"asked for: {p.target:g} nats")
 axis.set(yscale="log", xlabel="width of the student, $d_S$", ylabel=f"KL, nats per token (T = {p.temperature:g})")
 axis.set_title(f"{p.teacher}, $d_T$ = {teacher.d}; {blocks_read.held_out.size:,} held-out tokens")
@@ -213,8 +226,7 @@ figures.save(figure, "your_model_costs", p.place, record)
 # ## 4. The answer
 
 # %%
-sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
-below = table[sure > p.target].width.max()
+below = table[excluded].width.max()
 above = table[table.kl_high <= p.target].width.min()
 free = table[table.high_high <= p.target].width.min()
 cost = table[table.width == above]
@@ -233,6 +245,13 @@ else:
         f"parameters where the teacher has {record['parameters'] / 1e6:.2f} million."
     )
 last = "" if np.isnan(free) else f"From width {free:.0f} on the last state alone would allow it. "
+if p.steps:
+    row = table[table.width == tried].iloc[0]
+    measured += (
+        f"\n- **Distilled** for {p.steps:,} steps, width {tried} loses {row.trained:.3f} ({row.trained_low:.3f} to "
+        f"{row.trained_high:.3f}) where it lost {row.kl:.3f}: {'enough' if row.trained_high <= p.target else 'not'}"
+        f"{'.' if row.trained_high <= p.target else ' enough so far.'}"
+    )
 Markdown(
     f"**For at most {p.target:g} nats per token (T = {p.temperature:g}), how wide?**\n\n"
     f"- **Proved**, on these contexts and as far as the minimisation found its minimum: {proved}\n"
@@ -247,7 +266,42 @@ store.save_results(p.place, "your_model", table, record)
 assert (table.low.isna() | (table.low <= table.kl_high)).all(), "a student below the floor of all students"
 
 # %% [markdown]
-# ## 5. What holds, what does not
+# ## 5. A basis is a choice
+#
+# The stream was cut to one set of directions for all layers. Pruning by activation (Minitron, arXiv:2407.14679) keeps
+# *channels* instead, those of largest mean square, and rotates nothing. SliceGPT (arXiv:2401.15024) takes a basis of
+# its *own* wherever the stream is read, and pays with a $d_S \times d_S$ matrix between one place and the next. What
+# rotation and locality are worth, untrained, on every fourth held-out block:
+
+# %% tags=["nbval-ignore-output"]
+centred, sites = norms[-1].centred, norms[-1].site + 1
+moments = projection.stream_moments(teacher.model, stream.batches(blocks_read.train, "cpu"), each_site=True)
+own = [projection.principal_basis(teacher.model, of_site) for of_site in moments]
+strongest = moments.mean(0).diagonal().argsort(descending=True)
+
+rows = []
+for width_kept in table.width:
+    channels = torch.eye(teacher.d, dtype=torch.float64)[:, strongest[: width_kept - centred]]
+    choices = {
+        "channels": torch.linalg.qr(channels - centred * channels.mean(0))[0],
+        "one basis": projection.kept(basis, width_kept, centred),
+        "one at each place": [projection.kept(of_site, width_kept, centred) for of_site in own],
+    }
+    for name, directions in choices.items():
+        found = projection.untrained(teacher.model, blocks_read.held_out[::4], directions, p.temperature, norms)
+        rows.append({"width": width_kept, "basis": name, "kl": found.kl.mean()})
+bases = pd.DataFrame(rows)
+by_width = bases.pivot(index="width", columns="basis", values="kl")
+by_width["matrices between, million"] = (sites - 1) * by_width.index**2 / 1e6
+HTML(by_width.to_html(float_format="{:.3f}".format))
+
+# %%
+labels = {"xlabel": "width of the student, $d_S$", "ylabel": f"KL untrained, nats per token (T = {p.temperature:g})"}
+figure, _ = figures.lines(bases, "width", "kl", "basis", log="y", **labels)
+figures.save(figure, "your_model_bases", p.place, record)
+
+# %% [markdown]
+# ## 6. What holds, what does not
 #
 # - The floor is a theorem about the *last state* on the contexts that were looked at. It needs no autoencoder, no
 #   sparsity and none of the paper's assumptions; it says nothing of what the layers below can compute.

@@ -1,12 +1,11 @@
 """What 03 and 04 would take on a GPU before they are started: FLOPs, memory, disk and hours, by closed formulas.
 
 FLOPs are exact (a test counts them with PyTorch's FlopCounterMode): six a weight and token in training, two in a
-forward pass, and those of attention. Bytes are proportional to the weights, to the tokens times the widths of each
-layer and to the logits; the constants below were fitted once to a count over every operation of our own steps, and give
-it within one per cent. Time is arithmetic at the rate of a data sheet that such programs reach, plus bytes, plus a
-launch for each operation: within a quarter of what the slower of the two gives operation by operation.
+forward pass, and those of attention. The constants of bytes moved and held were fitted once to a count over every
+operation of our own steps, and give it within one per cent. Time is arithmetic at the share of a data sheet's rate that
+such programs reach, plus bytes, plus a launch for each operation.
 
-``python -m minwidth.plan --scale pythia-410m`` prints the table of README.
+``python -m minwidth.plan --scale pythia-410m`` prints the table of docs/running.md.
 """
 
 import argparse
@@ -18,24 +17,24 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown, display
 from transformers import PreTrainedConfig
 
 from minwidth import kl, models, scales, students
 
 SUSTAINED = 0.5  # share of a data sheet's arithmetic that matrix products of these sizes reach
 STREAMED = 0.8  # share of its bandwidth that passes over large tensors reach
-RESERVED = 2  # GiB of a GPU's memory that CUDA and its allocator take
-LAUNCH = 8e-6  # seconds from one operation of an eager PyTorch program to the next, at the least
 HIDDEN = 0.22  # share of the bytes that move while a product is computed and takes longer
+LAUNCH = 8e-6  # seconds from one operation of an eager PyTorch program to the next, at the least
+RESERVED = 2  # GiB of a GPU's memory that CUDA and its allocator take
 GIB = 2**30
 READ = 4096  # tokens of the teacher's forward pass
-# Bytes moved and held by a step: a weight; a token and layer times the stream's width, and times that of its attention
-# and a quarter of its feed-forward layer; a logit
-MOVED = {"weight": 61, "stream": 168, "inside": 321, "logit": 230}
-HELD = {"weight": 14, "stream": 9, "inside": 32, "logit": 22}
-FORWARD_MOVED = {"float32": 220, "bfloat16": 180}  # a token, layer and dimension
-# of an autoencoder: a weight, a latent of each token, a dimension of each token
-SAE_MOVED, SAE_HELD = (134, 55, 64), (16, 9, 12)
+# Bytes moved and held by a student's step: a weight; a token and layer times the stream's width, and times that of its
+# attention and a quarter of its feed-forward layer; a logit. Then an autoencoder's: a weight; a latent and a dimension
+# of each token. Then a forward pass's: a token, layer and dimension.
+MOVED, HELD = np.array([61, 168, 321, 230]), np.array([14, 9, 32, 22])
+SAE_MOVED, SAE_HELD = np.array([134, 55, 64]), np.array([16, 9, 12])
+FORWARD_MOVED = {"bf16": 180, "fp32": 220}
 
 
 class Part(NamedTuple):
@@ -52,6 +51,9 @@ class Part(NamedTuple):
     disk: float = 0  # bytes that stay
 
     def hours(self, gpu: scales.Gpu) -> float:
+        """On a GPU; NaN where its memory is too small."""
+        if self.memory / GIB + RESERVED > gpu.gib:
+            return np.nan
         arithmetic = self.bf16 / gpu.bf16 + self.tf32 / gpu.tf32 + self.fp32 / gpu.fp32
         passes = (1 - HIDDEN) * self.moved / gpu.bandwidth / STREAMED
         return self.steps * (arithmetic / SUSTAINED + passes + self.operations * LAUNCH) / 3600
@@ -70,31 +72,23 @@ def weights(config: PreTrainedConfig, width: int | None = None) -> Weights:
     with torch.device("meta"):
         model = models.from_config(config)
     share = (width or config.hidden_size) / config.hidden_size
-    embedding = model.get_input_embeddings().weight.numel()
-    untied = 0 if model.get_output_embeddings().weight is not model.get_input_embeddings().weight else embedding
-    every = untied + sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    return Weights(round(every * share), round((every - embedding) * share), config)
+    embedding = model.get_input_embeddings().weight
+    tied = model.get_output_embeddings().weight is embedding
+    every = tied * embedding.numel() + sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    return Weights(round(every * share), round((every - embedding.numel()) * share), config)
 
 
 def student_flops(w: Weights, batch: int, length: int, d_teacher: int) -> float:
     """Of a training step: 6 a weight and token, the teacher's logits, and attention 4 forward and 10 backward."""
-    tokens, inside = batch * length, w.config.hidden_size
-    attention = 14 * tokens * length * inside * w.config.num_hidden_layers
-    return 6 * w.products * tokens + attention + logits_flops(w, tokens, d_teacher)
-
-
-def logits_flops(w: Weights, tokens: int, d_teacher: int) -> float:
-    """Of the teacher's logits from its stored states."""
-    return 2 * w.config.vocab_size * d_teacher * tokens
+    tokens, config = batch * length, w.config
+    attention = 14 * tokens * length * config.hidden_size * config.num_hidden_layers
+    return 6 * w.products * tokens + attention + 2 * config.vocab_size * d_teacher * tokens
 
 
 def forward_flops(w: Weights, tokens: int, length: int) -> float:
     """Of a teacher's pass to its final state, without its logits."""
     c = w.config
     return 2 * tokens * (w.products - c.vocab_size * c.hidden_size + 2 * length * c.hidden_size * c.num_hidden_layers)
-
-
-# -------------------------------------------------------------------------------------------------------------- parts
 
 
 def parts(p: scales.Distill | scales.Sae) -> Iterator[Part]:
@@ -106,7 +100,7 @@ def _students(p: scales.Distill) -> Iterator[Part]:
     config, tokens, d = models.load_config(p.shape.teacher), p.batch * p.length, p.shape.width
     teacher, a_run = weights(config), 2 * p.steps * tokens  # of the longest run
     beside = 4 * a_run * d > students.STATES_BYTES  # the teacher, whose states would not stay on disk
-    pass_ = _forward("", p.steps, teacher, tokens, p.length, "bfloat16" if beside else "float32")
+    pass_ = _forward("", p.steps, teacher, tokens, p.length, "bf16" if beside else "fp32")
     evaluated = p.evaluations * p.held_out_blocks / p.batch / 3  # a loss without gradients takes a third of a step
     steps = len(p.seeds) * (p.steps + evaluated / 2)
     at_once = kl.tokens_at_once("cuda", config.vocab_size) * config.vocab_size
@@ -114,23 +108,20 @@ def _students(p: scales.Distill) -> Iterator[Part]:
         for width in reversed(p.widths_of(ladder)):
             w = _student(config, ladder, width)
             layers = w.config.num_hidden_layers
-            inside = w.config.hidden_size * tokens * layers
-            sizes = {"stream": width * tokens * layers, "weight": w.all, "inside": inside}
+            sizes = [w.all, width * tokens * layers, w.config.hidden_size * tokens * layers]
             runs = 3 if ladder in p.doubled else 2  # for twice the steps, and where it is doubled for the steps too
-            logits = logits_flops(w, tokens, d)
+            logits = 2 * config.vocab_size * d * tokens  # of the teacher
             uncut = ladder == "width_alone" and width == d  # it is its teacher, with nothing to learn
             yield Part(
                 f"{students.LADDERS[ladder]}, {width}",
                 0 if uncut else runs * steps,
                 bf16=student_flops(w, p.batch, p.length, d) - logits + beside * pass_.bf16,
                 fp32=logits,
-                moved=sum(MOVED[name] * size for name, size in sizes.items())
-                + MOVED["logit"] * tokens * config.vocab_size + beside * pass_.moved,
-                memory=sum(HELD[name] * size for name, size in sizes.items())
-                + HELD["logit"] * at_once + beside * 4 * teacher.all,
+                moved=MOVED @ [*sizes, tokens * config.vocab_size] + beside * pass_.moved,
+                memory=HELD @ [*sizes, at_once] + beside * 4 * teacher.all,
                 operations=250 + 130 * layers + beside * pass_.operations,
                 disk=(runs - 1) * len(p.seeds) * 4 * w.all,
-            )  # fmt: skip
+            )
     if not beside:
         yield pass_._replace(part="Teacher, kept on disk", steps=2 * p.steps, disk=4 * a_run * d)
     yield pass_._replace(part="Text", steps=0, disk=2 * a_run)
@@ -150,60 +141,42 @@ def _autoencoders(p: scales.Sae) -> Iterator[Part]:
     config = models.load_config(p.teacher, p.revision or None)
     d, deepest = config.hidden_size, max(p.layer, *p.layers)
     config.num_hidden_layers = max(1, deepest)
-    teacher = weights(config)
-    others = len({p.layer, *p.layers}) + len({p.lam, *p.lams}) - 2
-    latents, every = p.expansion * d, 1 + others + p.doubling
-    sizes = (2 * latents * d, p.batch * latents, p.batch * d)
-    step = Part(
-        f"Autoencoders, {every}",
-        (every + p.doubling) * p.steps,
-        tf32=10 * p.batch * latents * d,  # five products
-        moved=sum(a * size for a, size in zip(SAE_MOVED, sizes, strict=True)),
-        memory=sum(a * size for a, size in zip(SAE_HELD, sizes, strict=True)) + (every - 1) * 24 * latents * d,
-        operations=71,
-    )
-    forward = _forward(f"Teacher to layer {deepest}", p.tokens / READ, teacher, READ, p.length, "float32")
+    latents, every = p.expansion * d, len({p.layer, *p.layers}) + len({p.lam, *p.lams}) - 1 + p.doubling
+    sizes = [2 * latents * d, p.batch * latents, p.batch * d]
+    flops = 10 * p.batch * latents * d  # five products, of which encoding and decoding are two
+    memory = SAE_HELD @ sizes + (every - 1) * 24 * latents * d
+    step = Part(f"Autoencoders, {every}", 0, tf32=flops, moved=SAE_MOVED @ sizes, memory=memory, operations=71)
+    forward = _forward(f"Teacher to layer {deepest}", p.tokens / READ, weights(config), READ, p.length, "fp32")
     yield forward._replace(tf32=forward.fp32, fp32=0, disk=2 * p.tokens)
-    yield step
-    held_out = p.held_out_tokens / READ
-    yield forward._replace(part="Teacher, held-out text", steps=held_out, disk=2 * p.held_out_tokens)
-    # encoding and decoding are two of a step's five products
-    statistics = 2 / 5 * every * p.held_out_tokens / p.batch
-    yield step._replace(part="Statistics", steps=statistics, tf32=0, fp32=step.tf32)
+    yield step._replace(steps=(every + p.doubling) * p.steps)
+    held_out = p.held_out_tokens
+    yield forward._replace(part="Teacher, held-out text", steps=held_out / READ, disk=2 * held_out)
+    yield step._replace(part="Statistics", steps=2 / 5 * every * held_out / p.batch, tf32=0, fp32=flops)
 
 
-def _forward(part: str, steps: float, w: Weights, tokens: int, length: int, dtype: str) -> Part:
+def _forward(part: str, steps: float, w: Weights, tokens: int, length: int, form: str) -> Part:
     layers, d, flops = w.config.num_hidden_layers, w.config.hidden_size, forward_flops(w, tokens, length)
-    moved = 4 * w.products + FORWARD_MOVED[dtype] * layers * tokens * d
-    chosen = {"bf16" if dtype == "bfloat16" else "fp32": flops}
-    return Part(part, steps, **chosen, moved=moved, memory=4 * w.all + 56 * tokens * d, operations=39 * layers)
+    moved = 4 * w.products + FORWARD_MOVED[form] * layers * tokens * d
+    memory = 4 * w.all + 56 * tokens * d
+    return Part(part, steps, **{form: flops}, moved=moved, memory=memory, operations=39 * layers)
 
 
-# ------------------------------------------------------------------------------------------------------------- tables
-
-
-def plan(p: scales.Distill | scales.Sae) -> pd.DataFrame:
-    """What 03 or 04 would take on one ``p.gpu``: a row for each part, and their sum.
-
-    Raises:
-        ValueError: a teacher whose architecture cannot be read.
-    """
+def plan(p: scales.Distill | scales.Sae, gpus: tuple[str, ...] = ()) -> pd.DataFrame:
+    """What 03 or 04 would take on one of each GPU, ``p.gpu`` if none is named: a row for each part, and their sum."""
     rows = [
-        {"part": found.part, "10^18 FLOPs": found.steps * (found.bf16 + found.tf32 + found.fp32) / 1e18,
-         "GPU memory, GiB": found.memory / GIB, "disk, GiB": found.disk / GIB,
-         **{f"hours, {name}": found.hours(gpu) if found.memory / GIB + RESERVED <= gpu.gib else np.nan
-            for name, gpu in scales.GPUS.items()}}
-        for found in parts(p)
+        {"part": part.part, "10^18 FLOPs": part.steps * (part.bf16 + part.tf32 + part.fp32) / 1e18,
+         "GPU memory, GiB": part.memory / GIB, "disk, GiB": part.disk / GIB,
+         **{f"hours, {name}": part.hours(scales.GPUS[name]) for name in gpus or (p.gpu,)}}
+        for part in parts(p)
     ]  # fmt: skip
-    return _with_sum(pd.DataFrame(rows).drop(columns=[f"hours, {name}" for name in scales.GPUS if name != p.gpu]))
+    return _with_sum(pd.DataFrame(rows))
 
 
 def overview(scale: str) -> pd.DataFrame:
     """What 03 and 04 would take at a scale on each GPU of ``scales.GPUS``; hours are NaN where it is too small."""
     tables = []
     for notebook in ("03_sae", "04_distill"):
-        every = [plan(scales.parameters(notebook, scale, gpu=name))[:-1] for name in scales.GPUS]
-        table = every[0].assign(**{other.columns[-1]: other[other.columns[-1]] for other in every[1:]})
+        table = plan(scales.parameters(notebook, scale), tuple(scales.GPUS))[:-1]
         tables.append(table.assign(part=[f"{notebook[:2]}: {part[0].lower()}{part[1:]}" for part in table.part]))
     return _with_sum(pd.concat(tables, ignore_index=True))
 
@@ -215,7 +188,6 @@ def _with_sum(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A plan as a Markdown table."""
     lines = [f"| | {' | '.join(table.columns[1:])} |", f"|---|{'---:|' * (table.shape[1] - 1)}"]
     for part, *numbers in table.itertuples(index=False):
         cells = ["too large" if np.isnan(n) else f"{n:.2g}" if n < 100 else f"{n:,.0f}" for n in numbers]
@@ -224,13 +196,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def end_with_plan(p: scales.Distill | scales.Sae) -> None:
-    """Show the plan and end the notebook, which papermill takes for a good end; nothing is run or written.
-
-    Raises:
-        SystemExit: always, without a code.
-    """
-    from IPython.display import Markdown, display
-
+    """Show the plan and end the notebook with SystemExit, which papermill takes for a good end; nothing is run."""
     display(Markdown(
         f"{as_markdown(plan(p))}\n\nCounted by closed formulas: matrix products at {SUSTAINED:.0%} of the data sheet, "
         f"passes over memory at {STREAMED:.0%}, {LAUNCH * 1e6:g} µs an operation, nothing fused, text read in no time; "
@@ -240,12 +206,7 @@ def end_with_plan(p: scales.Distill | scales.Sae) -> None:
     raise SystemExit
 
 
-def main() -> None:
-    """Print what 03 and 04 would take at a scale on several GPUs."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.plan", description=main.__doc__)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m minwidth.plan", description="What 03 and 04 would take on GPUs.")
     parser.add_argument("--scale", default="pythia-410m", choices=list(scales.SCALES))
     print(as_markdown(overview(parser.parse_args().scale)))
-
-
-if __name__ == "__main__":
-    main()
