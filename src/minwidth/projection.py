@@ -8,7 +8,8 @@ vector to the stream moves the input of those that read it by just that vector.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,6 @@ from transformers import PreTrainedModel
 
 from minwidth import models, stream
 from minwidth.errors import ParameterError
-
-# --------------------------------------------------------------------------------------- the norms that read the stream
 
 
 class StreamNorm(NamedTuple):
@@ -43,23 +42,18 @@ def stream_norms(model: PreTrainedModel) -> list[StreamNorm]:
 
     One pass records what every norm of width d reads and gives. In a second one a vector is added to the stream before
     the first block, while all norms give what they gave: a norm that reads the stream sees its input move by just this
-    vector, one that reads what a block writes, or queries and keys, sees it stay.
-
-    Raises:
-        ParameterError: something else happens, as when a block reads the stream without a norm (OLMo 2) or a norm
-            stands behind the sum (post-norm): then no projection at norms is a narrower student.
+    vector, one that reads what a block writes, or queries and keys, sees it stay. Raises ParameterError where something
+    else happens: a block reads the stream without a norm (OLMo 2), or a norm stands behind the sum (post-norm).
     """
     ids = torch.arange(1, 25, device=model.device).view(2, 12) % model.get_input_embeddings().num_embeddings
     d, name = model.config.hidden_size, type(model).__name__
     candidates = {m: n for n, m in model.base_model.named_modules() if not list(m.children()) and _is_norm(m, d)}
+    entered: list[Tensor] = []
     with _watching(candidates) as seen, stream.spliced(model, 0, lambda stream: entered.append(stream.clone())):
-        entered: list[Tensor] = []
         final = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     kick = torch.randn(d, generator=torch.Generator().manual_seed(0)).to(final) * entered[0].square().mean().sqrt()
-    with (
-        _watching(candidates, [given for *_, given in seen]) as moved,
-        stream.spliced(model, 0, lambda stream: stream + kick),
-    ):
+    outputs = [given for *_, given in seen]
+    with _watching(candidates, outputs) as moved, stream.spliced(model, 0, lambda stream: stream + kick):
         model.base_model(input_ids=ids, use_cache=False)
 
     norms: list[StreamNorm] = []
@@ -119,15 +113,10 @@ def _watching(modules: Iterable[nn.Module], replay: Sequence[Tensor] | None = No
         calls.append((module, inputs[0].clone(), output))
         return None if replay is None else replay[len(calls) - 1]
 
-    hooks = [module.register_forward_hook(see) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(see))
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-# ---------------------------------------------------------------------------------------------------- the projected cut
 
 
 @contextmanager
@@ -136,31 +125,21 @@ def projected(
 ) -> Iterator[PreTrainedModel]:
     """While the block lasts, ``model`` computes what a student does whose stream holds only ``directions``.
 
-    Args:
-        directions: orthonormal columns (``kept``); under LayerNorm of zero mean. A list of them, one a site, is a
-            student with a basis of its own at each, and adapters between: what one cut takes away, later sites lack
-            too.
+    ``directions`` are orthonormal columns (``kept``), under LayerNorm of zero mean. A list of them, one a site, is a
+    student with a basis of its own at each, and adapters between: what one cut takes away, later sites lack too.
     """
     each_site = not isinstance(directions, Tensor)
-    projectors = [basis.float() @ basis.float().T for basis in (directions if each_site else [directions])]
+    bases = [basis.to(model.device, torch.float32) for basis in (directions if each_site else [directions])]
+    projectors = [basis @ basis.T for basis in bases]
 
-    def project(site: int):
-        projector = projectors[site if each_site else 0].to(model.device)
+    def project(norm: StreamNorm, _, inputs):
+        part = inputs[0] @ projectors[norm.site if each_site else 0]
+        return (inputs[0].copy_(part) if each_site else part,)  # the sum goes past the norm in the same tensor
 
-        def hook(_, inputs):
-            part = inputs[0] @ projector
-            if each_site:  # in place: the sum that goes past the norm is the same tensor
-                return (inputs[0].copy_(part),)
-            return (part, *inputs[1:])
-
-        return hook
-
-    hooks = [norm.module.register_forward_pre_hook(project(norm.site)) for norm in norms]
-    try:
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.module.register_forward_pre_hook(partial(project, norm)))
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def kept(basis: Float[Tensor, "d d"], width: int, centred: bool) -> Float[Tensor, "d k"]:
@@ -248,20 +227,15 @@ def size(model: PreTrainedModel, norms: Sequence[StreamNorm], width: int) -> Siz
             saved_others -= 0 if write.bias is None else less
 
     modules = [module for module in model.base_model.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(see) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(see))
         models.final_hidden(model, torch.zeros(1, 4, dtype=torch.long, device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     tables = sum(m.weight.shape[0] for m in model.base_model.modules() if isinstance(m, nn.Embedding))
     tied = head.weight is model.get_input_embeddings().weight
     saved = saved_weights + saved_others + less * tables + (-width if tied else less) * len(head.weight)
     flops = models.flops_per_token(model) - 2 * (saved_weights + less * len(head.weight))
     return Size(models.parameter_count(model) - saved, flops)
-
-
-# ------------------------------------------------------------------------------------------------------------- bases
 
 
 @torch.no_grad()
@@ -271,36 +245,27 @@ def stream_moments(
     """Mean of x x^T in float64, x being what a norm of the stream normalises, after that and before its gain.
 
     All norms are pooled unless ``each_site``, and all tokens kept, massive activations included: normalised, they weigh
-    as much as others. Its trace is d. Batches are tensors or arrays of token ids, without padding.
-
-    Raises:
-        ValueError: no tokens were given.
-        ParameterError: as ``stream_norms``.
+    as much as others. Its trace is d. Batches are tensors or arrays of token ids, without padding; ValueError if none.
     """
     norms, d = stream_norms(model), model.config.hidden_size
     totals = torch.zeros(norms[-1].site + 1 if each_site else 1, d, d, dtype=torch.float64, device=model.device)
     counts = [0] * len(totals)
 
-    def adding(norm: StreamNorm):
-        def add(_, inputs):
-            stream = inputs[0].detach().double().flatten(0, -2)
-            if norm.centred:
-                stream = stream - stream.mean(1, keepdim=True)
-            stream = stream * torch.rsqrt(stream.square().mean(1, keepdim=True) + norm.epsilon)
-            place = norm.site if each_site else 0
-            totals[place].addmm_(stream.T, stream)
-            counts[place] += len(stream)
+    def add(norm: StreamNorm, _, inputs):
+        stream = inputs[0].detach().double().flatten(0, -2)
+        if norm.centred:
+            stream = stream - stream.mean(1, keepdim=True)
+        stream = stream * torch.rsqrt(stream.square().mean(1, keepdim=True) + norm.epsilon)
+        place = norm.site if each_site else 0
+        totals[place].addmm_(stream.T, stream)
+        counts[place] += len(stream)
 
-        return add
-
-    hooks = [norm.module.register_forward_pre_hook(adding(norm)) for norm in norms]
-    try:
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.module.register_forward_pre_hook(partial(add, norm)))
         for batch in tqdm(token_batches, desc="principal directions", unit=" batches", leave=False):
             ids = batch if isinstance(batch, Tensor) else torch.from_numpy(np.asarray(batch).astype(np.int64))
             models.final_hidden(model, ids.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not counts[0]:
         raise ValueError("The principal directions of a residual stream need at least one batch of tokens; got none.")
     means = totals / torch.tensor(counts, dtype=torch.float64, device=totals.device)[:, None, None]
@@ -320,16 +285,6 @@ def principal_basis(model: PreTrainedModel, moments: Float[Tensor, "d d"]) -> Fl
     else:
         vectors = torch.linalg.eigh(moments).eigenvectors.flip(1)
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-
-
-def channel_directions(moments: Float[Tensor, "d d"], width: int, centred: bool) -> Float[Tensor, "d k"]:
-    """The ``width`` channels of largest mean square, as pruning by activation keeps them (Minitron, arXiv:2407.14679).
-
-    Under LayerNorm ``width - 1`` centred channels, whose span of zero mean is what a student of that width can hold.
-    """
-    strongest = moments.diagonal().argsort(descending=True)[: width - centred]
-    channels = torch.eye(len(moments), dtype=torch.float64, device=moments.device)[:, strongest]
-    return torch.linalg.qr(channels - channels.mean(0))[0] if centred else channels
 
 
 def stream_basis(model: PreTrainedModel, token_batches: Iterable[Integer[Tensor, "batch length"]]) -> Tensor:

@@ -8,16 +8,17 @@ import json
 import logging
 
 import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
 from minwidth import errors, training
 from minwidth import text as texts
+from minwidth.models import TINY as FOLDER
 from minwidth.models import digest_of
-from minwidth.store import DATA, RUNS, locked_digest, replace_folder
+from minwidth.store import RUNS, locked_digest, replace_folder
 
-FOLDER = DATA / "teacher"
 VOCABULARY = 2048
 CONTEXT = 128
 END = "<|endoftext|>"
@@ -41,18 +42,10 @@ def tokenizer_from(texts) -> PreTrainedTokenizerFast:
 def untrained() -> torch.nn.Module:
     """The teacher's architecture with its initial weights, drawn from ``SEED``."""
     config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=CONTEXT,
-        rotary_pct=0.25,
-        use_parallel_residual=True,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512,
+        max_position_embeddings=CONTEXT, rotary_pct=0.25, use_parallel_residual=True, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
@@ -68,22 +61,18 @@ def ngram_losses(train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Held-out loss in nats per token of unigram, bigram and trigram models with Witten-Bell interpolation.
 
     An order's estimate (count + T lower) / (N + T) mixes in the next lower order's by T, the number of distinct
-    continuations of the context; below the unigram lies the uniform distribution. The first two tokens of a held-out
-    block, which have no trigram context, are not scored.
-
-    Args:
-        train, held_out: token blocks ``[blocks, length]``.
+    continuations of the context; below the unigram lies the uniform distribution. Both arguments are token blocks
+    ``[blocks, length]``; a held-out block's first two tokens, which have no trigram context, are not scored.
     """
     probability = np.full(held_out[:, 2:].size, 1.0 / VOCABULARY)
     losses = {}
     for order, name in enumerate(("unigram", "bigram", "trigram")):
-        grams, counts = np.unique(_windows(train, order + 1, order), return_counts=True)
-        contexts, first = np.unique(grams // VOCABULARY, return_index=True)
-        totals, types = np.add.reduceat(counts, first), np.diff(np.append(first, len(grams)))
+        counts = pd.Series(_windows(train, order + 1, order)).value_counts()
+        contexts = counts.groupby(counts.index // VOCABULARY).agg(["sum", "size"])
         asked = _windows(held_out, order + 1, 2)
-        count, seen = _look_up(grams, asked, counts), _look_up(contexts, asked // VOCABULARY, totals)
-        kinds = np.maximum(_look_up(contexts, asked // VOCABULARY, types), 1)  # an unseen context asks the lower order
-        probability = (count + kinds * probability) / (seen + kinds)
+        count, seen = counts.reindex(asked, fill_value=0), contexts.reindex(asked // VOCABULARY, fill_value=0)
+        kinds = np.maximum(seen["size"].to_numpy(), 1)  # an unseen context asks the lower order
+        probability = (count.to_numpy() + kinds * probability) / (seen["sum"].to_numpy() + kinds)
         losses[name] = float(-np.log(probability).mean())
     return losses
 
@@ -97,26 +86,18 @@ def _windows(blocks: np.ndarray, width: int, first: int) -> np.ndarray:
     return codes.ravel()
 
 
-def _look_up(keys: np.ndarray, asked: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values`` at the sorted ``keys`` that are ``asked`` for, 0 where there is no such key."""
-    place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where(keys[place] == asked, values[place], 0)
-
-
-def blocks(tokenizer: PreTrainedTokenizerFast, split: str) -> np.ndarray:
-    """The teacher's token blocks ``[blocks, 128]`` of one split of all the text."""
-    return texts.token_blocks(tokenizer, split, CONTEXT)
-
-
 def train() -> None:
-    """Train tokenizer and teacher, resuming if interrupted, and replace ``data/teacher/``."""
+    """Train tokenizer and teacher, resuming if interrupted, and replace ``data/teacher/``, whole or not at all."""
     work = RUNS / "teacher"
     if not (work / "tokenizer").exists():
         seen = (p.text for p in texts.passages(texts.documents()) if not texts.held_out(p.document))
         with replace_folder(work / "tokenizer") as folder:
             tokenizer_from(seen).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    text, unseen = (torch.from_numpy(blocks(tokenizer, split).astype(np.int64)) for split in ("train", "held_out"))
+    text, unseen = (
+        torch.from_numpy(texts.token_blocks(tokenizer, split, CONTEXT).astype(np.int64))
+        for split in ("train", "held_out")
+    )
     sample = unseen[np.random.default_rng(SEED).permutation(len(unseen))[:512]]
     model = untrained()
     history = training.train(
@@ -129,21 +110,16 @@ def train() -> None:
         checkpoint=work / "checkpoint",
         progress="tiny teacher",
     )
-    publish(model, tokenizer, history, text.numpy(), unseen.numpy())
-
-
-def publish(model, tokenizer, history: list[dict], text: np.ndarray, unseen: np.ndarray) -> None:
-    """Write weights, tokenizer and the record of training to ``data/teacher/``, whole or not at all."""
     model.eval()
     with torch.no_grad():
-        parts = [cross_entropy(model, torch.from_numpy(unseen[i : i + 256])) for i in range(0, len(unseen) - 255, 256)]
+        parts = [cross_entropy(model, unseen[i : i + 256]) for i in range(0, len(unseen) - 255, 256)]
     record = {
         "held_out_nats_per_token": float(torch.stack(parts).mean()),
-        "baselines_nats_per_token": ngram_losses(text, unseen),
+        "baselines_nats_per_token": ngram_losses(text.numpy(), unseen.numpy()),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": history[-1]["step"] * SCHEDULE.batch * CONTEXT,
-        "training_tokens": text.size,
-        "held_out_tokens": unseen.size,
+        "training_tokens": text.numel(),
+        "held_out_tokens": unseen.numel(),
         "schedule": SCHEDULE._asdict(),
         "seed": SEED,
         "corpus": locked_digest(),

@@ -5,6 +5,7 @@ that many directions, untrained (``projection``), and what the cut and the paper
 asked for, what the cut student loses once it is distilled.
 """
 
+import functools
 import hashlib
 import math
 import re
@@ -146,15 +147,14 @@ def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataF
         matrix = models.unembedding(teacher.model)
     except ParameterError:
         return pd.DataFrame(columns=columns, dtype=float)
-    data: dict[str, Tensor] = {}
+    contexts = functools.cache(functools.partial(_contexts, teacher, text, p))
 
     def compute(width: int) -> dict[str, Any]:
-        if not data:
-            data.update(_contexts(teacher, text, p))
+        data, words = contexts(), max(p.words, 4 * width)
         found = bottleneck.floor(
             data["train"], matrix, width, p.temperature, held_out=data["held_out"], documents=data["train_documents"],
-            held_out_documents=data["held_out_documents"], words=_words(p, matrix, width), starts=p.starts, seed=p.seed,
-            steps=p.floor_steps, bias=matrix.shape[1] > teacher.d, progress=f"floor of width {width}",
+            held_out_documents=data["held_out_documents"], words=words if words < len(matrix) else None, seed=p.seed,
+            starts=p.starts, steps=p.floor_steps, bias=matrix.shape[1] > teacher.d, progress=f"floor of width {width}",
         )  # fmt: skip
         ends = {"low": found.low, "high": found.high, "starts": list(found.starts), "converged": found.converged}
         return ends | {"low_interval": list(found.low_interval), "high_interval": list(found.high_interval)}
@@ -171,11 +171,6 @@ def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def _words(p: scales.YourModel, matrix: Tensor, width: int) -> int | None:
-    wanted = max(p.words, 4 * width)
-    return None if wanted >= len(matrix) else wanted
-
-
 def _contexts(teacher: models.Teacher, text: Text, p: scales.YourModel) -> dict[str, Tensor]:
     """The teacher's final states in contexts drawn from both splits, and their documents."""
     found = {}
@@ -189,28 +184,26 @@ def _contexts(teacher: models.Teacher, text: Text, p: scales.YourModel) -> dict[
 
 
 def sizes(teacher: models.Teacher, widths: list[int]) -> pd.DataFrame:
-    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where there is none."""
-    norms = projection.stream_norms(teacher.model)
-    rows = []
+    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where there is none.
+
+    The paper's, whose heads and FFN shrink along, at the nearest width that divides into heads.
+    """
+    norms, rows = projection.stream_norms(teacher.model), []
     for width in widths:
-        cut = projection.size(teacher.model, norms, width)
-        paper = papers_size(teacher, width)
-        rows.append({"width": width, "cut_parameters": cut.parameters, "cut_flops": cut.flops} | paper)
+        cut_size = projection.size(teacher.model, norms, width)
+        row = {"width": width, "cut_parameters": cut_size.parameters, "cut_flops": cut_size.flops}
+        row |= dict.fromkeys(("paper_width", "paper_parameters", "paper_flops"), math.nan)
+        for near in sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other: abs(other - width))[:32]:
+            try:
+                with torch.device("meta"):
+                    student = models.from_config(models.student_config(teacher.model.config, near))
+            except (ValueError, RuntimeError):
+                continue
+            paper = models.parameter_count(student), models.flops_per_token(student)
+            row |= dict(zip(("paper_width", "paper_parameters", "paper_flops"), (near, *paper), strict=True))
+            break
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def papers_size(teacher: models.Teacher, width: int) -> dict[str, float]:
-    """Of the paper's student, whose heads and FFN shrink along, at the nearest width that divides into heads."""
-    for near in sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other: abs(other - width))[:32]:
-        try:
-            config = models.student_config(teacher.model.config, near)
-            with torch.device("meta"):
-                student = models.from_config(config)
-        except (ValueError, RuntimeError):
-            continue
-        size = {"paper_parameters": models.parameter_count(student), "paper_flops": models.flops_per_token(student)}
-        return {"paper_width": near} | size
-    return {"paper_width": math.nan, "paper_parameters": math.nan, "paper_flops": math.nan}
 
 
 def unigram_loss(text: Text, vocabulary: int) -> float:
