@@ -20,21 +20,15 @@ def teacher(request):
     return model_of(CONFIGS[request.param])
 
 
-def test_cut_at_full_width_is_the_teacher(teacher):
-    ids = token_batches()[0]
-    student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches()), D)
-    logits = teacher(ids).logits
-    assert logits.std() > 1  # else the next line would say little
-    assert (student(ids).logits - logits).abs().max() < 1e-4
-    assert kl(teacher, student, ids) < 1e-5
-
-
 def test_cut_at_full_width_is_exact_in_any_basis_of_the_stream(teacher):
     basis = projection.stream_basis(teacher, token_batches())
     generator = torch.Generator().manual_seed(5)
     rotation, _ = torch.linalg.qr(torch.randn(D - 1, D - 1, generator=generator, dtype=torch.float64))
     basis[:, :-1] = basis[:, :-1] @ rotation
-    assert kl(teacher, cut.cut_to_width(teacher, basis, D), token_batches()[0]) < 1e-5
+    ids = token_batches()[0]
+    logits, student = teacher(ids).logits, cut.cut_to_width(teacher, basis, D)
+    assert logits.std() > 1  # else the next line would say little
+    assert (student(ids).logits - logits).abs().max() < 1e-4 and kl(teacher, student, ids) < 1e-5
 
 
 def test_cut_degrades_with_width_and_less_in_the_principal_basis():
@@ -57,7 +51,7 @@ def test_cut_degrades_with_width_and_less_in_the_principal_basis():
         assert kl(teacher, cut.cut_to_width(teacher, last_first, 16), ids) > 5 * losses[2]
 
 
-@pytest.mark.parametrize("width", [4, 7, 24])
+@pytest.mark.parametrize("width", [4, 7])
 def test_cut_keeps_heads_ffn_depth_and_scales_norms(teacher, width):
     config = teacher.config
     student = cut.cut_to_width(teacher, projection.stream_basis(teacher, token_batches(1)), width)
@@ -115,17 +109,6 @@ def test_a_students_transformer_is_one_graph(architecture):
         with torch._dynamo.config.patch(recompile_limit=1):
             torch.testing.assert_close(gradients(), expected)
         assert [name for name, _ in student.named_parameters()] == names
-
-
-def test_cutting_leaves_teacher_and_global_generator_alone(teacher):
-    before = {name: p.clone() for name, p in teacher.named_parameters()}
-    state = torch.get_rng_state()
-    basis = projection.stream_basis(teacher, token_batches(1))
-    cut.cut_to_width(teacher, basis, 16)
-    models.make_student(teacher, 16, 0)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
-    assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
 def test_bad_cuts(teacher):

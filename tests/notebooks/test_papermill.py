@@ -1,11 +1,15 @@
 """papermill as people type it: no output path, a wrong parameter, a committed notebook in the way; students' copies."""
 
+import fcntl
 import os
 import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -71,24 +75,49 @@ def written(project: Path) -> list[str]:
     return sorted({str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()} - pair)
 
 
-@pytest.mark.parametrize("where", ["terminal", "pipes"])
-def test_without_an_output_path_the_copy_goes_to_runs(project: Path, where: str):
-    committed = Path("01_theory.ipynb").read_bytes()
-    if where == "terminal":
-        terminal, side = pty.openpty()
-        streams = {"stdin": side, "stdout": side, "stderr": side}
-    else:  # stdin a pipe too: papermill alone would take the one path as its output
-        streams = {"input": b"", "stdout": subprocess.PIPE}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MINWIDTH_")}
-    line = [Path(sys.executable).with_name("papermill"), "01_theory.ipynb", "-p", "width", "512", "--no-progress-bar"]
+def command_line(project: Path, *more: str, **streams) -> None:
+    """papermill as a program of its own, on the project's notebook."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MINWIDTH_", "TQDM_"))}
+    line = [Path(sys.executable).with_name("papermill"), "01_theory.ipynb", "-p", "width", "512", *more]
     subprocess.run(line, env=kept | {"MINWIDTH_ROOT": str(project)}, check=True, **streams)
-    if where == "terminal":
-        os.close(terminal)
-        os.close(side)
+
+
+def test_without_an_output_path_the_copy_goes_to_runs(project: Path):
+    committed = Path("01_theory.ipynb").read_bytes()
+    # stdin a pipe too: papermill alone would take the one path as its output
+    command_line(project, "--no-progress-bar", input=b"", stdout=subprocess.PIPE)
     assert Path("01_theory.ipynb").read_bytes() == committed
     assert written(project) == ["runs/01_theory__width=512.ipynb"]
     copy = nbformat.read("../runs/01_theory__width=512.ipynb", as_version=4)
     assert copy.cells[-1].outputs[0].text == "width 512\n"
+
+
+def test_on_a_terminal_one_line_tells_what_a_cell_does(project: Path):
+    work = "from tqdm.auto import tqdm\n\nfor _ in tqdm(range(20), desc='floors'):\n    import time; time.sleep(0.1)\n"
+    (project / "notebooks" / "01_theory.py").write_text(f"{SOURCE}{work}")
+    sync(project / "notebooks" / "01_theory.py")
+    terminal, side = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command_line(project, stdin=side, stdout=side, stderr=side)
+    os.close(side)
+    said = b""
+    with suppress(OSError):  # a terminal ends so
+        while part := os.read(terminal, 2**16):
+            said += part
+    os.close(terminal)
+    lines = [line for line in said.decode().replace("\r", "\n").splitlines() if "cells |" in line]
+    assert "width 512" in lines[0] and all(len(line.strip()) <= 100 for line in lines)
+    assert sum(bool(re.search(r"3/4 cells .* \[\d+:\d+, floors: +\d+% \d+/20", line)) for line in lines) >= 2
+
+
+def test_a_page_has_neither_code_nor_bars_nor_exercises(tmp_path: Path):
+    bar = nbformat.v4.new_output("display_data", {notebooks.WIDGET: {"model_id": "0"}, "text/plain": "floors: 10%"})
+    cell = nbformat.v4.new_code_cell("secret", outputs=[bar, nbformat.v4.new_output("stream", text="the answer")])
+    cells = [nbformat.v4.new_markdown_cell("# How wide"), cell, nbformat.v4.new_markdown_cell("## Exercises")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a b.ipynb")
+    text = notebooks.page(tmp_path / "a b.ipynb").read_text()
+    assert "How wide" in text and "the answer" in text and (tmp_path / "a b.html").exists()
+    assert not any(word in text for word in ("secret", "floors: 10%", "Exercises"))
 
 
 def test_an_executed_copy_is_no_pair(project: Path):
@@ -136,11 +165,6 @@ def test_a_notebook_of_the_project_is_never_overwritten(project: Path, arguments
     assert Path("01_theory.ipynb").read_bytes() == committed and written(project) == []
 
 
-@pytest.fixture
-def ours(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(notebooks, "_is_ours", lambda path: path.endswith("01_theory.ipynb"))
-
-
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -153,7 +177,8 @@ def ours(monkeypatch: pytest.MonkeyPatch):
         ("01_theory.ipynb -p teacher ../../a{b}", "01_theory__teacher=..-..-a-b--e23430"),
     ],
 )
-def test_the_copys_name_tells_the_parameters(ours, line: str, name: str):
+def test_the_copys_name_tells_the_parameters(line: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(notebooks, "_is_ours", lambda path: path.endswith("01_theory.ipynb"))
     output = command.make_context("papermill", line.split()).params["output_path"]
     assert output == f"{notebooks.SCHEME}{store.RUNS}/{name}.ipynb"
 
@@ -178,13 +203,6 @@ def test_papermill_tells_what_the_cell_tells_and_none_of_its_own_lines(project: 
     assert result.exit_code == 1
     assert result.output.strip().endswith("LostError: It is gone.")
     assert "papermill/" not in result.output and "Traceback" not in result.output
-
-
-def test_other_commands_are_clicks_own():
-    import click
-
-    assert not isinstance(click.command()(lambda: None), notebooks.Command)
-    assert isinstance(command, notebooks.Command)
 
 
 @pytest.mark.parametrize("name", scales.NOTEBOOKS)
