@@ -291,14 +291,19 @@ for width_kept in table.width:
         found = projection.untrained(teacher.model, blocks_read.held_out[::4], directions, p.temperature, norms)
         rows.append({"width": width_kept, "basis": name, "kl": found.kl.mean()})
 bases = pd.DataFrame(rows)
-by_width = bases.pivot(index="width", columns="basis", values="kl")
+by_width = bases.pivot(index="width", columns="basis", values="kl")[list(choices)]
 by_width["matrices between, million"] = (sites - 1) * by_width.index**2 / 1e6
 HTML(by_width.to_html(float_format="{:.3f}".format))
 
 # %%
-labels = {"xlabel": "width of the student, $d_S$", "ylabel": f"KL untrained, nats per token (T = {p.temperature:g})"}
+labels = {"xlabel": "width of the student, $d_S$", "ylabel": f"KL, nats per token (T = {p.temperature:g})"}
 figure, _ = figures.lines(bases, "width", "kl", "basis", log="y", **labels)
 figures.save(figure, "your_model_bases", p.place, record)
+
+# %% [markdown]
+# Of the tiny teacher: rotation is worth little at width 16 (channels lose a tenth more) and most at 112 (three times as
+# much); a basis at each place takes off 15 to 21 %, for matrices of up to .05 million parameters where the teacher has
+# 1.3. Training may make good for either; that is not measured here.
 
 # %% [markdown]
 # ## 6. What holds, what does not

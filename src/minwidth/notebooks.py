@@ -80,7 +80,7 @@ class Telling:
             bar.set_postfix_str("", refresh=False)
         elif said := self._said(msg):
             bar.bar_format = "{n_fmt}/{total_fmt} cells |{bar:10}| [{elapsed}{postfix}]"
-            bar.set_postfix_str(said, refresh=False)
+            bar.set_postfix_str("".join(c for c in said if c.isprintable()), refresh=False)
             if time.monotonic() > self.shown + REDRAWN:
                 self.shown = time.monotonic()
                 bar.refresh()
