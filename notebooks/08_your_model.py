@@ -151,7 +151,7 @@ Markdown(built)
 # more. Training takes it down from there, and how far is what remains unknown.
 #
 # **A try**, with `-p steps N`: the narrowest width that the floor does not exclude is cut out of the teacher and
-# distilled, for N steps of eight blocks. Without steps its column stays empty.
+# distilled, for N steps of eight blocks.
 
 # %% tags=["nbval-ignore-output"]
 record = your_model.measure(teacher, blocks_read, p)
@@ -164,6 +164,7 @@ table = table.merge(your_model.distilled(teacher, blocks_read, p, tried), "left"
 
 # %%
 shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss", "trained"]]
+shown = shown.dropna(axis="columns", how="all")
 shown = shown.rename(
     columns={"low": "floor, low", "high": "floor, high", "kl": "cut, untrained", "loss": "its own loss"}
 )
@@ -175,7 +176,8 @@ Markdown(
     f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "
     f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. *Its own loss* is "
     f"the cut student's of the next token at T = 1, in which the teacher has **{record['loss']:.2f}** and word "
-    f"frequencies **{record['unigram']:.2f}**; *trained* is the KL after {p.steps:,} steps."
+    f"frequencies **{record['unigram']:.2f}**."
+    + (p.steps > 0) * f" *Trained* is the KL after {p.steps:,} steps."
     + fails
     * "\n\n**This teacher does worse than word frequencies: wrong text, wrong tokenizer, or no BOS? Nothing "
     "that follows means anything.**"
