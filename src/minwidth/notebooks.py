@@ -108,6 +108,7 @@ def page(copy: Path) -> Path:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True)
+    exporter.log.setLevel("ERROR")  # it warns of every figure without a text of its own
     text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": copy.stem}})
     replace_file(copy.with_suffix(".html"), text.encode())
     return copy.with_suffix(".html")
