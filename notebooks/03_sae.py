@@ -455,10 +455,6 @@ def committed(scale, name):
     return pd.read_csv(DATA / "results" / scale / f"{name}.csv")
 
 
-def place(scale):  # what is said of the study's own models is recorded with them, unless another one is measured here
-    return scale if p.place == p.scale else p.place
-
-
 choices, choice_floors = committed("tiny", "sae_sensitivity"), committed("tiny", "sae_sensitivity_floors")
 names = {"layer": "layer", "expansion": "latents per dimension", "tokens": "distinct tokens",
          "steps": "training steps", "seed": "seed"}  # fmt: skip
@@ -500,7 +496,7 @@ with figures.style():
         axis.set_ylabel("$d^* / d_T$")
     for axis in axes[-1]:
         axis.set_xlabel("L1 coefficient λ")
-figures.save(figure, "sae_choices", place("tiny"), store.Record("sae/tiny/sensitivity", {}, {}, {}))
+figures.save(figure, "sae_choices", "tiny", store.Record("sae/tiny/sensitivity", {}, {}, {}))
 
 
 # %% [markdown]
@@ -524,7 +520,7 @@ for choice, name in names.items():
 own = along("seed")[along("seed").seed == base.seed]
 found.append({"choice": "λ", "factor": own.d_star.max() / own.d_star.min()})
 found = pd.DataFrame(found)
-measured.table("03_sae", place("tiny"), "choices", found, keys="choice")
+measured.table("03_sae", "tiny", "choices", found, keys="choice")
 
 # %% [markdown]
 # $\lambda$ changes $d^*$ by a factor of 36, no other choice by more than 2.6. But both answers, $d^*>d_T$ for small
@@ -540,7 +536,7 @@ assert set(found[found.factor < 1.1].choice) >= {"seed", "distinct tokens"}
 
 # %%
 layer_spread = along("layer").groupby("lam").d_star.agg(lambda d_star: 100 * (d_star.max() / d_star.min() - 1))
-claim("layers-agree", {f"λ = {lam_tried:g}": value for lam_tried, value in layer_spread.items()}, scale=place("tiny"),
+claim("layers-agree", {f"λ = {lam_tried:g}": value for lam_tried, value in layer_spread.items()}, scale="tiny",
       why="layers 1, 2 and 3 of the tiny teacher; they agree only where λ leaves 1.5 latents a token")  # fmt: skip
 
 # %% [markdown]
@@ -794,10 +790,10 @@ for rank in (1, 3, 10, 30, 100, 300):
 
 # %%
 smol, smol_floors = committed("smollm2", "sae_sensitivity"), committed("smollm2", "sae_sensitivity_floors")
-smol_claim = functools.partial(ledger.claim, scale=place("smollm2"))
+smol_claim = functools.partial(ledger.claim, scale="smollm2")
 shown = smol[["layer", "lam", "alive", "l0", "alpha", "d_star", "fvu"]].assign(ratio=smol.d_star / smol.d_teacher)
 heads = {"lam": "λ", "alive": "F", "l0": "L0", "alpha": "α", "d_star": "d*", "fvu": "unexplained", "ratio": "d*/d_T"}
-measured.table("03_sae", place("smollm2"), "layers", shown.rename(columns=heads), keys=["layer", "λ"])
+measured.table("03_sae", "smollm2", "layers", shown.rename(columns=heads), keys=["layer", "λ"])
 
 # %%
 middle = smol[smol.layer == 15].sort_values("lam")

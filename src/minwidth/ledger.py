@@ -222,9 +222,9 @@ def claim(
     row = {"id": id, "value": plain, "text": text, "why": undetermined or why}
     row |= {"undetermined": bool(undetermined), "own_setting": own_setting}
     file = RESULTS / scale / f"claims_{entry['where']}.csv"
-    known = _read(file) if file.exists() else pd.DataFrame(columns=list(row))
-    both = pd.concat([part for part in (known[known.id != id], pd.DataFrame([row])) if len(part)])
-    replace_file(file, both.to_csv(index=False).encode())
+    known = _read(file).to_dict("records") if file.exists() else []
+    rows = {other["id"]: other for other in known} | {id: row}  # in the order in which they were first judged
+    replace_file(file, pd.DataFrame(rows.values()).to_csv(index=False).encode())
     if scale == PRINTED and entry["kind"] != "theory":
         entry = entry | {"kind": "paper"}  # judged alone, whatever models say
     verdict, moves = robust(_verdicts(entry, {scale: pd.Series(row)}))

@@ -82,8 +82,8 @@ def spreads(notebook: str, scale: str) -> pd.Series:
 def _recorded(notebook: str, scale: str, found: dict[str, float]) -> list[str]:
     known = _known(notebook, scale)
     new = pd.DataFrame({"value": found}).assign(spread=known.spread.reindex(list(found)).to_numpy())
-    kept = known[~known.index.isin(new.index)]
-    both = pd.concat([part for part in (kept, new) if len(part)]).rename_axis("name")
+    both = known.reindex(known.index.union(new.index, sort=False)).rename_axis("name")
+    both.loc[new.index] = new
     replace_file(RESULTS / scale / f"numbers_{notebook}.csv", both.to_csv(float_format="%.6g").encode())
     return [text(value, MARGIN * float(spread)) for value, spread in zip(new.value, new.spread, strict=True)]
 
