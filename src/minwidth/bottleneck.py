@@ -48,7 +48,7 @@ LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that
     "tiny": dict(
         widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
     ),
-    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152, 2304], held_out=1024, starts=1, blocks=[512, 96]),
+    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152], held_out=1024, starts=1, blocks=[512, 96]),
     "pythia-410m": dict(
         widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
     ),
