@@ -14,13 +14,13 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 # what make paper and the long jobs make of tables and figures; only make publish changes those that are committed
 OUT ?= $(CURDIR)/runs/paper
-paper results publish sensitivity controls probes lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
+paper results publish sensitivity controls probes known lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
 # several jobs share the cores, and a thread that spins while it waits would keep theirs
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .PHONY: help install develop paper publish test check test-units test-notebooks test-simulated test-measured lab results notebooks \
-  sensitivity controls probes processors bench book student teacher lock audit clean
+  sensitivity controls probes known processors bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives and depths for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
+	@echo 'make known      every student of the known language for 07: a quarter of an hour; can be interrupted'
 	@echo 'make processors 03 to 06 as other processors and other seeds have them: hours; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
@@ -95,7 +96,8 @@ test-notebooks: test-simulated test-measured
 
 # the browser comes last, and in the same session: it runs both notebooks again and finds what they computed
 test-simulated: $(DEVELOP)
-	$(NBVAL) -rs -m 'not slow' notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb tests/test_browser.py
+	$(NBVAL) -rs -m 'not slow' notebooks/01_theory.ipynb notebooks/02_toy_sweep.ipynb notebooks/07_known_language.ipynb \
+	  tests/test_browser.py
 
 test-measured: $(DEVELOP)
 	$(NBVAL) notebooks/03_sae.ipynb notebooks/04_distill.ipynb notebooks/05_probe.ipynb notebooks/06_ledger.ipynb
@@ -121,6 +123,9 @@ controls: $(INSTALLED)
 probes: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
 	$(BIN)/python -m minwidth.probe --scale $(SCALE)
+
+known: $(INSTALLED)
+	$(BIN)/python -m minwidth.known_language
 
 processors: $(DEVELOP)
 	$(BIN)/python -m tests.processors

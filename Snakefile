@@ -1,4 +1,4 @@
-"""The whole study as one pipeline: six notebooks through papermill, and for 04 first one job a width and seed.
+"""The whole study as one pipeline: the notebooks through papermill, and for 04 first one job a width and seed.
 
     snakemake --cores 2                          at scale tiny, as `make paper` runs it
     snakemake --cores 2 --config scale=smollm2   at another scale
@@ -191,6 +191,22 @@ rule probe:
         execute("05_probe")
 
 
+rule known_language:
+    input:
+        sources("notebooks/07_known_language.py"),
+    output:
+        f"{COPIES}/07_known_language.ipynb",
+    log:
+        f"{COPIES}/07_known_language.log",
+    benchmark:
+        f"{COPIES}/benchmarks/07_known_language.tsv"
+    message:
+        "07_known_language: students of a language whose features are known"
+    threads: 1
+    shell:
+        execute("07_known_language")
+
+
 rule ledger:
     input:
         rules.theory.output,
@@ -198,6 +214,7 @@ rule ledger:
         rules.sae.output,
         rules.distill.output,
         rules.probe.output,
+        rules.known_language.output,
         sources("notebooks/06_ledger.py"),
         sorted(map(str, Path("data/paper").glob("*"))),
     output:

@@ -1,4 +1,4 @@
-"""03 to 06 as other processors and other seeds have them: ``make processors``, an hour or more a lane on two cores.
+"""03 to 07 as other processors and other seeds have them: ``make processors``, an hour or more a lane on two cores.
 
 Each lane runs the notebooks with what libraries offer to stand for another processor, in processes of their own, since
 it is read when they are loaded. Records, tables and executed copies stay in ``runs/processors/<lane>``, so that an
@@ -30,9 +30,11 @@ PROCESSORS = {
     "torch alone old": {"ATEN_CPU_CAPABILITY": "default"},
 }
 SEEDS = (1, 2)  # beside 0, the committed one
-SEEDED = {"03_sae": "seed: {0}", "04_distill": "seeds: [{0}]", "05_probe": "seed: {0}"}
+SEEDED = {"03_sae": "seed: {0}", "04_distill": "seeds: [{0}]", "05_probe": "seed: {0}"} | {
+    "07_known_language": "seeds: [{0}0, {0}1, {0}2]"
+}
 LANES = [*PROCESSORS, *(f"seed {seed}" for seed in SEEDS)]
-NOTEBOOKS = ("03_sae", "04_distill", "05_probe", "06_ledger")
+NOTEBOOKS = ("03_sae", "04_distill", "05_probe", "07_known_language", "06_ledger")
 
 
 def run(lane: str, notebook: str) -> str:

@@ -65,14 +65,6 @@ def test_the_unembedding_is_orthogonal_centred_and_of_zipf_size():
     assert u.mean(0).abs().max() < 1e-5
 
 
-def test_bayes_loss_is_the_entropy_of_the_words():
-    language = known.language(8, 0.8)
-    x = known.draw(language, 20, 1)
-    p = (x.double() @ language.unembedding.double().T).softmax(-1)
-    assert known.bayes_loss(language, x) == pytest.approx(float(-(p * p.log()).sum(-1).mean()), rel=1e-5)
-    assert known.bayes_loss(language, torch.zeros(1, 8)) == pytest.approx(math.log(16), rel=1e-5)
-
-
 def test_importance_is_the_kl_of_dropping_one_feature():
     language = known.language(6, 0.7)
     x = known.draw(language, 40_000, 9)
@@ -173,5 +165,5 @@ def test_a_ladder_doubles_until_little_moves_and_no_student_passes_the_bracket(m
     assert two["low"] <= two["ends"] <= two["high"] and two["least"] <= two["loss"] <= two["most"]
     assert two["least"] > two["proved"] - 3 * two["error"]
     assert eight["loss"] < 0.05 * two["loss"] and eight["proved"] < 1e-3, "at full width nothing need be lost"
-    table = kept.pivot(index="rank", columns="width", values="kept")
+    table = kept.pivot(index="feature", columns="width", values="kept")
     assert table[8].min() > 0.9 > table[2].min()

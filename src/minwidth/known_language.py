@@ -39,18 +39,16 @@ TOO_LONG = 1e-4  # share of sentences that would need more slots, and are drawn 
 HELD_OUT = 16_384  # sentences that judge a student
 PART = 2048  # of them at once; as many for each feature's importance
 HEADS = {"batch": 256, "rate": 0.1, "steps": 500, "runs": 4}  # steps of the first run, which are doubled; most runs
-TRANSFORMER = {"batch": 128, "rate": 4e-3, "steps": 400, "runs": 3}
+TRANSFORMER = {"batch": 128, "rate": 1e-2, "steps": 1000, "runs": 3}
 POOL = 32  # batches that heads draw at once
 MOVES = 0.01  # the share by which doubling the steps may move a floor
 CONTEXTS = 2048  # of the bracket
-GRID = {  # the study's ladders features, alpha, a depth, widths
+STUDY = {  # ladders: features, alpha, depth, widths
     "heads": [
-        *[(32, alpha, [2, 4, 8, 16]) for alpha in (0.95, 0.8, 0.99)],
-        *[(64, alpha, [4, 8, 16, 32]) for alpha in (0.95, 0.8)],
-        (32, 0.9, [2, 4, 8, 16]),
-        (64, 0.99, [4, 8, 16, 32]),
+        *[(32, alpha, 0, [1, 2, 4, 8, 16, 24]) for alpha in (0.8, 0.9, 0.95, 0.99)],
+        *[(64, alpha, 0, [2, 4, 8, 16, 32, 48]) for alpha in (0.8, 0.95)],
     ],
-    "transformers": [(32, 0.95, 2, [8]), (32, 0.95, 1, [8]), (32, 0.95, 4, [8]), (32, 0.95, 2, [4, 16])],
+    "transformers": [(32, 0.95, depth, [8]) for depth in (1, 2)],
 }
 SEEDS = {"heads": [0, 1, 2], "transformers": [0]}
 
@@ -131,11 +129,6 @@ def read(language: Language, tokens: Int[Tensor, "count length"]) -> Float[Tenso
     x = torch.zeros(len(tokens), language.features)
     x[row, found // LEVELS] = (found % LEVELS + 0.5) / LEVELS
     return x
-
-
-def bayes_loss(language: Language, x: Float[Tensor, "count F"]) -> float:
-    """Mean entropy of the word given the sentence: no model predicts it better."""
-    return float(torch.distributions.Categorical(logits=x @ language.unembedding.T).entropy().mean())
 
 
 def importance(language: Language) -> Float[np.ndarray, "F"]:
@@ -244,7 +237,8 @@ def student(language: Language, width: int, depth: int, seeds: Sequence[int], st
         ``judged``.
     """
     of = TRANSFORMER if depth else HEADS
-    run = of | {"width": width, "depth": depth, "seeds": list(seeds), "steps": steps, "held_out": HELD_OUT}
+    run = {"width": width, "depth": depth, "seeds": list(seeds), "steps": steps, "held_out": HELD_OUT}
+    run |= {"batch": of["batch"], "rate": of["rate"]}
     what = f"known/{language.label}/d{depth}-w{width}-s{seeds[0]}-n{steps}"
 
     def compute() -> dict[str, Any]:
@@ -305,7 +299,7 @@ def ladder(
         A row a width: ``loss`` (mean over seeds, ``least``, ``most``), ``error``, ``steps`` of the last run, ``moved``
         (share by which the last doubling moved the loss), ``ends, low, high`` (where four times the steps would end,
         and its interval, by ``curves``), and the bracket of the last state, ``proved, proved_high`` (``bracket``).
-        And a row a width and feature: ``rank``, ``kept`` (mean over seeds).
+        And a row a width and ``feature``: ``kept`` (mean over seeds).
     """
     of, floors, kept = TRANSFORMER if depth else HEADS, [], []
     for width in tqdm(widths, desc=f"{language.label}, depth {depth}", leave=False):
@@ -324,7 +318,9 @@ def ladder(
             | {"ends": max(0.0, ending.loss), "low": max(0.0, ending.low), "high": ending.high}
             | {"proved": proved["low"], "proved_high": proved["high"]}
         )
-        kept.append(pd.DataFrame(names | {"rank": np.arange(1, language.features + 1), "kept": found["kept"].mean(0)}))
+        kept.append(
+            pd.DataFrame(names | {"feature": np.arange(1, language.features + 1), "kept": found["kept"].mean(0)})
+        )
     return pd.DataFrame(floors), pd.concat(kept, ignore_index=True)
 
 
@@ -344,19 +340,19 @@ def bracket(language: Language, width: int) -> store.Record:
 def main() -> None:
     """Train every student of the study, and write the tables that 07_known_language reads after each ladder."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.known_language", description=main.__doc__)
-    kinds = parser.add_argument("kinds", nargs="*", default=list(GRID), help="heads, transformers, or both")
+    parser.add_argument("kinds", nargs="*", default=list(STUDY), help="heads, transformers, or both")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for kind in vars(parser.parse_args())[kinds.dest]:
-        floors, kept = [], []
-        for number, (features, alpha, *depth, widths) in enumerate(GRID[kind], 1):
-            one, two = ladder(language(features, alpha), depth[0] if depth else 0, widths, SEEDS[kind])
-            floors, kept = [*floors, one], [*kept, two]
-            tables = {"floors": pd.concat(floors, ignore_index=True), "kept": pd.concat(kept, ignore_index=True)}
-            ladders = {"ladders": GRID[kind][:number]}
-            record = store.find_or_compute(f"known/tiny/{kind}", ladders, lambda tables=tables: tables)
+    for kind in parser.parse_args().kinds:
+        done = []
+        for features, alpha, depth, widths in STUDY[kind]:
+            done.append(ladder(language(features, alpha), depth, widths, SEEDS[kind]))
+            tables = dict(zip(("floors", "kept"), map(pd.concat, zip(*done, strict=True)), strict=True))
+            of = {"ladders": STUDY[kind][: len(done)], "seeds": SEEDS[kind], "held_out": HELD_OUT}
+            of |= TRANSFORMER if depth else HEADS
+            record = store.find_or_compute(f"known/tiny/{kind}", of, lambda tables=tables: tables)
             for name in tables:
                 store.save_results("tiny", f"known_{kind}_{name}", record[name], record)
-            log.info("%s", one[["features", "alpha", "depth", "width", "loss", "moved"]].to_string(index=False))
+            log.info("%s", done[-1][0][["features", "alpha", "depth", "width", "loss", "moved"]].to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -248,6 +248,17 @@ class Probe(Parameters):
         return self
 
 
+@of("07_known_language")
+class KnownLanguage(Parameters):
+    @model_validator(mode="after")
+    def _fits(self):
+        if max(self.widths) > self.features:
+            raise ValueError(
+                f"widths = {self.widths} exceed features = {self.features}, the teacher's width; give at most that"
+            )
+        return self
+
+
 @of("08_your_model")
 class YourModel(Parameters):
     @model_validator(mode="after")
