@@ -278,7 +278,13 @@ picture, axes = figures.lines(
     xlabel="step",
     ylabel=f"held-out KL at T = {p.temperature:g} (nats/token)",
 )
-figures.save(picture, "fig06_distillation", p.place, record)
+if p.width is not None:  # beside one student's course the floor that no student of its width passes
+    axes[0].axhspan(*bracket[["low", "high"]].iloc[0], color=figures.PALETTE[0], alpha=0.35, linewidth=0)
+named = ("fig06_distillation", "distill_ladder") if p.width is None else (f"distill_w{p.width}",) * 2
+figures.save(picture, named[0], p.place, record)
+_ = store.save_results(p.place, named[1], ladder, record)
+if p.width is None:
+    _ = store.save_results(p.place, "distill_curves", courses, record)
 
 # %% [markdown]
 # *Figure 6, ours.* Scale tiny, one seed, 287 thousand tokens a student; 4,096 held-out tokens. A guess that gives every
@@ -298,8 +304,22 @@ figures.save(picture, "fig06_distillation", p.place, record)
 # The students are those of the longer runs: eight times the steps of section 5's shorter ones, three seeds, so 1.15
 # million tokens each. (`make controls` trained them in an hour; this notebook reads the table.) Beside them stands the
 # paper's own split of its students' losses, $C\,L^* + B$, both of which are fitted.
+#
+# All that follows tells of the study's own ladders: a run at other widths, or with another teacher, reads their tables.
 
 # %%
+study = scales.parameters("04_distill", "tiny")
+if p.scale != "tiny" or any(p.widths_of(name) != study.widths_of(name) for name in study.ladders):
+    p, elsewhere, record = study, False, store.origin("tiny", "distill_ladder")
+    bracket, ladder, courses = (
+        store.load_results("tiny", name) for name in ("bottleneck", "distill_ladder", "distill_curves")
+    )
+    last = longest(ladder)
+    claim, number, table = (
+        partial(ledger.claim, scale="tiny"),
+        partial(measured.number, "04_distill", "tiny"),
+        partial(measured.table, "04_distill", "tiny"),
+    )
 long = store.load_results(p.scale, "distill_long")
 every = pd.concat([long, last])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
@@ -387,9 +407,8 @@ claim(
 # one of our arithmetic. (Students of other objectives and depths are judged by the same divergence.)
 
 # %%
-control, depth = (store.load_results("tiny", f"distill_{name}") for name in ("controls", "depth"))
-others = [control.rename(columns={"kl": "floor"}), depth.rename(columns={"kl": "floor"})]
-everyone = pd.concat([every, *others] if p.scale == "tiny" else [every])
+control, depth = (store.load_results(p.scale, f"distill_{name}") for name in ("controls", "depth"))
+everyone = pd.concat([every, *(rows.rename(columns={"kl": "floor"}) for rows in (control, depth))])
 low = bracket.set_index("width").low
 assert (everyone.floor > everyone.width.map(low) - 1e-5).all()
 head = last[last.ladder == "head"].set_index("width").floor
@@ -1018,10 +1037,6 @@ again[["width", "alpha", "alive", "own", "teachers"]].round(3)
 # %% [markdown]
 # With its own $\alpha$ a student holds 3.1 times what it should at width 16 and 0.6 times at 80. So the count agrees
 # only with the *teacher's* α, as Theorem 1 has it, and not with the student's own.
-
-# %%
-store.save_results(p.place, "distill_ladder", ladder, record)
-_ = store.save_results(p.place, "distill_curves", courses, record)
 
 # %% [markdown]
 # ## 12. Where would each student end?

@@ -71,7 +71,7 @@ def test_importance_is_the_kl_of_dropping_one_feature():
     for feature, ours in enumerate(known.importance(language)):
         without = x.clone()
         without[:, feature] = 0
-        lost = kl.divergence_per_token(without, language.unembedding, x, language.unembedding, 1.0)
+        lost = kl.divergence(without, language.unembedding, x, language.unembedding, 1.0, per_token=True)
         assert ours == pytest.approx(float(lost.mean()), rel=0.15), feature
     weak = known.importance(known.language(6, 0.7, 0.01))  # second order in weak logits: half the variance
     expected = 0.5 * 0.3 * np.mean(((np.arange(4) + 0.5) / 4) ** 2) * 0.01**2 / np.arange(1, 7)

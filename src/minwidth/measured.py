@@ -62,7 +62,7 @@ def table(notebook: str, scale: str, name: str, frame: pd.DataFrame, keys: str |
     keys = list(np.atleast_1d(keys))
     columns = [column for column in frame if column not in keys and pd.api.types.is_numeric_dtype(frame[column])]
     rows = [
-        " ".join([name, *(f"{key}={said:g}" if np.isreal(said) else f"{key}={said}" for key, said in row.items())])
+        " ".join([name, *(f"{key}={said:g}" if np.isreal(said) else str(said) for key, said in row.items())])
         for row in frame[keys].to_dict("records")
     ]
     numbers = frame[columns].astype(float).to_numpy()

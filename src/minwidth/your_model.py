@@ -251,8 +251,8 @@ def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, pa
         divergences, losses = [], []
         for ids, of_teacher in held_out:
             hidden, own = models.final_hidden(student, ids), models.unembedding(student)
-            divergences.append(kl.divergence_per_token(hidden, own, of_teacher, matrix, p.temperature).flatten())
-            losses.append(kl.cross_entropy_per_token(hidden[:, :-1], own, ids[:, 1:]).flatten())
+            divergences.append(kl.divergence(hidden, own, of_teacher, matrix, p.temperature, per_token=True).flatten())
+            losses.append(kl.cross_entropy(hidden[:, :-1], own, ids[:, 1:], per_token=True).flatten())
         return torch.cat(divergences), torch.cat(losses)
 
     history = training.train(
