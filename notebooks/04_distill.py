@@ -875,12 +875,12 @@ smol_table.drop(columns="steps").round(3)
 
 # %% [markdown]
 # The bracket of the last state needs far more contexts here than on the tiny teacher, since its $W$ has 49,152 rows
-# to fit. With 1,037 of them its low end is a third of the high one at width 128 and a fifth at 256; at 384 and 512
-# dimensions so many contexts can nearly be fitted one by one, and the low end says next to nothing. (The minimisation
-# ended at 150 steps, falling by .2 % per ten at 128 and 256, so the low ends are that much too high at least.) Fewer
-# words do not help: at temperature 2 the likeliest 4,096 hold 43 % of the probability, and 9,216 contexts with them
-# gave less at 256 than 1,037 with all. How many contexts would do? At width 128 half as many left a wider bracket. If
-# at every width the high end and the bracket shrink as they do from there, low would be a third of high at:
+# to fit. With 1,037 of them its low end is .46 of the high one at width 64, a third at 128, a fifth at 256 and a tenth
+# at 384, where so many contexts can nearly be fitted one by one. (The minimisation ended at 150 steps, falling by .1 to
+# .4 % per ten, so the low ends are that much too high at least.) Fewer words do not help: at temperature 2 the
+# likeliest 4,096 hold 43 % of the probability, and 9,216 contexts with them gave less at 256 than 1,037 with all. How
+# many contexts would do? At width 128 half as many left a wider bracket. If at every width the high end and the bracket
+# shrink as they do from there, low would be a third of high at:
 
 # %%
 growth = store.load_results("smollm2", "bottleneck_growth").sort_values("contexts")
