@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from joblib import cpu_count
+from numba import config
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -255,7 +255,7 @@ def train_all(
             found[n, alpha, teacher, width, seed] = row, curve, np.vstack([*model.weight, model.bias])
             bar.update()
 
-    with bar, ThreadPoolExecutor(threads or cpu_count()) as workers:
+    with bar, ThreadPoolExecutor(threads or config.NUMBA_DEFAULT_NUM_THREADS) as workers:
         for n, alpha in itertools.product(counts, alphas):
             training = pool(n, alpha, POOL_ROWS, TRAINING, activation)
             measuring = pool(n, alpha, EVALUATION_ROWS, MEASURING, activation)
