@@ -655,7 +655,10 @@ claim(
         for name, frame in by_lambda.items()
         for key, row in frame.iterrows()
     },
-    text=" ".join(f"{row.affine:.2f}" for row in by_lambda["random"].itertuples()),
+    text=" ".join(
+        number(f"claim affine-fits {students.LADDERS['random']}, {key}", row.affine)
+        for key, row in by_lambda["random"].iterrows()
+    ),
     why="R² by λ, random weights; as the paper does it, d* is 1.05 to 1.15 d_T at "
     + ", ".join(f"λ = {lam:g}" for lam in ratios.index[(ratios > 1.02) & (ratios < 1.18)]),
 )
@@ -679,10 +682,11 @@ for name, frame in fitted.items():
     other = frame.set_index("predictor")["left out "]
     for key, row in by_lambda[name].iterrows():
         gaps[f"{students.LADDERS[name]}, {key}"] = row["left out "] - other[rivals].max()
+most = max(gaps, key=gaps.get)
 claim(
     "affine-special",
     gaps,
-    text=f"{max(gaps.values()):.3f} at best",
+    text=f"{number(f'claim affine-special {most}', gaps[most])} at best",
     why="Eq. 2 less the best of ln(d_T/d), 1/√d and the PCA tail, affine, left out: above 0 at "
     + (", ".join(key for key, gap in gaps.items() if gap > 0) or "no λ of either ladder"),
 )
@@ -694,7 +698,9 @@ claim("linear-fails", calibration.through_zero(x, y).r_squared, scale=ledger.PRI
 claim(
     "linear-fails",
     {key: row["through zero"] for key, row in by_lambda["width_alone"].iterrows()},
-    text=" ".join(f"{row:.2f}" for row in by_lambda["width_alone"]["through zero"]),
+    text=" ".join(
+        number(f"claim linear-fails {key}", row["through zero"]) for key, row in by_lambda["width_alone"].iterrows()
+    ),
     why="R² through zero by λ, width alone, whose full-width student has nothing left to learn",
 )
 
