@@ -94,11 +94,15 @@ if p.plan:
 
     end_with_plan(p)
 elsewhere = p.place != "tiny"  # what is asserted of the students was found in the committed run
-claim, number, table = (
-    partial(ledger.claim, scale=p.place),
-    partial(measured.number, "04_distill", p.place),
-    partial(measured.table, "04_distill", p.place),
-)
+
+
+def recorded(place):
+    """Where this notebook's claims, numbers and tables are recorded."""
+    shown = (partial(show, "04_distill", place) for show in (measured.number, measured.table))
+    return partial(ledger.claim, scale=place), *shown
+
+
+claim, number, table = recorded(p.place)
 paper2, paper3, paper5 = (
     pd.read_csv(DATA / "paper" / f"{name}.csv")
     for name in ("table2_predicted_floors", "table3_distillation_floors", "table5_decomposition")
@@ -316,11 +320,7 @@ if p.scale != "tiny" or any(p.widths_of(name) != study.widths_of(name) for name 
         store.load_results("tiny", name) for name in ("bottleneck", "distill_ladder", "distill_curves")
     )
     last = longest(ladder)
-    claim, number, table = (
-        partial(ledger.claim, scale="tiny"),
-        partial(measured.number, "04_distill", "tiny"),
-        partial(measured.table, "04_distill", "tiny"),
-    )
+    claim, number, table = recorded("tiny")
 long = store.load_results(p.scale, "distill_long")
 every = pd.concat([long, last])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
@@ -867,7 +867,7 @@ with figures.style():
     axis.vlines(smol_bracket.width, smol_bracket.low, smol_bracket.high, label="last state, low to high", **ends)
     untrained = smol[smol.ladder == "width_alone"].drop_duplicates("width")
     axis.plot(untrained.width, untrained.untrained, ":", color="0.4", label="teacher cut, untrained")
-    axis.set_ylim(0, None)
+    axis.set(ylim=(0, None), xticks=sorted({*smol_last.width, *smol_bracket.width}))
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[:2], labels[:2], loc="upper right")
 figures.save(picture, "distill_long", "smollm2", store.origin("smollm2", "distill_long"))

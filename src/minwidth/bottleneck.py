@@ -38,7 +38,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minwidth import bottleneck_kernel as kernel
-from minwidth import errors, models, scales, store, stream, text
+from minwidth import errors, models, scales, store, stream, text, training
 
 log = logging.getLogger(__name__)
 
@@ -268,9 +268,7 @@ def ladder(
 
     todo = [(count, width) for count in reversed(contexts) for width in widths]
     found = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if d_teacher <= scales.ONE_THREAD else before)
-    try:
+    with training.threads(d_teacher):
         for count, width in tqdm(todo, desc=f"floors of {label}", unit=" floors", leave=False):
             record = store.find_or_compute(
                 f"bottleneck/{label}/w{width}-n{count}",
@@ -278,8 +276,6 @@ def ladder(
                 lambda count=count, width=width: _row(data(), p, width, count),
             )
             found.append(record.values)
-    finally:
-        torch.set_num_threads(before)
 
     def assemble() -> dict[str, Any]:
         growth = pd.DataFrame(found).sort_values(["width", "contexts"], ignore_index=True)

@@ -16,8 +16,7 @@ learns. A *transformer* (GPT-NeoX) must read the sentence. Losses are in nats pe
 import argparse
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -243,7 +242,7 @@ def student(language: Language, width: int, depth: int, seeds: Sequence[int], st
 
     def compute() -> dict[str, Any]:
         schedule = training.Schedule(steps, 1, of["rate"], steps // 20, weight_decay=0.0, evaluations=1)
-        with _one_thread():
+        with training.threads(width):
             if depth:
                 model = Transformer(language, width, depth, seeds[0])
 
@@ -274,17 +273,6 @@ def _train(heads: Heads, language: Language, schedule: training.Schedule) -> Non
         heads.gradients(pool[rows], teacher[rows])
         optimizer.param_groups[0]["lr"] = schedule.rate(step)
         optimizer.step()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors are tiny; and with more threads the last digits would depend on how many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------------------------------ ladders
@@ -330,7 +318,7 @@ def bracket(language: Language, width: int) -> store.Record:
 
     def compute() -> dict[str, Any]:
         x, unseen = draw(language, CONTEXTS, 3), draw(language, CONTEXTS, 1)
-        with _one_thread():
+        with training.threads(width):
             found = bottleneck.floor(x, language.unembedding, width, 1.0, held_out=unseen, starts=of["starts"])
         return {"low": found.low, "high": found.high, "starts_spread": max(found.starts) - min(found.starts)}
 

@@ -29,7 +29,6 @@ from minwidth.students import (
     read,
     save,
     student,
-    threads,
     trained,
 )
 
@@ -80,7 +79,7 @@ def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[store.Record]:
 
 def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
     p, _ = missing[0]
-    with threads(p):
+    with training.threads(p.shape.width):
         teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
         for split in ("train", "held_out"):
             read(teacher, p, split)  # once, before several processes would ask for it
@@ -221,7 +220,7 @@ def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) ->
             rows.append(row | {"teacher_cross_entropy": best, "d_teacher": teacher.d})
         return {"controls": pd.DataFrame(rows).sort_values(["width", "student", "seed"], ignore_index=True)}
 
-    with threads(p):
+    with training.threads(p.shape.width):
         record = store.find_or_compute(f"distill/{p.scale}/{table}", {"runs": parts}, compute)
     store.save_results(p.scale, table, record["controls"], record)
     return record

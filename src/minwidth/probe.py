@@ -220,7 +220,8 @@ def model_of(d: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
 def side_by_side(p: scales.Probe, compute: Callable[[Job], Any], jobs: Iterable[Job]) -> list:
     """Several small models at a time with one thread each, or a large one after the other."""
     small = p.shape.width <= scales.ONE_THREAD and training.state().device.type == "cpu"
-    with students.threads(p), threadpool_limits(1), ThreadPoolExecutor(min(4, os.cpu_count()) if small else 1) as pool:
+    workers = min(4, os.cpu_count()) if small else 1
+    with training.threads(p.shape.width), threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(compute, job) for job in jobs]
         return [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
 

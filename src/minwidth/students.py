@@ -12,8 +12,6 @@ steps with the schedule stretched, and ``curves`` says where they would end.
 import functools
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +157,7 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     what, parameters = key(p, job)
     if record := store.find(what, parameters):
         return record
-    with threads(p):
+    with training.threads(p.shape.width):
         teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
         compute = functools.partial(_train, p, job, teacher, what, parameters)
         return training.find_or_compute(what, parameters, compute)
@@ -180,17 +178,6 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
         "text_blocks": 2 * p.steps * p.batch,
     }
     return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen
-
-
-@contextmanager
-def threads(p: scales.Distill) -> Iterator[None]:
-    """One thread for small models, which two would slow down; as many as torch found otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if p.shape.width <= scales.ONE_THREAD else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def objective(

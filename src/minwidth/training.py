@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm.auto import tqdm
 
-from minwidth import store
+from minwidth import scales, store
 from minwidth.errors import Diverged, Fault, LostError, ParameterError, in_one_sentence
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints
@@ -279,6 +279,17 @@ def sent(array: np.ndarray, to: torch.device) -> Tensor:
     """An array as a tensor on a device; to a GPU by way of pinned memory, so that nothing waits for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor
+
+
+@contextmanager
+def threads(width: int) -> Iterator[None]:
+    """One thread for models up to ``scales.ONE_THREAD`` wide, which two would slow down; else as many as torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if width <= scales.ONE_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
