@@ -462,10 +462,10 @@ assert (changes.verdict == "undetermined").all() and not (decided == "contradict
 f"{len(decided)} verdicts of {len(frame)} are undetermined for the size of a bound alone"
 
 # %% [markdown]
-# Of the 75 verdicts, eleven are undetermined for that alone, some that were in the paper's favour and some that were
-# not. $g$ is 14 % above the exact threshold of $\ell_1$ decoding, and students have 0.7 to 1.3 times $d_S\,g$ features:
-# how near is near? Toy models represent half of $d_S\,g$, and one curve explains three quarters of their floors. None
-# of the contradictions within the paper moves; identities, orders and rounding have no bound of ours to move.
+# Some of these were in the paper's favour and some were not. $g$ is 14 % above the exact threshold of $\ell_1$
+# decoding, and students have 0.7 to 1.3 times $d_S\,g$ features: how near is near? Toy models represent half of
+# $d_S\,g$, and one curve explains three quarters of their floors. None of the contradictions within the paper moves;
+# identities, orders and rounding have no bound of ours to move.
 
 # %% [markdown]
 # ## What is not tested, and why
