@@ -920,7 +920,7 @@ figures.save(drawn, "theory_last_state", setting.place)
 # **What it does not say.**
 # - *Nothing of the layers below.* It asks what the last state can hold, not whether a narrow stream can compute it. A
 #   student's loss is the last state's floor, plus what its narrow layers fail to compute, plus what training has not
-#   done yet; notebook 04 measures all three.
+#   done yet; notebook 04 measures the first, and the other two together.
 # - *Nothing of features.* No count $d\,g(\alpha)$ appears, and no width at which a transition happens: it falls to 0
 #   at the rank of the teacher's logits, which is $d_T$ as a rule.
 # - *Nothing of other losses.* A student trained on the text or on reversed KL is bound as well, but its *forward KL* is

@@ -168,8 +168,8 @@ f"{by_hand:.3f} nats before any training"
 
 # %% [markdown]
 # Training sees no sentence twice, and is done again with twice the steps, the schedule stretched, until that moves the
-# loss by less than 1 %, or four times have been tried. What is left has an interval: where four times the steps would
-# end (`curves`, 04 section 11).
+# loss by less than 1 %, or six runs have been tried. What is left has an interval: where four times the steps would
+# end (`curves`, 04 section 12).
 
 # %% tags=["nbval-ignore-output"]
 floors, kept = known.ladder(language, 0, p.widths, p.seeds)
@@ -406,9 +406,9 @@ claim("known-reached", reached, why="a linear head, of the generator's own last 
 claim("known-order", order)
 
 # %% [markdown]
-# The order holds: what is more important is kept rather. The staircase does not. Hardly a feature is either kept or
-# gone; most are said in part, all fade together as the width shrinks, and at no threshold do students reach the paper's
-# number: of features that are said well there are fewer than dimensions, since each dimension serves many a little.
+# More important features are kept rather. But there is no staircase: four features in ten are said in part, no rank
+# separates those that are kept from those that are gone, and at no threshold do students reach the paper's number: of
+# features that are said well there are fewer than dimensions, since each dimension serves many a little.
 
 # %%
 assert elsewhere or (counted.kept <= counted.width).all()
@@ -532,8 +532,8 @@ assert elsewhere or (whole.FVU.idxmin() == whole["KL, nats"].idxmin() == whole.i
 #   here to hide behind.
 # - **Does not hold: d\*.** From d\* on the best last state still loses up to most of what there is to lose.
 # - **Holds, as an upper limit: at most $d\,g(α)$ features.** Students are nowhere near it, so it does not bind them.
-# - **Holds: the order.** More important features are kept rather (A2), but fading, not as a staircase.
-# - **Better**: the bracket of the last state, proved, is above Eq. 2 in most places; pairs on an axis, with nothing
+# - **The order**: more important features are kept rather (A2), but fading, not as a staircase.
+# - **Better**: the bracket of the last state is above Eq. 2 in most places; pairs on an axis, with nothing
 #   fitted, are nearer to a trained head than Eq. 2 up to half of F. A head that is linear stays above the bracket: a
 #   part of it only a nonlinear reader could win.
 # - **The instrument** overstates F and d\* at each λ, and no visible number tells by how much.

@@ -49,7 +49,6 @@ BY_HAND = {
     "l0-layer8": [234.9],
     "superposition-reading": [1065, 957, 1094],
     "table4-linear": [19.20],
-    "one-parameter": [9.57],
     "table5-decomposition": [1.008 - 0.945],
     "fall-per-doubling": [50, 72, 99],
     "power-law": [0.998],

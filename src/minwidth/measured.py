@@ -99,9 +99,10 @@ def _known(notebook: str, scale: str) -> pd.DataFrame:
 
 
 def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
-    """Write the spread of every committed number of a scale, from other runs of its notebooks, and return them all.
+    """Widen the spread of every committed number of a scale to what other runs of its notebooks have; return them all.
 
     ``folders`` are what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
+    What earlier runs had is kept, so that machines can be measured one after the other.
     """
     found = []
     for file in sorted((RESULTS / scale).glob("numbers_*.csv")):
@@ -111,14 +112,14 @@ def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
         if runs:
             others = pd.concat([pd.read_csv(run, index_col="name").value for run in runs], axis=1)
             away = others.reindex(committed.index).sub(committed.value, axis=0).abs()
-            committed["spread"] = away.max(axis=1)
+            committed["spread"] = pd.concat([committed.spread, away], axis=1).max(axis=1)
             replace_file(file, committed.to_csv(float_format="%.6g").encode())
         found.append(committed.reset_index().assign(notebook=file.stem.removeprefix("numbers_")))
     return pd.concat(found, ignore_index=True)
 
 
 def main() -> None:
-    """Measure the spreads and print the widest, as shares of their numbers."""
+    """Widen the spreads by what other runs have, and print them as shares of their numbers."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.measured", description=main.__doc__)
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("folders", nargs="+", type=Path)
