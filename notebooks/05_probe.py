@@ -216,7 +216,7 @@ def could_fall(scale):
         runs = runs.groupby("steps")[["floor", "untrained"]].mean()
         word, _, share = curves.verdict(runs.index, runs["floor"], runs["untrained"].iloc[-1])
         found[student] = {"word": word, "share": share}
-    return pd.DataFrame(found).T
+    return pd.DataFrame(found).T.rename_axis(["ladder", "width"])
 
 
 falling = could_fall(p.scale)

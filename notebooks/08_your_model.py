@@ -26,7 +26,7 @@
 scale = None  # whose sizes of samples are taken: "tiny", "smollm2" or "pythia-410m"; None: the teacher's own, or "tiny"
 teacher = None  # a folder, a .gguf file, "owner/name" or "owner/name@commit" on the hub; None: the scale's
 revision = None  # commit of a hub model; None: as the name says, else its current one
-text = None  # "wheels", or The Pile as "owner/name@commit" or as a folder in its format; None: as the scale has it
+text = None  # "wheels", a folder of .txt, .jsonl(.zst, .gz) or .parquet, or a data set as "owner/name@commit"
 percent = None  # share of its documents that is read
 length = None  # tokens a block
 temperature = None  # of both distributions
@@ -299,7 +299,7 @@ HTML(by_width.to_html(float_format="{:.3f}".format))
 
 # %%
 labels = {"xlabel": "width of the student, $d_S$", "ylabel": f"KL, nats per token (T = {p.temperature:g})"}
-figure, _ = figures.lines(bases, "width", "kl", "basis", log="y", **labels)
+figure, _ = figures.lines(bases, "width", "kl", "basis", log="y", legend="basis", **labels)
 figures.save(figure, "your_model_bases", p.place, record)
 
 # %% [markdown]

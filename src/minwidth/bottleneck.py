@@ -174,7 +174,9 @@ def interval(losses: Float[Tensor, " tokens"], documents: Int[Tensor, " tokens"]
     counts = np.bincount(number)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
-    return tuple(float(end) for end in np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975]))
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975])
+    mean = sums.sum() / counts.sum()  # of few documents, rounding could leave it outside
+    return float(min(low, mean)), float(max(high, mean))
 
 
 def _check(hidden, unembedding, held_out, width, temperature, words, starts) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 ALIVE = 1e-5  # a latent is alive if it is active on more than this share of the tokens
 TEMPERATURE = 2.0  # of KL in nats, as students are distilled
 DRAWS = 200  # of the bootstrap over documents
+LOGITS = 2**28  # of another teacher, for one KL: with a quarter of a million words, 1,024 tokens
 FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of d_T: widths predicted for a teacher that is no scale's
 COUNTED = ("alive", "l0", "alpha", "d_star")
 
@@ -262,6 +263,8 @@ def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
     context = getattr(teacher.model.config, "max_position_embeddings", p.length)
     changes: dict[str, Any] = {"length": min(p.length, context)}
     if p.teacher != p.shape.teacher:
+        vocabulary = teacher.model.get_input_embeddings().num_embeddings
+        changes["kl_tokens"] = min(p.kl_tokens, LOGITS // vocabulary)
         usual = scales.SCALES[p.scale]["03_sae"]
         if p.layers == usual["layers"]:
             changes["layers"] = [p.layer]

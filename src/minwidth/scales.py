@@ -5,6 +5,7 @@ refuses names the notebook does not know (papermill only warns of them), and ans
 """
 
 import ast
+import functools
 import json
 import os
 import re
@@ -35,6 +36,8 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
 }
 ONE_THREAD = 256  # teachers up to this width: a second thread costs more than it brings, two processes do not
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
+LONGEST = 2**20  # tokens, of a teacher whose architecture has no limit
+EIGHTHS = (1, 2, 4, 6, 8)  # of its width, the students of a teacher that is no scale's
 
 # ------------------------------------------------------------------------------------------- what a parameter may be
 
@@ -58,6 +61,19 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
         near = " and ".join(map(str, sorted(sorted(allowed, key=lambda w: abs(w - width))[:2])))
         wanted = f"{min(teacher_heads, width // SMALLEST_HEAD)} heads of an even size"
         raise ValueError(f"width = {width} does not divide into {wanted}; the nearest widths that work are {near}")
+
+
+@functools.cache
+def shape_of(teacher: str) -> Shape:
+    """What must be known of any teacher before it is loaded; ParameterError as ``models.load_config``."""
+    if teacher in SHAPES:
+        return SHAPES[teacher]
+    from minwidth import models  # which reads this module
+
+    config = models.load_config(teacher)
+    sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size
+    context = getattr(config, "max_position_embeddings", None) or LONGEST
+    return Shape(teacher, *sizes, context, hasattr(config, "num_key_value_heads"))
 
 
 def check_teacher(name: str) -> str:
@@ -164,7 +180,7 @@ class Parameters(BaseModel):
         for width in widths:
             if width > self.shape.width:
                 most = f"give at most {self.shape.width}, or a scale with a wider teacher"
-                raise ValueError(f"width = {width} is wider than the teacher of {self.scale}; {most}")
+                raise ValueError(f"width = {width} is wider than the teacher, {self.shape.teacher}; {most}")
 
     def check_layers(self, layers: Iterable[int]) -> None:
         for layer in layers:
@@ -209,6 +225,22 @@ class Sae(Costly):
 
 @of("04_distill")
 class Distill(Costly):
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.teacher)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_another_teacher(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Another teacher has students cut from it at eighths of its width, and blocks that it can read."""
+        name, usual = values.get("teacher"), SCALES.get(values.get("scale"), SCALES["tiny"])["04_distill"]
+        if not isinstance(name, str) or name == usual["teacher"]:
+            return values
+        shape = shape_of(check_teacher(name))
+        own = {"ladders": ["width_alone", "head"], "widths": sorted({max(2, shape.width * n // 8) for n in EIGHTHS})}
+        own |= {"random_widths": None, "doubled": [], "length": min(usual["length"], shape.context)}
+        return values | {key: value for key, value in own.items() if values.get(key) == usual[key]}
+
     @model_validator(mode="after")
     def _fits(self):
         widths = [*self.widths, *(self.random_widths or []), *([self.width] if self.width else [])]

@@ -165,7 +165,7 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
-    left_out = {"scale", "width", "widths", "random_widths", "ladders", "doubled", "seeds", "steps"}
+    left_out = {"scale", "teacher", "width", "widths", "random_widths", "ladders", "doubled", "seeds", "steps"}
     if p.objective == "forward":
         left_out.add("objective")  # the ladder's own goes without saying
     if p.parts == 1:

@@ -109,7 +109,7 @@ def untrained(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.Da
             torch.from_numpy(found["kl"]), torch.from_numpy(text.held_out_documents.ravel())
         )
         losses = {"loss": np.nanmean(found["loss"]), "teacher_loss": np.nanmean(whole["loss"])}
-        rows.append({"width": width, "kl": found["kl"].mean(), "kl_low": low, "kl_high": high} | losses)
+        rows.append({"width": width, "kl": found["kl"].mean(dtype=float), "kl_low": low, "kl_high": high} | losses)
     return pd.DataFrame(rows)
 
 
@@ -267,7 +267,7 @@ def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, pa
     )
     found, losses = measured(student)
     low, high = bottleneck.interval(found, torch.from_numpy(text_.held_out_documents.ravel()))
-    ends = {"trained": float(found.mean()), "trained_low": low, "trained_high": high}
+    ends = {"trained": float(found.double().mean()), "trained_low": low, "trained_high": high}
     return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
 
 
