@@ -80,7 +80,7 @@ rule all:
     input:
         expand(COPIES + "/{notebook}.ipynb", notebook=STUDY),
     message:
-        f"the six notebooks of the study have run at scale {SCALE}"
+        f"the notebooks of the study have run at scale {SCALE}"
     default_target: True
 
 
