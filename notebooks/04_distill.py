@@ -84,7 +84,7 @@ from minwidth import (
     store,
     students,
 )
-from minwidth.ladders import CONTROLS, longest, over_seeds
+from minwidth.ladders import CONTROLS
 from minwidth.ladders import ladder as train_ladder
 from minwidth.store import DATA
 
@@ -281,7 +281,14 @@ pd.read_csv(DATA / "paper" / "table8_students.csv").drop(columns="corrected")  #
 # %% tags=["nbval-ignore-output"]
 record = train_ladder(p)
 
+
 # %%
+def longest(ladder):
+    """Of a ladder's runs, each student's longest."""
+    ordered = ladder.sort_values(["ladder", "width", "seed", "steps"])
+    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
+
+
 ladder, courses = record["ladder"], record["curves"]
 last = longest(ladder)
 shown = courses.merge(last[["ladder", "width", "seed", "steps"]])
@@ -340,6 +347,20 @@ if p.scale != "tiny" or any(p.widths_of(name) != study.widths_of(name) for name 
 long = store.load_results(p.scale, "distill_long")
 every = pd.concat([long, last])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
+
+
+def over_seeds(ladder):
+    """Of each width's longest runs, means and extremes over seeds."""
+    students_of = longest(ladder).groupby(["ladder", "width"], as_index=False)
+    return students_of.agg(
+        steps=("steps", "max"),
+        seeds=("seed", "size"),
+        floor=("floor", "mean"),
+        least=("floor", "min"),
+        most=("floor", "max"),
+        fall=("fall_per_doubling", "mean"),
+        untrained=("untrained", "mean"),
+    )
 
 
 def split(ladder):

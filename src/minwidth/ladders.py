@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 from torch.multiprocessing import get_context, spawn
 from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
@@ -151,28 +150,6 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
         "ladder": pd.DataFrame(rows).sort_values(order, ignore_index=True),
         "curves": pd.concat(curves).sort_values([*order, "step"], ignore_index=True)[columns],
     }
-
-
-def longest(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a ladder's rows, the longest run of each student."""
-    ordered = table.sort_values(["ladder", "width", "seed", "steps"])
-    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
-
-
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a ladder's rows, the longest runs of each width: means of ``floor``, ``fall`` and ``untrained`` over seeds.
-
-    ``low`` and ``high`` are the 95 % interval of the mean by Student's t, ``least`` and ``most`` the extremes.
-    """
-    rows = []
-    for (ladder, width), group in longest(table).groupby(["ladder", "width"]):
-        n, mean = len(group), group.floor.mean()
-        half = stats.t.ppf(0.975, n - 1) * group.floor.std(ddof=1) / n**0.5 if n > 1 else float("nan")
-        row = {"ladder": ladder, "width": width, "steps": group.steps.max(), "seeds": n, "floor": mean}
-        row |= {"low": mean - half, "high": mean + half, "least": group.floor.min(), "most": group.floor.max()}
-        row |= {"fall": group.fall_per_doubling.mean(), "untrained": group.untrained.mean()}
-        rows.append(row | {"d_teacher": group.d_teacher.iloc[0]})
-    return pd.DataFrame(rows)
 
 
 # --------------------------------------------------------------------------- hours: more steps, other losses and depths
