@@ -239,6 +239,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)

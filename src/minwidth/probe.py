@@ -9,7 +9,6 @@ sources of text that the probe was not trained on.
 """
 
 import argparse
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -378,6 +377,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)
