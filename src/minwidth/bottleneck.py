@@ -38,12 +38,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minwidth import bottleneck_kernel as kernel
-from minwidth import errors, models, scales, store, stream, text, training
+from minwidth import errors, measured, models, scales, store, stream, text, training
 
 log = logging.getLogger(__name__)
 
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
-DRAWS = 1000  # of documents, for an interval
 LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
     "tiny": dict(
         widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
@@ -151,9 +150,9 @@ def floor(
         high, states, slack = kernel.held_out_states(unseen, whole, upper)
     return Floor(
         low=best.loss,
-        low_interval=interval(best.losses, documents[chosen]),
+        low_interval=measured.interval(best.losses.cpu(), documents[chosen].cpu()),
         high=float(high.double().mean()),
-        high_interval=interval(high, held_out_documents),
+        high_interval=measured.interval(high.cpu(), held_out_documents.cpu()),
         starts=tuple(fit.loss for fit in fits),
         converged=best.fall,
         slack=float(slack.double().mean()),
@@ -165,16 +164,6 @@ def floor(
         unembedding=upper.unembedding,
         states=states * temperature,
     )
-
-
-def interval(losses: Float[Tensor, " tokens"], documents: Int[Tensor, " tokens"], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean of losses: whole documents drawn again with replacement, ``DRAWS`` times."""
-    _, number = np.unique(np.asarray(documents.cpu()), return_inverse=True)
-    sums = np.bincount(number, losses.double().cpu().numpy())
-    counts = np.bincount(number)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
-    return tuple(float(end) for end in np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975]))
 
 
 def _check(hidden, unembedding, held_out, width, temperature, words, starts) -> None:
