@@ -85,7 +85,6 @@ from minwidth import (
     store,
     students,
 )
-from minwidth.ladders import CONTROLS
 from minwidth.ladders import ladder as train_ladder
 from minwidth.store import DATA
 
@@ -198,7 +197,7 @@ widths, known = p.widths_of("width_alone"), store.load_results(p.scale, "bottlen
 if p.scale != "tiny" and known is not None and {width for width in widths if width < p.shape.width} <= set(known.width):
     bracket = known.query("width in @widths and temperature == @p.temperature").reset_index(drop=True)
 else:
-    most = bottleneck.LADDERS[p.scale]["contexts"][-1:]
+    most = scales.FLOORS[p.scale]["contexts"][-1:]
     bracket = bottleneck.ladder(p.scale, widths, contexts=most, temperature=p.temperature)["table"]
 
 # %%
@@ -1050,7 +1049,7 @@ relative = (
     .ratio.agg(["mean", "min", "max"])
     .reset_index()
 )
-order = list(CONTROLS["distill_controls"])[::-1]
+order = list(scales.CONTROLS["distill_controls"])[::-1]
 with figures.style():
     picture, ((axis,),) = figures.panels(height=2.6)
     for number_, (width, rows) in enumerate(relative.groupby("width")):

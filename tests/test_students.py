@@ -356,7 +356,7 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(monkeypatch):
 def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
     p = settings(steps=10, evaluations=2, widths=[16])
     table = ladders.controls(p, "distill_controls", seeds=[0])["controls"].set_index("student")
-    assert set(table.index) == set(ladders.CONTROLS["distill_controls"])
+    assert set(table.index) == set(scales.CONTROLS["distill_controls"])
     own = table.loc["forward KL, T = 2"]
     assert own.kl == pytest.approx(own.own, rel=1e-5)
     other, job = p.model_copy(update={"temperature": 4.0}), students.Job("random", 16, 0, 10)

@@ -43,16 +43,6 @@ from minwidth import errors, measured, models, scales, store, stream, text, trai
 log = logging.getLogger(__name__)
 
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
-LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
-    "tiny": dict(
-        widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
-    ),
-    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152], held_out=1024, starts=1, blocks=[512, 96]),
-    "pythia-410m": dict(
-        widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
-    ),
-}
-OTHERS: dict[str, Any] = dict(contexts=[2048, 4096, 8192], held_out=2048, starts=2, blocks=[512, 96])
 
 
 class Floor(NamedTuple):
@@ -222,12 +212,12 @@ def ladder(
         scale_or_teacher: as ``models.load_teacher``.
         contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
             are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
-            if None, as ``widths``, ``held_out`` and ``starts`` (``LADDERS``).
+            if None, as ``widths``, ``held_out`` and ``starts`` (``scales.FLOORS``).
 
     Raises:
         ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
     """
-    own = LADDERS.get(scale_or_teacher, OTHERS)
+    own = scales.FLOORS.get(scale_or_teacher, scales.FLOORS["other"])
     d_teacher = models.load_config(scale_or_teacher).hidden_size
     widths = sorted(widths or own.get("widths") or {max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)})
     for width in widths:
