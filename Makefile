@@ -110,7 +110,9 @@ results: $(INSTALLED)
 	@$(BIN)/python -m minwidth.ledger
 
 notebooks: $(INSTALLED)
-	$(BIN)/python -m minwidth.notebooks notebooks/*.py
+	$(BIN)/jupytext --quiet --sync notebooks/*.py
+	$(BIN)/jupyter nbconvert --log-level WARN --inplace --to notebook --execute --ExecutePreprocessor.record_timing=False \
+	  notebooks/*.ipynb
 
 sensitivity: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
@@ -148,7 +150,9 @@ book: .venv/.book
 	@touch $@
 
 student: $(INSTALLED)
-	$(BIN)/python -m minwidth.notebooks --without-solutions runs/student notebooks/*.py
+	$(BIN)/jupytext --quiet --to ../runs/student//ipynb --update-metadata '{"jupytext": null}' notebooks/*.py
+	$(BIN)/jupyter nbconvert --log-level WARN --inplace --to notebook --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_cell_tags solution runs/student/*.ipynb
 
 teacher: $(INSTALLED)
 	$(BIN)/python -m minwidth.teacher

@@ -53,12 +53,16 @@ setting = scales.validate("01_theory", globals())
 
 # %%
 import functools
+import io
 import math
+import os
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import Image, display
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from scipy import optimize, stats
@@ -949,14 +953,26 @@ def draw(alpha, features, width, zipf_exponent):
     return figure
 
 
-figures.explore(
-    draw,
-    save(draw(setting.alpha, setting.features, setting.width, setting.zipf_exponent), "theory_floors"),
-    alpha=(0.5, 0.999, setting.alpha),
-    features=(10, 40_000, setting.features),
-    width=(1, 2048, setting.width),
-    zipf_exponent=(0.0, 2.0, setting.zipf_exponent),
-)
+def explore():
+    """Sliders that draw the figure anew."""
+
+    def show(**values):
+        with io.BytesIO() as picture, figures.style():
+            draw(**values).savefig(picture)
+            display(Image(picture.getvalue(), width=700))
+
+    look = {"continuous_update": False, "layout": {"width": "32em"}, "style": {"description_width": "8em"}}
+    return ipywidgets.interactive(
+        show,
+        alpha=ipywidgets.FloatSlider(setting.alpha, min=0.5, max=0.999, step=0.001, readout_format=".3f", **look),
+        features=ipywidgets.IntSlider(setting.features, min=10, max=40_000, **look),
+        width=ipywidgets.IntSlider(setting.width, min=1, max=2048, **look),
+        zipf_exponent=ipywidgets.FloatSlider(setting.zipf_exponent, min=0, max=2, step=0.01, **look),
+    )
+
+
+still = save(draw(setting.alpha, setting.features, setting.width, setting.zipf_exponent), "theory_floors")
+explore() if "JPY_SESSION_NAME" in os.environ else still  # a notebook server's; who reads a copy moves no slider
 
 # %% [markdown]
 # ## 10. What holds, and what does not

@@ -89,8 +89,8 @@ from minwidth.training import batch_rows
 p = scales.validate("03_sae", globals())  # p: the parameters of this notebook, and nothing else
 number, table = (functools.partial(show, "03_sae", p.place) for show in (measured.number, measured.table))
 claim = functools.partial(ledger.claim, scale=p.place)
-paper = ledger.load_paper()
-table1, table2, said = paper.values["table1"], paper.values["table2"], paper.numbers
+table1, table2 = (pd.read_csv(DATA / "paper" / f"{name}.csv") for name in ("table1_sae", "table2_predicted_floors"))
+said = pd.read_csv(DATA / "paper" / "text_numbers.csv").set_index("name").value
 
 
 def holds(*findings):

@@ -70,6 +70,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import nnls
 
 from minwidth import (
     bottleneck,
@@ -85,7 +86,6 @@ from minwidth import (
     store,
     students,
 )
-from minwidth.ladders import CONTROLS, longest, over_seeds
 from minwidth.ladders import ladder as train_ladder
 from minwidth.store import DATA
 
@@ -199,7 +199,7 @@ known = store.load_results(p.teacher, "bottleneck") if p.teacher in ("smollm2", 
 if known is not None and {width for width in widths if width < p.shape.width} <= set(known.width):
     bracket = known.query("width in @widths and temperature == @p.temperature").reset_index(drop=True)
 else:
-    most = bottleneck.LADDERS.get(p.teacher, bottleneck.OTHERS)["contexts"][-1:]
+    most = scales.FLOORS.get(p.teacher, scales.FLOORS["other"])["contexts"][-1:]
     bracket = bottleneck.ladder(p.teacher, widths, contexts=most, temperature=p.temperature)["table"]
 
 # %%
@@ -284,7 +284,14 @@ pd.read_csv(DATA / "paper" / "table8_students.csv").drop(columns="corrected")  #
 # %% tags=["nbval-ignore-output"]
 record = train_ladder(p)
 
+
 # %%
+def longest(ladder):
+    """Of a ladder's runs, each student's longest."""
+    ordered = ladder.sort_values(["ladder", "width", "seed", "steps"])
+    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
+
+
 ladder, courses = record["ladder"], record["curves"]
 last = longest(ladder)
 shown = courses.merge(last[["ladder", "width", "seed", "steps"]])
@@ -343,6 +350,20 @@ if elsewhere or p.width is not None:
 long = store.load_results(p.scale, "distill_long")
 every = pd.concat([long, last])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
+
+
+def over_seeds(ladder):
+    """Of each width's longest runs, means and extremes over seeds."""
+    students_of = longest(ladder).groupby(["ladder", "width"], as_index=False)
+    return students_of.agg(
+        steps=("steps", "max"),
+        seeds=("seed", "size"),
+        floor=("floor", "mean"),
+        least=("floor", "min"),
+        most=("floor", "max"),
+        fall=("fall_per_doubling", "mean"),
+        untrained=("untrained", "mean"),
+    )
 
 
 def split(ladder):
@@ -1033,7 +1054,7 @@ relative = (
     .ratio.agg(["mean", "min", "max"])
     .reset_index()
 )
-order = list(CONTROLS["distill_controls"])[::-1]
+order = list(scales.CONTROLS["distill_controls"])[::-1]
 with figures.style():
     picture, ((axis,),) = figures.panels(height=2.6)
     for number_, (width, rows) in enumerate(relative.groupby("width")):
@@ -1278,12 +1299,17 @@ table("ends", ends, keys=["ladder", "width"])
 #
 # **The schedule.** Part of a cosine run is no curve to continue: in mid-decay a run lies above where it would be had
 # the rate been lowered already. The multi-power law (arXiv:2503.12811) writes the loss as a power law in the *summed*
-# rate, less what the decay gains, and can carry a run to the end of another schedule. What does it say of the longest
-# runs, from one finished at half their length, and from their own first half?
+# rate, less what the decay gains, and can carry a run to the end of another schedule:
+#
+# $$L(t) = L_\infty + A\,S(t)^{-a} -
+# B\sum_k(\eta_{k-1}-\eta_k)\left[1-\big(1+C\,S_k(t)\,\eta_k^{-\gamma}\big)^{-\beta}\right],$$
+#
+# with $S(t)$ the sum of rates $\eta$ up to step $t$ and $S_k(t)$ that from step $k$ on, $k$ after the peak. Few runs do
+# not determine $\beta$ and $\gamma$, which are as published; $a$ and $C$ are searched, the rest is least squares.
+
 
 # %%
-longest_steps = int(going.steps.max())
-history = store.load_results(p.scale, "distill_long_curves").merge(going[["ladder", "width", "seed", "steps"]])
+BETA, GAMMA = 0.6, 0.64  # for 25M to 400M parameters
 
 
 def cosine(steps):
@@ -1291,6 +1317,46 @@ def cosine(steps):
     return np.where(step < warm, (step + 1) / warm, 0.5 * (1 + np.cos(np.pi * (step - warm) / (steps - warm))))
 
 
+def decay_gain(rates, at, speed):
+    """The sum over k at each of the steps ``at``, counted from 0, for C = ``speed``."""
+    total, later = rates.cumsum(), np.arange(rates.argmax() + 1, rates.size)
+    since = np.maximum(total[at][:, None] - total[later - 1], 0)
+    scaled = speed * since / np.maximum(rates[later], 1e-9 * rates.max()) ** GAMMA
+    return ((rates[later - 1] - rates[later]) * (1 - (1 + scaled) ** -BETA)).sum(1)
+
+
+def multi_power_law(known_rates, steps, losses, rates):
+    """The loss at the end of the schedule ``rates``, from a run's losses at ``steps``, 1 and up, of another."""
+    places = [(known_rates, np.asarray(steps, int) - 1), (rates, np.array([len(rates) - 1]))]
+    sums = np.concatenate([np.cumsum(rate)[at] for rate, at in places])
+    best = (np.inf, np.nan)
+    for speed in np.geomspace(1e-3, 10, 9):
+        gain = np.concatenate([decay_gain(rate, at, speed) for rate, at in places])
+        for exponent in curves.EXPONENTS[::4]:
+            design = np.stack([np.ones_like(sums), sums**-exponent, -gain], 1)
+            fitted_law, rest = nnls(design[:-1], np.asarray(losses))
+            best = min(best, (rest, float(design[-1] @ fitted_law)))
+    return best[1]
+
+
+eta, seen_at = cosine(70), np.arange(12, 61, 6)
+written_out = [
+    sum(
+        (eta[k - 1] - eta[k]) * (1 - (1 + 0.1 * eta[k:t].sum() / eta[k] ** GAMMA) ** -BETA)
+        for k in range(eta.argmax() + 1, t)
+    )
+    for t in seen_at
+]
+assert np.allclose(decay_gain(eta, seen_at - 1, 0.1), written_out)
+by_law = 2 + eta.cumsum() ** -curves.EXPONENTS[40] - 0.3 * decay_gain(eta, np.arange(70), 0.1)
+assert np.isclose(multi_power_law(eta, seen_at, by_law[seen_at - 1], eta), by_law[-1], atol=1e-6)
+
+# %% [markdown]
+# What does the law say of the longest runs, from one finished at half their length, and from their own first half?
+
+# %%
+longest_steps = int(going.steps.max())
+history = store.load_results(p.scale, "distill_long_curves").merge(going[["ladder", "width", "seed", "steps"]])
 rows = []
 for _, runs in history.groupby(["ladder", "width", "seed"]):
     short, whole = (
@@ -1299,8 +1365,8 @@ for _, runs in history.groupby(["ladder", "width", "seed"]):
     )
     true, part, rates = whole.held_out.iloc[-1], whole[whole.step <= longest_steps // 2], cosine(longest_steps)
     limit, scale_of, exponent = curves.power_law(part.step, part.held_out)
-    from_short = curves.multi_power_law([(cosine(longest_steps // 2), short.step, short.held_out)], rates)
-    from_part = curves.multi_power_law([(rates, part.step, part.held_out)], rates)
+    from_short = multi_power_law(cosine(longest_steps // 2), short.step, short.held_out, rates)
+    from_part = multi_power_law(rates, part.step, part.held_out, rates)
     carried_on, power = short.held_out.iloc[-1], limit + scale_of * longest_steps**-exponent
     rows.append([abs(end - true) for end in (carried_on, from_short, from_part, power)])
 last_value, from_short, from_part, power = np.mean(rows, axis=0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minwidth import bottleneck, kl, models, store, stream, text
+from minwidth import bottleneck, kl, measured, models, store, stream, text
 from minwidth import bottleneck_kernel as kernel
 from minwidth.errors import ParameterError
 from tests.small_world import save_teacher, token_blocks
@@ -196,13 +196,13 @@ def test_same_inputs_give_the_same_bits():
 
 def test_interval_draws_documents():
     losses = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(50)
-    by_context = bottleneck.interval(losses, torch.arange(200))
+    by_context = measured.interval(losses, torch.arange(200))
     half = 1.96 * 0.5 / math.sqrt(200)
     assert by_context == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
     pairs = torch.arange(200) // 2  # losses agree within a document: half as many independent draws
-    low, high = bottleneck.interval(losses, pairs)
+    low, high = measured.interval(losses, pairs)
     assert high - low == pytest.approx(math.sqrt(2) * (by_context[1] - by_context[0]), rel=0.15)
-    assert bottleneck.interval(losses, torch.zeros(200)) == (0.5, 0.5)
+    assert measured.interval(losses, torch.zeros(200)) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -132,27 +132,3 @@ def test_power_law_finds_its_own_curve(limit, scale, exponent):
     found = curves.power_law(steps, limit + scale * steps**-exponent)
     assert found[2] == pytest.approx(exponent, rel=0.06)
     assert found[0] + found[1] * 256.0 ** -found[2] == pytest.approx(limit + scale * 256.0**-exponent, abs=0.01 * scale)
-
-
-def cosine(steps):
-    return 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
-
-
-def test_multi_power_law_by_a_plain_reference():
-    """Losses from the law as it is written, a double loop, at exponents on the grid."""
-    speed, exponent = float(curves.SPEEDS[4]), float(curves.EXPONENTS[40])
-
-    def loss(rates, step):
-        gain = 0.0
-        for k in range(1, len(rates)):
-            since = rates[k:step].sum()
-            shape = 1 - (1 + speed * rates[k] ** -curves.GAMMA * since) ** -curves.BETA
-            gain += (rates[k - 1] - rates[k]) * shape
-        return 2.0 + rates[:step].sum() ** -exponent - 0.3 * gain
-
-    at = np.arange(5, 61, 5)
-    runs = [(rates, at, [loss(rates, step) for step in at]) for rates in (cosine(60), np.ones(60))]
-    predicted = curves.multi_power_law(runs, cosine(120))
-    assert predicted == pytest.approx(loss(cosine(120), 120), abs=1e-6)
-    constant = [(rates, at, 2.0 + np.cumsum(rates)[at - 1] ** -exponent) for rates, at, _ in runs]
-    assert curves.multi_power_law(constant, np.ones(120)) == pytest.approx(2 + 120.0**-exponent, abs=1e-6)

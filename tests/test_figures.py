@@ -5,7 +5,6 @@ import sys
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import ipywidgets
 import numpy as np
 import pytest
 from matplotlib import rcParams
@@ -73,12 +72,3 @@ def test_committed_figures_are_small():
     committed = [path for path in (ROOT / "figures").glob("*/*") if path.parent.name != "other"]
     assert len(committed) > 30
     assert not [path.name for path in committed if path.stat().st_size >= LIMIT]
-
-
-def test_explorer_is_a_picture_unless_someone_can_move_a_slider(monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert figures.explore(None, "still", width=(1, 10, 3)) == "still"
-    monkeypatch.setenv("JPY_SESSION_NAME", "01_theory.ipynb")
-    live = figures.explore(lambda **values: draw(), "still", width=(1, 10, 30), alpha=(0.5, 1, 0.9))
-    assert isinstance(live, ipywidgets.VBox)
-    assert [slider.value for slider in live.children[:2]] == [10, 0.9]  # clipped into its range

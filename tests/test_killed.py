@@ -103,8 +103,8 @@ def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
 
 
 def test_other_objectives(survives, small, monkeypatch):
-    some = dict(list(ladders.CONTROLS["distill_controls"].items())[:2])
-    monkeypatch.setitem(ladders.CONTROLS, "distill_controls", some)
+    some = dict(list(scales.CONTROLS["distill_controls"].items())[:2])
+    monkeypatch.setitem(scales.CONTROLS, "distill_controls", some)
     survives(lambda: ladders.controls(small, "distill_controls", seeds=[0]), ladders, "trained", call=2, finished=4)
 
 

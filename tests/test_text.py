@@ -19,6 +19,7 @@ from minwidth.wheels import Document
 from tests import pile_world
 
 SPLITS = ("train", "held_out")
+PILE = scales.SCALES["pythia-410m"]["04_distill"]["text"]
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +142,10 @@ def test_a_hub_text_is_pinned(monkeypatch):
     asked = []
     monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.append((*names, options["revision"])))
     text._rows(f"owner/name:part@{commit}")
-    text._rows(scales.PILE)
-    assert asked == [("owner/name", "part", commit), (scales.PILE[:-41], None, scales.PILE[-40:])]
-    assert text.title(scales.PILE) == "pile-uncopyrighted" and text.revision(scales.PILE) == scales.PILE[-40:]
-    assert {values.get("text", scales.PILE) for values in scales.SCALES["pythia-410m"].values()} == {scales.PILE}
+    text._rows(PILE)
+    assert asked == [("owner/name", "part", commit), (PILE[:-41], None, PILE[-40:])]
+    assert text.title(PILE) == "pile-uncopyrighted" and text.revision(PILE) == PILE[-40:]
+    assert {values.get("text", PILE) for values in scales.SCALES["pythia-410m"].values()} == {PILE}
 
 
 # ----------------------------------------------------------------------------------------------------------- passages
@@ -297,4 +298,4 @@ def test_a_text_without_documents_gives_no_blocks_and_other_files_are_another_te
     pile_world.save_pile(folder, documents=60)
     assert len(read(str(folder))) > few
     assert key != students.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
-    assert text.pin("wheels") == text.pin(scales.PILE) == {}
+    assert text.pin("wheels") == text.pin(PILE) == {}

@@ -38,22 +38,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minwidth import bottleneck_kernel as kernel
-from minwidth import errors, models, scales, store, stream, text, training
+from minwidth import errors, measured, models, scales, store, stream, text, training
 
 log = logging.getLogger(__name__)
 
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
-DRAWS = 1000  # of documents, for an interval
-LADDERS: dict[str, dict[str, Any]] = {  # of each scale; ``blocks`` of text that contexts and held-out ones come from
-    "tiny": dict(
-        widths=[16, 24, 32, 48, 80, 128], contexts=[1280, 2560, 5120], held_out=4096, starts=2, blocks=[512, 384]
-    ),
-    "smollm2": dict(widths=[64, 128, 256, 384, 512], contexts=[1152], held_out=1024, starts=1, blocks=[512, 96]),
-    "pythia-410m": dict(
-        widths=[128, 256, 512, 768], contexts=[8192, 16_384, 32_768], held_out=4096, starts=2, blocks=[2048, 512]
-    ),
-}
-OTHERS: dict[str, Any] = dict(contexts=[2048, 4096, 8192], held_out=2048, starts=2, blocks=[512, 96])
 
 
 class Floor(NamedTuple):
@@ -151,9 +140,9 @@ def floor(
         high, states, slack = kernel.held_out_states(unseen, whole, upper)
     return Floor(
         low=best.loss,
-        low_interval=interval(best.losses, documents[chosen]),
+        low_interval=measured.interval(best.losses.cpu(), documents[chosen].cpu()),
         high=float(high.double().mean()),
-        high_interval=interval(high, held_out_documents),
+        high_interval=measured.interval(high.cpu(), held_out_documents.cpu()),
         starts=tuple(fit.loss for fit in fits),
         converged=best.fall,
         slack=float(slack.double().mean()),
@@ -165,18 +154,6 @@ def floor(
         unembedding=upper.unembedding,
         states=states * temperature,
     )
-
-
-def interval(losses: Float[Tensor, " tokens"], documents: Int[Tensor, " tokens"], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean of losses: whole documents drawn again with replacement, ``DRAWS`` times."""
-    _, number = np.unique(np.asarray(documents.cpu()), return_inverse=True)
-    sums = np.bincount(number, losses.double().cpu().numpy())
-    counts = np.bincount(number)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
-    low, high = np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975])
-    mean = sums.sum() / counts.sum()  # of few documents, rounding could leave it outside
-    return float(min(low, mean)), float(max(high, mean))
 
 
 def _check(hidden, unembedding, held_out, width, temperature, words, starts) -> None:
@@ -235,12 +212,12 @@ def ladder(
         scale_or_teacher: as ``models.load_teacher``.
         contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
             are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
-            if None, as ``widths``, ``held_out`` and ``starts`` (``LADDERS``).
+            if None, as ``widths``, ``held_out`` and ``starts`` (``scales.FLOORS``).
 
     Raises:
         ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
     """
-    own = LADDERS.get(scale_or_teacher, OTHERS)
+    own = scales.FLOORS.get(scale_or_teacher, scales.FLOORS["other"])
     d_teacher = models.load_config(scale_or_teacher).hidden_size
     widths = sorted(widths or own.get("widths") or {max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)})
     for width in widths:
@@ -349,6 +326,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-Array = NDArray[np.float64]
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 
 class Fit(NamedTuple):
@@ -18,7 +19,7 @@ class Fit(NamedTuple):
     r_squared: float  # on the fitted points, about their mean, so that a line through zero can be below 0
     leave_one_out: float  # the same with each point predicted by a fit to the others
 
-    def predict(self, x: ArrayLike) -> Array:
+    def predict(self, x: ArrayLike) -> NDArray[np.float64]:
         """The fitted line at ``x``, in the unit of what was observed."""
         return self.parameters["slope"] * np.asarray(x, dtype=float) + self.parameters.get("baseline", 0.0)
 
@@ -29,11 +30,9 @@ def r_squared(observed: ArrayLike, predicted: ArrayLike) -> float:
     Raises:
         ValueError: the observed values do not vary.
     """
-    observed = np.asarray(observed, dtype=float)
-    spread = ((observed - observed.mean()) ** 2).sum()
-    if not spread > 0:
+    if np.ptp(observed) == 0:
         raise ValueError(f"observed = {observed} does not vary: R^2 needs at least two different values")
-    return float(1 - ((observed - predicted) ** 2).sum() / spread)
+    return float(r2_score(observed, predicted))
 
 
 def affine(x: ArrayLike, y: ArrayLike) -> Fit:
@@ -57,19 +56,12 @@ def fixed_baseline(x: ArrayLike, y: ArrayLike, baseline: float) -> Fit:
 
 def _fit(x: ArrayLike, y: ArrayLike, free: bool = False) -> Fit:
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"x has shape {x.shape} and y {y.shape}: give two vectors of equal length")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("x or y holds a value that is not finite: leave such points out")
     if x.size < 2 + free:
         raise ValueError(f"{x.size} points are too few for this line: give at least {2 + free}")
     if np.ptp(x) == 0 if free else not x.any():
         raise ValueError(f"x is {x[0]:g} everywhere: the slope is undetermined")
-    design = np.stack([x, np.ones_like(x)], 1) if free else x[:, None]
-    orthogonal, triangle = np.linalg.qr(design)
-    coefficients = np.linalg.solve(triangle, orthogonal.T @ y)
-    left = y - design @ coefficients
-    away = 1 - (orthogonal**2).sum(1)  # 1 - leverage; 0 where the others do not determine the line
-    left_out = np.where(away > 1e-9, left / np.maximum(away, 1e-9), np.inf)
-    parameters = dict(zip(("slope", "baseline"), map(float, coefficients), strict=False))
-    return Fit(parameters, r_squared(y, y - left), r_squared(y, y - left_out))
+    points, line = x[:, None], LinearRegression(fit_intercept=free)
+    left_out = cross_val_predict(line, points, y, cv=LeaveOneOut())
+    line.fit(points, y)
+    parameters = {"slope": float(line.coef_[0])} | ({"baseline": float(line.intercept_)} if free else {})
+    return Fit(parameters, r_squared(y, line.predict(points)), r_squared(y, left_out))

@@ -11,7 +11,6 @@ law), or one that many models share (shared exponent). The interval is split con
 pooled). It covers models that are exchangeable with those. Losses in nats per token; ``steps`` may as well be tokens.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,8 +26,6 @@ METHODS = ("last value", "geometric", "power law", "shared exponent")
 AHEAD = (2, 4, 8)
 EXPONENTS = np.geomspace(0.02, 4, 80)  # searched for a power law
 SLOWEST = 0.25  # the unit is at least this share of the fall before: an exponent of at most 2
-BETA, GAMMA = 0.6, 0.64  # shape of the gain by a decaying rate, as published for 25M to 400M parameters
-SPEEDS = np.geomspace(1e-3, 10, 9)  # searched for that gain
 
 
 class Calibration(NamedTuple):
@@ -188,30 +185,6 @@ def power_law(steps: ArrayLike, losses: ArrayLike) -> tuple[float, float, float]
     return float(limit), float(scale * steps[-1] ** exponent), float(exponent)
 
 
-def multi_power_law(runs: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], rates: ArrayLike) -> float:
-    """The loss at the end of another schedule: a power law in the summed learning rate, less what its decay gains.
-
-    L(t) = limit + A S(t)^-a - B sum_k (rate_{k-1} - rate_k) [1 - (1 + C S_k(t) / rate_k^gamma)^-beta], with S(t) the
-    sum of rates up to step t, S_k(t) that from step k on, k after the peak (Luo et al. 2025, arXiv:2503.12811). limit,
-    A, B >= 0 by least squares, a and C on a grid; beta and gamma as published, for few runs do not determine them.
-
-    Args:
-        runs: of one model: learning rates [N], steps (1 ... N, after the warm-up) at which it was evaluated, losses.
-        rates: [M], the schedule whose end is predicted, in the same unit.
-    """
-    losses = np.concatenate([np.asarray(loss, float) for *_, loss in runs])
-    places = [(rate, np.asarray(at, int) - 1) for rate, at, _ in runs] + [(rates, np.array([len(rates) - 1]))]
-    sums = np.concatenate([np.cumsum(rate)[at] for rate, at in places])
-    best = (np.inf, np.nan)
-    for speed in SPEEDS:
-        gain = np.concatenate([_decay_gain(np.asarray(rate, float), at, speed) for rate, at in places])
-        for exponent in EXPONENTS[::4]:
-            design = np.stack([np.ones_like(sums), sums**-exponent, -gain], 1)
-            found, rest = nnls(design[:-1], losses)
-            best = min(best, (rest, float(design[-1] @ found)))
-    return best[1]
-
-
 def _at(tokens: Array, value: float) -> int | None:
     near = np.flatnonzero(np.isclose(tokens, value, rtol=0.01))
     return int(near[0]) if near.size else None
@@ -229,10 +202,3 @@ def _falls(frame: pd.DataFrame, method: str, exponent: float) -> Array:
     if method != "shared exponent":
         return frame[method].to_numpy()
     return frame.unit.to_numpy() * doublings(2.0**-exponent, frame.ahead)
-
-
-def _decay_gain(rates: Array, at: NDArray[np.int64], speed: float) -> Array:
-    total, later = rates.cumsum(), np.arange(rates.argmax() + 1, rates.size)
-    since = np.maximum(total[at][:, None] - total[later - 1], 0)
-    scaled = speed * since / np.maximum(rates[later], 1e-9 * rates.max()) ** GAMMA
-    return ((rates[later - 1] - rates[later]) * (1 - (1 + scaled) ** -BETA)).sum(1)

@@ -1,6 +1,7 @@
 """What can go wrong and be mended by whoever runs the study: told in one sentence, without a traceback."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -38,3 +39,10 @@ def in_one_sentence() -> Iterator[None]:
         yield
     except Fault as fault:
         raise SystemExit(f"{fault}") from None
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run what a module does on the command line, its log in plain lines, a ``Fault`` as a sentence."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with in_one_sentence():
+        main()

@@ -5,15 +5,13 @@ Sized for a text column; units on every axis; the paper's values as open markers
 """
 
 import io
-import os
 
-import ipywidgets
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from cycler import cycler
-from IPython.display import Image, display
+from IPython.display import Image
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -138,27 +136,3 @@ def _drawn(figure: Figure, **options) -> bytes:
     with style():
         figure.savefig(buffer, **options)
     return buffer.getvalue()
-
-
-def explore(draw, still, **ranges):
-    """Sliders for ``draw`` in a live Jupyter session, else the picture ``still``.
-
-    ``ranges``: argument of ``draw`` -> (least, greatest, first) value. Executed notebooks, tests and pages have no one
-    to move a slider and get the picture; a notebook server sets JPY_SESSION_NAME for its kernels.
-    """
-    if "JPY_SESSION_NAME" not in os.environ:
-        return still
-
-    def show(**values):
-        display(Image(data=_drawn(draw(**values), format="png"), width=WIDTH * STYLE["figure.dpi"]))
-
-    sliders = {}
-    for name, (least, greatest, first) in ranges.items():
-        kind = {"description": name, "continuous_update": False, "layout": {"width": "32em"}}
-        kind |= {"style": {"description_width": "8em"}, "value": min(max(first, least), greatest)}
-        if isinstance(first, int):
-            sliders[name] = ipywidgets.IntSlider(min=least, max=greatest, **kind)
-        else:
-            step = (greatest - least) / 500
-            sliders[name] = ipywidgets.FloatSlider(min=least, max=greatest, step=step, readout_format=".3f", **kind)
-    return ipywidgets.VBox([*sliders.values(), ipywidgets.interactive_output(show, sliders)])

@@ -331,7 +331,6 @@ def main() -> None:
     """Train every student of the study, and write the tables that 07_known_language reads after each ladder."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.known_language", description=main.__doc__)
     parser.add_argument("kinds", nargs="*", default=list(STUDY), help="heads, transformers, or both")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for kind in parser.parse_args().kinds:
         done = []
         for features, alpha, depth, widths in STUDY[kind]:
@@ -346,5 +345,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 from torch.multiprocessing import get_context, spawn
 from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
@@ -33,18 +32,6 @@ from minwidth.students import (
 )
 
 log = logging.getLogger(__name__)
-
-CONTROLS: dict[str, dict[str, dict[str, Any]]] = {  # table -> what a student is called -> what differs in it
-    "distill_controls": {
-        "forward KL, T = 2": {},
-        "forward KL, T = 1": {"temperature": 1.0},
-        "forward KL, T = 4": {"temperature": 4.0},
-        "reverse KL, T = 2": {"objective": "reverse"},
-        "forward KL + states": {"objective": "hidden"},
-        "text alone": {"objective": "cross_entropy"},
-    },
-    "distill_depth": {f"{layers} layers": {"layers": layers} for layers in (1, 2, 4, 8)},
-}
 
 
 def jobs(p: scales.Distill) -> list[Job]:
@@ -153,28 +140,6 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
     }
 
 
-def longest(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a ladder's rows, the longest run of each student."""
-    ordered = table.sort_values(["ladder", "width", "seed", "steps"])
-    return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
-
-
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a ladder's rows, the longest runs of each width: means of ``floor``, ``fall`` and ``untrained`` over seeds.
-
-    ``low`` and ``high`` are the 95 % interval of the mean by Student's t, ``least`` and ``most`` the extremes.
-    """
-    rows = []
-    for (ladder, width), group in longest(table).groupby(["ladder", "width"]):
-        n, mean = len(group), group.floor.mean()
-        half = stats.t.ppf(0.975, n - 1) * group.floor.std(ddof=1) / n**0.5 if n > 1 else float("nan")
-        row = {"ladder": ladder, "width": width, "steps": group.steps.max(), "seeds": n, "floor": mean}
-        row |= {"low": mean - half, "high": mean + half, "least": group.floor.min(), "most": group.floor.max()}
-        row |= {"fall": group.fall_per_doubling.mean(), "untrained": group.untrained.mean()}
-        rows.append(row | {"d_teacher": group.d_teacher.iloc[0]})
-    return pd.DataFrame(rows)
-
-
 # --------------------------------------------------------------------------- hours: more steps, other losses and depths
 
 
@@ -191,7 +156,7 @@ def longer(p: scales.Distill) -> store.Record:
 
 
 def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
-    """Random students of three widths in each variant of a table of ``CONTROLS``, all judged by the ladder's own loss.
+    """Random students of three widths in each variant of ``scales.CONTROLS``, all judged by the ladder's own loss.
 
     In the table ``kl`` is that held-out loss, nats per token, with 95 % over held-out blocks in ``low`` and ``high``;
     ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
@@ -200,7 +165,7 @@ def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) ->
     widths = sorted({p.widths[0], p.widths[len(p.widths) // 2], p.widths[-1]}, reverse=True)
     todo = [
         (name, p.model_copy(update=change), Job("random", width, seed, p.steps))
-        for width in widths for name, change in CONTROLS[table].items() for seed in seeds
+        for width in widths for name, change in scales.CONTROLS[table].items() for seed in seeds
     ]  # fmt: skip
     records = train((other, job) for _, other, job in todo)
     parts = {"/".join(map(str, (name, *job))): r.key for (name, _, job), r in zip(todo, records, strict=True)}
@@ -237,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, help="all of the scale's if left out")
     parser.add_argument("--seed", type=int, help="all of the scale's if left out")
     parser.add_argument("--longer", action="store_true", help="the longer ladders, into the table distill_long")
-    parser.add_argument("--controls", nargs="+", default=[], choices=list(CONTROLS), help="other students, by table")
+    parser.add_argument("--controls", nargs="+", default=[], choices=list(scales.CONTROLS), help="other students")
     parser.add_argument("--save", type=Path, help="leave the longest student as a folder that transformers reads")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
     options = parser.parse_args(arguments)
@@ -262,6 +227,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)

@@ -9,12 +9,11 @@ change it. ``ledger`` collects all records; 06 shows them.
 
 import html
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,40 +37,10 @@ VERDICTS = {  # seaborn's colour-blind palette; the verdict is always written ou
 }
 KINDS = ("paper", "theory", "toy", "sae", "distill", "probe")
 PRINTED = "paper"  # the place of numbers that need no model: recomputed from the paper's own, or from formulas
-COUNTS = {"layer", "width", "alive_features", "kept_features", "dropped_features", "layers", "heads", "ffn_width"}
 NEEDED = {"id", "place", "section", "quote", "printed", "kind", "where", "refute"}
 BOUNDS = {"near", "within", "at_least", "at_most", "loosely", "reason", "given", "ideal"}
 ROOMS = {"as bounded": 1.0, "half the room": 0.5, "twice the room": 2.0}
 Value = float | Iterable[float] | Mapping[str, float | Iterable[float]]
-
-
-class Paper(NamedTuple):
-    """The paper's tables by short name (``table1`` ... ``table8``): values, and half a unit of each last digit."""
-
-    values: dict[str, pd.DataFrame]
-    rounding: dict[str, pd.DataFrame]
-    numbers: dict[str, float]
-
-
-def half_unit(printed: str) -> float:
-    """Half a unit of the last printed digit: "1.320" -> 0.0005, "27" -> 0.5, "" -> nan."""
-    return 0.5 * 10.0 ** -len(printed.partition(".")[2]) if printed else math.nan
-
-
-@cache
-def load_paper(folder: Path = PAPER) -> Paper:
-    """The transcribed tables and the text's numbers."""
-    values, rounding = {}, {}
-    for path in sorted(folder.glob("table*.csv")):
-        printed = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="corrected")
-        name = path.stem.partition("_")[0]
-        numeric = [column for column in printed if printed[column].str.fullmatch(r"-?[\d.]+|").all()]
-        values[name] = printed.assign(**{column: pd.to_numeric(printed[column]) for column in numeric})
-        rounding[name] = printed[numeric].map(half_unit)
-        exact = COUNTS | ({"alpha"} if name == "table7" else set())  # a grid, not measurements
-        rounding[name][[column for column in numeric if column in exact]] = 0.0
-    text = pd.read_csv(folder / "text_numbers.csv").set_index("name")["value"]
-    return Paper(values, rounding, text.to_dict())
 
 
 @cache

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from numpy.typing import ArrayLike
 
 from minwidth.store import RESULTS, load_results, replace_file
 
@@ -47,6 +48,16 @@ def read(number: str, bracket: str) -> tuple[float, float]:
     value = float(number.replace(",", "").replace("−", "-"))
     in_last_digits = decimals and "." not in bracket
     return value, float(bracket.replace(",", "")) * (10.0**-decimals if in_last_digits else 1.0)
+
+
+def interval(values: ArrayLike, groups: ArrayLike, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
+    """95 % interval of the mean of ``values`` if whole groups, documents say, are drawn again with replacement."""
+    _, member = np.unique(groups, return_inverse=True)
+    total, size = np.bincount(member, np.asarray(values, float)), np.bincount(member)
+    drawn = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), draws)
+    low, high = np.quantile(drawn @ total / (drawn @ size), [0.025, 0.975])
+    mean = total.sum() / size.sum()  # of few groups, rounding could leave it outside
+    return float(min(low, mean)), float(max(high, mean))
 
 
 # ------------------------------------------------------------------------------------------------ print and record

@@ -1,4 +1,4 @@
-"""How a notebook is run: papermill's executed copies, and the committed notebooks themselves.
+"""How papermill runs a notebook of this project.
 
 papermill loads ``copies`` through the entry point ``papermill.io`` before it makes its command, which then becomes a
 ``Command``. For a notebook of this project the output path may be left out (``papermill 04_distill.ipynb -p width 512``
@@ -6,18 +6,11 @@ writes ``runs/04_distill__width=512.ipynb``), a parameter that the notebook cann
 sentence before anything is run or written, a copy is no pair of jupytext's, and a committed notebook is never
 overwritten. On a terminal, papermill's line also tells what the running cell does, and 08 leaves a page besides. Other
 notebooks, and papermill called from Python, are left as they are.
-
-``python -m minwidth.notebooks notebooks/*.py`` synchronises pairs and executes them in place; with
-``--without-solutions runs/student`` it writes copies for students instead.
 """
 
-import argparse
 import hashlib
 import html
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -180,42 +173,3 @@ def _make_command(*arguments, **options):
 
 
 click.command = _make_command  # papermill loads this module before it makes its command
-
-
-def execute(paths: list[str]) -> None:
-    """Synchronise the pairs at ``paths`` and execute the notebooks in place, without times in their metadata."""
-    from nbclient import NotebookClient
-
-    for path in paths:
-        subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--sync", path], check=True)
-        target = Path(path).with_suffix(".ipynb")
-        notebook, place = nbformat.read(target, as_version=4), {"metadata": {"path": os.fspath(target.parent)}}
-        NotebookClient(notebook, timeout=None, record_timing=False, resources=place).execute()
-        nbformat.write(notebook, target)
-
-
-def without_solutions(paths: list[str], folder: Path) -> None:
-    """Write each notebook to ``folder`` without its cells tagged ``solution``, without outputs and not as a pair."""
-    import jupytext
-
-    for path in paths:
-        notebook = jupytext.read(Path(path).with_suffix(".py"))
-        notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
-        notebook.metadata.pop("jupytext", None)
-        replace_file(folder / f"{Path(path).stem}.ipynb", nbformat.writes(notebook).encode())
-
-
-def main() -> None:
-    """Synchronise pairs and execute them in place, or write them without their solutions."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.notebooks", description=main.__doc__)
-    parser.add_argument("notebooks", nargs="+", help="either side of a pair")
-    parser.add_argument("--without-solutions", type=Path, metavar="FOLDER", help="where copies for students go")
-    given = parser.parse_args()
-    if given.without_solutions:
-        without_solutions(given.notebooks, given.without_solutions)
-    else:
-        execute(given.notebooks)
-
-
-if __name__ == "__main__":
-    main()

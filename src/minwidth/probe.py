@@ -9,7 +9,6 @@ sources of text that the probe was not trained on.
 """
 
 import argparse
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -34,7 +33,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from minwidth import concepts, errors, ladders, models, scales, store, stream, students, training
+from minwidth import concepts, errors, ladders, measured, models, scales, store, stream, students, training
 from minwidth.students import Job
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
@@ -161,20 +160,12 @@ def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) 
 
 
 def summary(table: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Of a table of ``scores``: accuracy with its ``interval``, mean area under the splits' ROC curves, and counts."""
-    accuracy, low, high = interval((table.score > 0) == table.label, table.group, seed)
+    """Of a table of ``scores``: accuracy with its interval, mean area under the splits' ROC curves, and counts."""
+    right = (table.score > 0) == table.label
+    low, high = measured.interval(right, table.group, seed, RESAMPLES)
     areas = [roc_auc_score(part.label, part.score) for _, part in table.groupby("split")]
-    found = {"accuracy": accuracy, "low": low, "high": high, "auroc": float(np.mean(areas))}
+    found = {"accuracy": float(right.mean()), "low": low, "high": high, "auroc": float(np.mean(areas))}
     return found | {"passages": len(table), "documents": table.group.nunique(), "splits": len(areas)}
-
-
-def interval(values: np.ndarray, groups: pd.Series, seed: int) -> tuple[float, float, float]:
-    """Mean of one value a passage, and its 95 % interval if whole groups are drawn anew with replacement."""
-    _, member = np.unique(groups, return_inverse=True)
-    total, size = np.bincount(member, np.asarray(values, float)), np.bincount(member)
-    drawn = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=RESAMPLES)
-    low, high = np.percentile(drawn @ total / (drawn @ size), [2.5, 97.5])
-    return float(np.mean(values)), float(low), float(high)
 
 
 def names(job: Job) -> dict[str, Any]:
@@ -270,10 +261,11 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
         tables, right = [], {job: of["scores"].score.gt(0) == of["scores"].label for job, of in records.items()}
         for job, twin in twins.items():
             gain = right[job].astype(float) - right[teacher]
-            shifts = [
-                (concept, "none", *interval(gain[part.index], part.group, p.seed))
-                for concept, part in records[job]["scores"].groupby("concept")
-            ]
+            shifts = []
+            for concept, part in records[job]["scores"].groupby("concept"):
+                of_concept = gain[part.index]
+                ends = measured.interval(of_concept, part.group, p.seed, RESAMPLES)
+                shifts.append((concept, "none", float(of_concept.mean()), *ends))
             shifts = pd.DataFrame(shifts, columns=["concept", "control", "shift", "shift_low", "shift_high"])
             # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
             before = records[twin]["accuracy"].assign(control="cut" if twin.ladder == "width_alone" else "untrained")
@@ -378,6 +370,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors.in_one_sentence():
-        main()
+    errors.command(main)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from minwidth import autoencoder, capacity, cut, kl, models, projection, scales, store, stream, text, training
 from minwidth.autoencoder import Run, Sae, Settings
-from minwidth.errors import ParameterError, in_one_sentence
+from minwidth.errors import ParameterError, command
 
 log = logging.getLogger(__name__)
 
@@ -388,6 +388,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with in_one_sentence():
-        main()
+    command(main)

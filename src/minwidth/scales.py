@@ -26,7 +26,8 @@ Shape = namedtuple("Shape", "teacher width layers heads vocabulary context share
 Gpu = namedtuple("Gpu", "bf16 tf32 fp32 bandwidth gib")
 SHAPES = {name: Shape(**shape) for name, shape in _DATA["shapes"].items()}
 GPUS = {name: Gpu(**gpu) for name, gpu in _DATA["gpus"].items()}
-SENSITIVITY, LONGER, EVERY_STUDENT, PILE = (_DATA[name] for name in ("sensitivity", "longer", "every_student", "pile"))
+SENSITIVITY, LONGER, EVERY_STUDENT = (_DATA[name] for name in ("sensitivity", "longer", "every_student"))
+FLOORS, CONTROLS = _DATA["floors"], _DATA["controls"]
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     scale: {
         notebook: {name: row[scale] if scale in row else row["all"] for name, row in rows.items()}

@@ -5,7 +5,6 @@ untied unembedding, and a byte-level BPE vocabulary of 2,048. What it learned fr
 """
 
 import json
-import logging
 
 import numpy as np
 import pandas as pd
@@ -133,7 +132,5 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # at batches of 2,048 tokens a second thread adds a third of its time at most
-    with errors.in_one_sentence():
-        train()
+    errors.command(train)

@@ -22,7 +22,7 @@ TILE = 128  # rows
 # It lives in this file because Numba's cache notices a change of the file that holds the compiled function alone.
 
 LANES = 16  # one register with AVX-512, two with AVX2
-_SCALAR, _INDEX, _VECTOR = ir.FloatType(), ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
+_INDEX, _VECTOR = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
 
 
 class _Lanes(types.Type):

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minwidth import bottleneck, cut, kl, models, projection, scales, store, stream, text, training
+from minwidth import bottleneck, cut, kl, measured, models, projection, scales, store, stream, text, training
 from minwidth.errors import ParameterError
 
 BATCH = 8  # blocks a step of a distilled student
@@ -105,9 +105,7 @@ def untrained(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.Da
     rows = []
     for width in tqdm(widths_of(p, teacher.d), desc="untrained students", unit=" widths", leave=False):
         found = _cut(teacher, text, p, projection.kept(basis, width, norms[-1].centred), norms)
-        low, high = bottleneck.interval(
-            torch.from_numpy(found["kl"]), torch.from_numpy(text.held_out_documents.ravel())
-        )
+        low, high = measured.interval(found["kl"], text.held_out_documents.ravel())
         losses = {"loss": np.nanmean(found["loss"]), "teacher_loss": np.nanmean(whole["loss"])}
         rows.append({"width": width, "kl": found["kl"].mean(dtype=float), "kl_low": low, "kl_high": high} | losses)
     return pd.DataFrame(rows)
@@ -247,7 +245,7 @@ def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, pa
     held_out = [(ids, states(ids)) for ids in stream.batches(text_.held_out, "cpu")]
 
     @torch.no_grad()
-    def measured(student) -> tuple[Tensor, Tensor]:
+    def losses_of(student) -> tuple[Tensor, Tensor]:
         divergences, losses = [], []
         for ids, of_teacher in held_out:
             hidden, own = models.final_hidden(student, ids), models.unembedding(student)
@@ -258,15 +256,15 @@ def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, pa
     history = training.train(
         student,
         loss,
-        evaluate=lambda student: float(measured(student)[0].mean()),
+        evaluate=lambda student: float(losses_of(student)[0].mean()),
         rows=len(blocks),
         schedule=training.Schedule(p.steps, BATCH, RATE / teacher.d, warmup=p.steps // 10, evaluations=10),
         seed=p.seed,
         checkpoint=store.work_folder(what, parameters) / "checkpoint",
         progress=f"distilling width {width}",
     )
-    found, losses = measured(student)
-    low, high = bottleneck.interval(found, torch.from_numpy(text_.held_out_documents.ravel()))
+    found, losses = losses_of(student)
+    low, high = measured.interval(found, text_.held_out_documents.ravel())
     ends = {"trained": float(found.double().mean()), "trained_low": low, "trained_high": high}
     return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
 
