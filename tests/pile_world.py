@@ -27,7 +27,7 @@ def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 1
     return folder
 
 
-def tokenizer(vocabulary: int = 400, opens: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(vocabulary: int = 400, opens: bool = False, **special: str) -> PreTrainedTokenizerFast:
     """An id for each made-up word, none for a full stop; 0 ends a document and, if it ``opens`` a text, is its BOS."""
     words = {"<end>": 0} | {f"w{i}": i for i in range(1, vocabulary)}
     made = Tokenizer(token_models.WordLevel(words, unk_token="w1"))
@@ -36,7 +36,8 @@ def tokenizer(vocabulary: int = 400, opens: bool = False) -> PreTrainedTokenizer
     )
     if opens:
         made.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>" if opens else None)
+    special = special or {"eos_token": "<end>"} | ({"bos_token": "<end>"} if opens else {})
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
 def tokenize(folder: Path, source: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
     """Shards that were finished are kept, the others computed."""
     monkeypatch.setattr(stream, "RUNS", tmp_path)
     monkeypatch.setattr(stream, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
-    model, blocks = test_students.make_teacher(), test_students.blocks(None, "train", test_students.LENGTH, 100)[:40]
+    model, blocks = test_students.make_teacher(), small_world.token_blocks(None, "train", test_students.LENGTH)[:40]
 
     def compute():
         stream.offline_teacher(model, blocks, "text")

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers import models as token_models
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from minwidth import errors, ladders, models, scales, store, stream, students, text, training
+from tests.small_models import config_of, teacher_of
+from tests.small_world import VOCABULARY, token_blocks
 
-WIDTH, VOCABULARY, LENGTH = 32, 40, 12
+WIDTH, LENGTH = 32, 12
 SETTINGS = dict(
     widths=[16, 32], ladders=["random"], doubled=["random", "width_alone"], seeds=[0],
     steps=30, batch=4, length=LENGTH, learning_rate=0.01, warmup=3,
@@ -29,20 +29,7 @@ SETTINGS = dict(
 
 
 def make_teacher() -> models.Teacher:
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=LENGTH, initializer_range=0.3,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    words = Tokenizer(token_models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    return models.Teacher(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0"), "tiny", "0")
-
-
-def blocks(tokenizer, split, length, percent, *_) -> np.ndarray:
-    """Random text in place of the corpus."""
-    return np.random.default_rng(split == "train").integers(0, VOCABULARY, (1000, length)).astype(np.uint16)
+    return teacher_of(config_of("gpt_neox", vocab_size=VOCABULARY, num_hidden_layers=2, num_attention_heads=2))
 
 
 def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
@@ -53,7 +40,7 @@ def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
     put(models, "teacher_revision", lambda name: "0")
     put(models, "load_teacher", lambda name, device=None: make_teacher())
-    put(text, "token_blocks", blocks)
+    put(text, "token_blocks", token_blocks)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +78,7 @@ def test_the_loss_is_the_divergence_of_full_logits(teacher):
     p, job = settings(), students.Job("random", 16, 0, 30)
     record = students.student(p, job, teacher)
     student = students.trained(p, job, teacher)
-    ids = torch.from_numpy(blocks(None, "held_out", LENGTH, 10)[:6].astype(np.int64))
+    ids = torch.from_numpy(token_blocks(None, "held_out", LENGTH)[:6].astype(np.int64))
     with torch.no_grad():
         log_p, log_q = (torch.log_softmax(m(ids).logits.double() / 2, -1) for m in (teacher.model, student))
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
