@@ -170,7 +170,7 @@ def test_killed_at_ten_random_moments_a_run_gives_the_same_bits(teacher, tmp_pat
     p, job = settings(), students.Job("random", 16, 1, 160)
     what, parameters = students.key(p, job)
     context = multiprocessing.get_context("forkserver")  # quick to start again, and without this process's threads
-    context.set_forkserver_preload(["minwidth.students", "pytest"])
+    context.set_forkserver_preload(["tests.test_students", "transformers.models.gpt_neox.modeling_gpt_neox"])
     moments, started = np.random.default_rng().uniform(0, 0.4, 10), tmp_path / "started"  # others in each test run
     for pause in moments:
         process = context.Process(target=train_slowly, args=(tmp_path, job))
@@ -293,12 +293,25 @@ def test_command_line(caplog):
     assert error.value.code == 2
 
 
-def test_processes_side_by_side_train_what_one_trains_and_a_fault_in_one_is_told(teacher, monkeypatch):
-    p = settings(widths=[16])
-    alone = ladders.ladder(p)["ladder"].floor
-    with pytest.raises(errors.Fault, match="lower the learning rate"):
-        ladders.train([(settings(learning_rate=1.0, warmup=0), students.Job("random", 16, 0, 30))])
-    assert len(alone) == 2
+def work_in_the_small_world(*given):
+    """Body of a process that is spawned by a ladder."""
+    build_small_world(store.RUNS)
+    ladders._work(*given)
+
+
+def test_processes_side_by_side_train_what_one_trains_and_a_fault_in_one_is_told(teacher, tmp_path, monkeypatch):
+    p, todo = settings(), [students.Job("random", 16, seed, 30) for seed in (0, 1)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(ladders, "_work", work_in_the_small_world)
+    monkeypatch.setenv("MINWIDTH_RUNS", str(tmp_path))
+    with pytest.raises(errors.LostError, match="lower the learning rate"):
+        ladders.train([*((p, job) for job in todo), (settings(learning_rate=1.0, warmup=0), todo[0])])
+    beside = {job: record for job in todo if (record := store.find(*students.key(p, job)))}
+    assert beside, "the process that met the fault had trained another student before"
+    monkeypatch.setattr(store, "RUNS", tmp_path / "alone")
+    for job, record in beside.items():
+        alone = students.student(p, job, teacher)
+        pd.testing.assert_frame_equal(record["history"], alone["history"], check_exact=True)
 
 
 def test_over_seeds_by_hand():
