@@ -1,4 +1,4 @@
-"""A made-up text in The Pile's format, tokenizers of its words, and a process that is killed while it reads it."""
+"""A made-up text in The Pile's format, and tokenizers of its words."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,6 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
-
-from minwidth import text
 
 
 def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 120, vocabulary: int = 400) -> Path:
@@ -38,9 +36,3 @@ def tokenizer(vocabulary: int = 400, opens: bool = False, **special: str) -> Pre
         made.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
     special = special or {"eos_token": "<end>"} | ({"bos_token": "<end>"} if opens else {})
     return PreTrainedTokenizerFast(tokenizer_object=made, **special)
-
-
-def tokenize(folder: Path, source: Path) -> None:
-    """Body of a process that is killed: all of the text, in shards of twenty documents."""
-    text.RUNS, text.BUFFER = folder, 20
-    text.token_blocks(tokenizer(), "train", 16, source=str(source))
