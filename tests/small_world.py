@@ -1,13 +1,12 @@
 """A random GPT-NeoX in a folder, made-up text, and parameters of 03_sae small enough for seconds."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from minwidth import sae, scales, store, stream, text, training
+from minwidth import scales, store, stream, text
 from tests import small_models
 
 VOCABULARY = 40
@@ -39,12 +38,3 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "token_blocks", token_blocks)
     save_teacher(tmp_path / "teacher")
     return parameters(tmp_path / "teacher")
-
-
-def measure_slowly(folder: Path) -> None:
-    """Body of a process that is killed: the measurement of ``world``, with a checkpoint after every window."""
-    store.RUNS = stream.RUNS = folder / "runs"
-    text.token_blocks = token_blocks
-    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1.0, math.inf
-    torch.set_num_threads(1)
-    sae.measure(parameters(folder / "teacher"))

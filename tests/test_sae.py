@@ -1,11 +1,8 @@
-"""The sparse step is the dense step is autograd; training resumes to the bit; known dictionaries are recovered."""
+"""The sparse step is the dense step is autograd; known dictionaries are recovered."""
 
 import itertools
 import json
 import math
-import multiprocessing
-import signal
-import time
 
 import numpy as np
 import pandas as pd
@@ -14,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, sae, sae_kernel, scales, store, stream, text, training
+from minwidth import autoencoder, models, sae, sae_kernel, scales, store, stream, text
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 
@@ -228,49 +225,6 @@ def test_a_measurement_is_found_and_its_autoencoder_loads(world, monkeypatch):
     x = stream.activations(teacher, text.token_blocks(teacher.tokenizer, "held_out"), calibration).layers[2]
     found = sae.statistics(sae.sums(model, x, torch.zeros(len(x), dtype=torch.long)))
     assert found.alive == record["alive"] and found.alpha == pytest.approx(record["alpha"])
-
-
-def test_a_killed_measurement_continues_to_the_same_numbers(world, monkeypatch):
-    expected = sae.measure(world)
-    monkeypatch.setattr(autoencoder, "ACTIVATION_BYTES", 4 * 32 * 2 * 16 * 200)  # three shards
-    in_shards = sae._measure(world, store.RUNS / "uninterrupted")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
-    real, calls = sae_kernel.Adam.step, []
-
-    def dies(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 130:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(sae_kernel.Adam, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        sae._measure(world, store.RUNS / "killed")
-    monkeypatch.setattr(sae_kernel.Adam, "step", real)
-    resumed = sae._measure(world, store.RUNS / "killed")
-    for table in ("layers", "floors", "curves"):
-        assert resumed[table].equals(in_shards[table])
-    assert resumed["d_star"] == pytest.approx(expected["d_star"], rel=0.2)  # one shard or three: another order of data
-
-
-def test_kill_minus_nine_in_the_middle_gives_the_same_statistics(world, tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    child = multiprocessing.get_context("spawn").Process(target=small_world.measure_slowly, args=[tmp_path])
-    child.start()
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("runs/**/*.safetensors")) and child.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL  # it had not ended by itself
-    resumed = sae.measure(world)
-    monkeypatch.setattr(store, "RUNS", tmp_path / "elsewhere")
-    whole = sae.measure(world)
-    for table in ("layers", "floors", "curves"):
-        pd.testing.assert_frame_equal(resumed[table], whole[table], check_exact=True)
-    for name in ("importance", "frequency", "sae/encoder", "sae/decoder"):
-        np.testing.assert_array_equal(resumed[name], whole[name])
 
 
 def test_a_long_pass_over_the_text_is_kept_on_disk(world, monkeypatch):
