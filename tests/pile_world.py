@@ -1,4 +1,4 @@
-"""A made-up text in The Pile's format, tokenizers of its words, and a process that is killed while it reads it."""
+"""A made-up text in The Pile's format, and tokenizers of its words."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,6 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
-
-from minwidth import text
 
 
 def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 120, vocabulary: int = 400) -> Path:
@@ -27,7 +25,7 @@ def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 1
     return folder
 
 
-def tokenizer(vocabulary: int = 400, opens: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(vocabulary: int = 400, opens: bool = False, **special: str) -> PreTrainedTokenizerFast:
     """An id for each made-up word, none for a full stop; 0 ends a document and, if it ``opens`` a text, is its BOS."""
     words = {"<end>": 0} | {f"w{i}": i for i in range(1, vocabulary)}
     made = Tokenizer(token_models.WordLevel(words, unk_token="w1"))
@@ -36,10 +34,5 @@ def tokenizer(vocabulary: int = 400, opens: bool = False) -> PreTrainedTokenizer
     )
     if opens:
         made.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>" if opens else None)
-
-
-def tokenize(folder: Path, source: Path) -> None:
-    """Body of a process that is killed: all of the text, in shards of twenty documents."""
-    text.RUNS, text.BUFFER = folder, 20
-    text.token_blocks(tokenizer(), "train", 16, source=str(source))
+    special = special or {"eos_token": "<end>"} | ({"bos_token": "<end>"} if opens else {})
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)

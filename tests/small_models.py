@@ -1,7 +1,13 @@
-"""Small random models of every architecture that is tested, and token batches for them."""
+"""Small random models of every architecture that is tested, in memory and in folders, and token batches for them."""
+
+import copy
+from pathlib import Path
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from minwidth import models
+from tests import pile_world
 
 D, VOCABULARY = 32, 97
 SHARED = dict(num_key_value_heads=2)
@@ -56,6 +62,20 @@ def model_of(config, seed=0):
                 else:
                     parameter.normal_(1.0 if "weight" in name else 0.0, 0.5)
     return model.requires_grad_(False)
+
+
+def teacher_of(config, name="tiny") -> models.Teacher:
+    return models.Teacher(model_of(config), pile_world.tokenizer(config.vocab_size), name, "0")
+
+
+def save_teacher(folder: Path, config=None, dtype=torch.float16, words=3, special=None, **options):
+    """A random model and a tokenizer of a few words, as ``save_pretrained`` leaves them; returns the model."""
+    model = model_of(config or config_of("gpt_neox"))
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, **options)
+    pile_world.tokenizer(words, **special or {}).save_pretrained(folder)
+    for parameter in model.parameters():  # alone: rounded buffers, such as rotary frequencies, are not saved
+        parameter.copy_(parameter.to(dtype))
+    return model
 
 
 def token_batches(count=4, vocabulary=VOCABULARY):

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,6 +251,17 @@ def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypa
         bottleneck.ladder(folder, [8], contexts=[15, 80])
     with pytest.raises(ParameterError, match="ask for at most that many"):
         bottleneck.ladder(folder, [8], contexts=[10**6], held_out=60)
+
+
+@pytest.mark.parametrize("name", ["ladder", "long", "controls", "depth"])
+def test_no_committed_student_lies_below_the_lower_end(name):
+    files = sorted(store.COMMITTED.glob(f"*/distill_{name}.csv"))
+    assert files
+    for students in files:
+        table, bracket = pd.read_csv(students), pd.read_csv(students.with_name("bottleneck.csv"))
+        low = table.width.map(bracket[bracket.temperature == 2].set_index("width").low).dropna()  # not at every width
+        loss = table["floor" if "floor" in table else "kl"][low.index]
+        assert len(low) >= 10 and (loss > low).all()
 
 
 @pytest.mark.slow

@@ -44,19 +44,6 @@ def test_critical_width_is_l0_times_the_log_of_features_over_l0(features, alpha)
     assert capacity.critical_width_from_l0(features, l0) == pytest.approx(capacity.critical_width(features, alpha))
 
 
-def test_critical_widths_of_the_papers_table_1_are_reproduced_to_the_digit():
-    alive, l0 = np.array([31_006, 28_665, 29_169]), np.array([234.9, 218.3, 249.0])
-    np.testing.assert_array_equal(np.round(capacity.critical_width_from_l0(alive, l0)), [1147, 1065, 1186])
-    np.testing.assert_allclose(capacity.g(1 - l0 / alive), [27.04, 26.92, 24.60], atol=0.008)
-
-
-def test_features_kept_reproduces_the_papers_table_2_from_an_l0_that_rounds_to_the_printed_one():
-    l0 = 218.3 + np.linspace(-0.05, 0.05, 2001)
-    kept = np.stack([capacity.features_kept(width, 1 - l0 / 28_665) for width in (128, 256, 512, 768, 1024)], axis=1)
-    assert (kept == [3446, 6892, 13_784, 20_676, 27_568]).all(1).any()  # all five by floor, with one and the same L0
-    assert capacity.features_kept(3, 1 - 1 / math.e) == 8  # floor(3 e), not round
-
-
 # --- Eq. 2 and the linear optimum
 
 
@@ -105,16 +92,6 @@ def test_linear_floor_is_the_least_of_trained_linear_autoencoders():
 # --- pairs
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 0.95])
-def test_pair_loss_is_exact_at_every_sparsity(alpha):
-    """p^2/6 is no leading order: it is what unit antipodal weights without bias lose, dense or sparse."""
-    x, p = sample(2, alpha, 2_000_000), 1 - alpha
-    squares = (np.maximum(np.array([[1, -1], [-1, 1]]) @ x, 0) - x) ** 2
-    error = squares.std() / math.sqrt(squares.size)
-    assert squares.mean() == pytest.approx(capacity.pair_loss(alpha), abs=4 * error)
-    assert capacity.pair_loss(alpha) == pytest.approx(p**2 / 6)
-
-
 def brute_force_digon(importance, width, alpha):
     p, n = 1 - alpha, len(importance)
     losses = []
@@ -132,12 +109,6 @@ def test_digon_floor_is_the_least_over_all_numbers_of_pairs(importance, alphas):
     assert floors.shape == (importance.size, len(alphas))
     expected = [[brute_force_digon(importance, int(w), a) for a in alphas] for w in widths]
     np.testing.assert_allclose(floors, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_equal_features_pair_up_exactly_below_four_sevenths():
-    importance = np.ones(10)
-    assert capacity.digon_allocation(importance, 5, 1 - 4 / 7 - 1e-6) == 0
-    assert capacity.digon_allocation(importance, 5, 1 - 4 / 7 + 1e-6) == 5
 
 
 @pytest.mark.parametrize("alpha", [0.8, 0.95])

@@ -1,7 +1,7 @@
 """kill -9 in each long stage: what was finished stays as it is, nothing is left half-done, and the next run ends with
 the same numbers as one that was never killed.
 
-tests/test_students.py kills students, tests/test_sae.py autoencoders, tests/test_faults.py whoever writes token blocks.
+tests/test_students.py kills students, tests/test_store.py whoever writes records, tests/test_text.py token blocks.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import ladders, models, probe, sae, scales, store, stream, teacher, text
+from minwidth import autoencoder, ladders, models, probe, sae, sae_kernel, scales, store, stream, teacher, text
 from minwidth import toy as toys
 from minwidth.training import Schedule
 from minwidth.wheels import Document
@@ -55,13 +55,16 @@ def survives(tmp_path, monkeypatch):
         monkeypatch.setattr(store, "RESULTS", tmp_path / name / "results")
         return tmp_path / name
 
-    def check(work: Callable, owner, name: str, call: int, finished: int) -> None:
+    def check(work: Callable, owner, name: str, call: int, finished: int, goes_on: bool = False) -> None:
         folder = place("killed")
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, deadly(getattr(owner, name), call))
             assert in_child(work) == "SIGKILL"
-        stayed = {file: file.stat().st_mtime_ns for file in folder.rglob("record.json")}
-        assert len(stayed) >= finished
+            kept = [file for file in folder.rglob("record.json") if ".work/" not in str(file)]
+            stayed = {file: file.stat().st_mtime_ns for file in kept}
+            assert len(stayed) >= finished
+            if goes_on:
+                assert in_child(work) == "done", "fewer calls are left than it was killed after"
         assert in_child(work) == "done"
         assert {file: file.stat().st_mtime_ns for file in stayed} == stayed, "what was finished is not done again"
         left = [path.name for path in folder.rglob("*") if path.name[0] == "." or path.suffix in (".lock", ".work")]
@@ -93,10 +96,23 @@ def test_the_toy_sweep(survives):
     survives(sweeps, toys, "_fit", call=6, finished=1)  # 2 widths x 2 seeds in the first
 
 
-def test_sensitivity(survives, every_step, monkeypatch, tmp_path):
+@pytest.fixture
+def folder(monkeypatch, tmp_path, every_step):
+    """Of a small teacher, whose autoencoders are written down after every step."""
     monkeypatch.setattr(text, "token_blocks", small_world.token_blocks)
     small_world.save_teacher(tmp_path / "teacher")
-    base = small_world.SMALL | dict(teacher=str(tmp_path / "teacher"), layer=2, layers=[2], lams=[3.0], steps=20)
+    return tmp_path / "teacher"
+
+
+def test_autoencoders(survives, folder, monkeypatch):
+    """In the second of three shards of the text."""
+    monkeypatch.setattr(autoencoder, "ACTIVATION_BYTES", 4 * 32 * 16 * 200)
+    p = small_world.parameters(folder, layers=[2])
+    survives(lambda: sae.measure(p), sae_kernel.Adam, "step", call=200, finished=0, goes_on=True)
+
+
+def test_sensitivity(survives, folder, monkeypatch):
+    base = small_world.SMALL | dict(teacher=str(folder), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
     monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
     survives(lambda: sae.main(["--scale", "tiny", "--sensitivity"]), sae, "_measure", call=2, finished=1)
@@ -127,7 +143,7 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
     """Shards that were finished are kept, the others computed."""
     monkeypatch.setattr(stream, "RUNS", tmp_path)
     monkeypatch.setattr(stream, "SHARD_BYTES", test_students.LENGTH * test_students.WIDTH * 4 * 16)
-    model, blocks = test_students.make_teacher(), test_students.blocks(None, "train", test_students.LENGTH, 100)[:40]
+    model, blocks = test_students.make_teacher(), small_world.token_blocks(None, "train", test_students.LENGTH)[:40]
 
     def compute():
         stream.offline_teacher(model, blocks, "text")
@@ -143,23 +159,6 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
     assert sorted(store.load_json(sums)) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
     np.testing.assert_allclose(stream.offline_teacher(model, blocks, "text"), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_smollm2_is_converted_whole_or_not_at_all(tmp_path, monkeypatch):
-    def convert(folder: Path) -> None:
-        for name in ("tokenizer.json", "model.safetensors"):
-            (folder / name).write_text(name)
-
-    def converted() -> Path:
-        return models._converted("smollm2", "smollm2", "12345678")
-
-    monkeypatch.setattr(models, "RUNS", tmp_path)
-    monkeypatch.setattr(models, "_convert_wheel", convert)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", deadly(Path.write_text, 2))
-        assert in_child(converted) == "SIGKILL"
-    assert not [path for path in tmp_path.glob("models/*") if path.is_dir() and path.name[0] != "."]
-    assert {path.name for path in converted().iterdir()} == {"model.safetensors", store.SEAL, "tokenizer.json"}
 
 
 def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):

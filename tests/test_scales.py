@@ -54,55 +54,35 @@ def test_known_injected_names_are_taken():
     ("notebook", "given_", "says"),
     [
         ("04_distill", {"width": "512"}, r"width = '512'.*integer"),
-        ("04_distill", {"width": True}, r"width = True.*integer"),
-        ("04_distill", {"width": 0}, r"width = 0.*greater than 0"),
         ("04_distill", {"width": 2000}, r"width = 2000 is wider than the teacher, pythia-410m; give at most 1024"),
         ("04_distill", {"width": 10**30}, r"width = 10{30}.*less than or equal"),
         ("04_distill", {"width": "５１２"}, r"width = '５１２'"),
-        ("04_distill", {"width": 512, "scale": "tiny"}, r"width = 512 is wider than the teacher, tiny.*at most 128"),
         ("04_distill", {"width": 50, "scale": "tiny"}, r"width = 50 does not divide.*48 and 54"),
-        ("04_distill", {"width": 8, "scale": "tiny"}, r"width = 8 must lie between 16 and the teacher.s 128"),
         ("04_distill", {"width": 1, "ladders": ["width_alone"]}, r"width = 1 leaves no direction; give at least 2"),
-        ("04_distill", {"widths": [64, 256], "scale": "tiny"}, r"width = 256 is wider.*at most 128"),
         ("04_distill", {"widths": 64}, r"widths = 64.*list.*-y"),
-        ("04_distill", {"widths": "[16, thirty]"}, r"widths = '\[16, thirty\]'.*list.*-y"),
         ("04_distill", {"widths": "__import__('os').getcwd()"}, r"widths = .*list.*-y"),
         ("04_distill", {"widths": []}, r"widths = \[\].*at least 1"),
         ("04_distill", {"widths": list(range(16, 10_000))}, r"widths = \[16.*characters\).*at most 100"),
         ("04_distill", {"widths": [64, "x"]}, r"widths.1 = 'x'.*integer"),
         ("04_distill", {"ladders": ["narrow"]}, r"ladders.0 = 'narrow'.*'random', 'width_alone'"),
         ("04_distill", {"ladders": ["random", "random"]}, r"ladders names 'random' twice"),
-        ("04_distill", {"steps": 3}, r"steps = 3.*greater than or equal to 10"),
         ("04_distill", {"learning_rate": math.nan}, r"learning_rate = nan"),
-        ("04_distill", {"learning_rate": "fast"}, r"learning_rate = 'fast'.*number"),
         ("04_distill", {"length": 256, "scale": "tiny"}, r"length = 256 exceeds.*at most 128"),
-        ("04_distill", {"seeds": [-1]}, r"seeds.0 = -1.*greater than or equal to 0"),
         ("04_distill", {"text": "a\x00b", "scale": "tiny"}, r"no text 'a\\x00b'"),
-        ("01_theory", {"alpha": 1.0}, r"alpha = 1.0.*less than 1"),
         ("01_theory", {"alpha": 10**400}, r"alpha = 1000000"),
-        ("01_theory", {"width": {"a": 1}}, r"width = {'a': 1}"),
         ("01_theory", {"scale": "../../etc"}, r"scale = '../../etc' should be 'tiny', 'smollm2' or 'pythia-410m'"),
-        ("01_theory", {"scale": "x" * 10_000}, r"scale = 'xxxxx.*\(10,002 characters\)"),
         ("01_theory", {"__import__('os').system('x')": 1}, r"has no parameter"),
         ("01_theory", {"notebook": 1}, r"has no parameter 'notebook'"),
         ("01_theory", {"wdith": None}, r"has no parameter 'wdith'"),
-        ("02_toy_sweep", {"features": [1]}, r"features.0 = 1.*greater than or equal to 2"),
         ("02_toy_sweep", {"features": [2]}, r"exceed features = 2"),
-        ("02_toy_sweep", {"sparsities": [0.9, None]}, r"sparsities.1 = None"),
         ("03_sae", {"layer": 5, "scale": "tiny"}, r"layer = 5 does not exist: tiny has layers 1 to 4"),
-        ("03_sae", {"kind": "gated"}, r"kind = 'gated'.*'l1' or 'topk'"),
         ("03_sae", {"kind": "topk", "topk": 10**6}, r"topk = 1000000 exceeds the 2048 latents"),
-        ("03_sae", {"teacher": "/does/not/exist"}, r"no teacher '/does/not/exist'"),
-        ("03_sae", {"teacher": "../" * 2000}, r"no teacher '../../"),
         ("03_sae", {"teacher": "line\nbreak"}, r"no teacher 'line\\nbreak'"),
-        ("03_sae", {"text": "https://example.org/x.zst"}, r"no text 'https:"),
-        ("03_sae", {"doubling": "yes"}, r"doubling = 'yes'"),
         ("05_probe", {"layer": 31, "scale": "smollm2"}, r"layer = 31 does not exist: smollm2 has layers 1 to 30"),
         ("05_probe", {"widths": [256], "scale": "tiny"}, r"width = 256 is wider.*at most 128"),
-        ("05_probe", {"concepts": ["poetry"]}, r"concepts.0 = 'poetry'.*'question'"),
         ("05_probe", {"tokens": 2048}, r"give at most 127"),
         ("06_ledger", {"scale": ["tiny"]}, r"scale = \['tiny'\] should be 'tiny'"),
-        ("06_ledger", {"\u202etiny": 1}, r"has no parameter"),
+        ("07_known_language", {"widths": [99]}, r"widths = \[99\] exceed features = \d+, the teacher.s width"),
         ("08_your_model", {"contexts": 99_999}, r"contexts = 99999 exceeds the tokens of basis_blocks = 128"),
     ],
 )
@@ -138,19 +118,6 @@ def test_a_width_alone_chooses_the_smallest_scale_whose_teacher_is_wide_enough(w
 def test_a_teacher_of_the_study_brings_its_own_scale():
     assert scales.validate("08_your_model", injected("teacher = 'smollm2'\n")).scale == "smollm2"
     assert scales.validate("08_your_model", injected("teacher = 'owner/name'\n")).scale == "tiny"
-
-
-@given(st.integers(1, 2000), st.integers(1, 32))
-def test_heads_divide_the_width_into_even_sizes_of_at_least_16(width, teacher_heads):
-    heads = scales.heads(width, teacher_heads)
-    if heads:
-        assert heads == min(teacher_heads, width // 16) == scales.heads(width, teacher_heads, shared_keys=True)
-        assert width // heads >= 16 and width % (2 * heads) == 0
-    elif width >= 16:
-        with pytest.raises(ValueError, match="does not divide") as error:
-            scales.check_width(width, 2000, teacher_heads)
-        near = map(int, re.findall(r"\d+", str(error.value).partition("that work are")[2]))
-        assert all(scales.heads(width, teacher_heads) for width in near), "what is proposed works"
 
 
 @pytest.mark.parametrize(

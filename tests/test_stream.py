@@ -3,51 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
-from minwidth import models, store, stream
-from tests import pile_world
+from minwidth import models, stream
+from tests.small_models import VOCABULARY, D, config_of, model_of, teacher_of
 
-SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=32)
-SIZES |= dict(bos_token_id=0, eos_token_id=0)
-CONFIGS = {
-    "neox": GPTNeoXConfig(**SIZES, intermediate_size=32),
-    "llama": LlamaConfig(**SIZES, intermediate_size=32, num_key_value_heads=1),
-    "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=32),
-    "opt": OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16),
-}
-
-
-def make_teacher(family: str) -> models.Teacher:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
-    return models.Teacher(model, pile_world.tokenizer(50), f"random-{family}", "0")
+every_family = pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "opt"])
 
 
 @pytest.fixture
 def teacher():
-    return make_teacher("neox")
+    return teacher_of(config_of("gpt_neox"))
 
 
 @pytest.fixture
 def blocks():
-    return np.random.default_rng(0).integers(0, 50, (40, 12)).astype(np.uint16)
+    return np.random.default_rng(0).integers(0, VOCABULARY, (40, 12)).astype(np.uint16)
 
 
 @pytest.fixture(autouse=True)
 def runs_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "RUNS", tmp_path)
-    monkeypatch.setattr(stream, "SHARD_BYTES", 12 * 16 * 4 * 16)  # 16 blocks, so that there are three shards
+    monkeypatch.setattr(stream, "SHARD_BYTES", 12 * D * 4 * 16)  # 16 blocks, so that there are three shards
     return tmp_path
-
-
-def count_forward_tokens(teacher):
-    seen = []
-    teacher.model.base_model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    return seen
 
 
 def test_the_offline_teacher_gives_the_logits_back(teacher, blocks):
@@ -60,7 +37,8 @@ def test_the_offline_teacher_gives_the_logits_back(teacher, blocks):
 
 def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder):
     expected = stream.offline_teacher(teacher, blocks, "text").copy()
-    seen = count_forward_tokens(teacher)
+    seen, body = [], teacher.model.base_model
+    body.register_forward_pre_hook(lambda _, args, given: seen.append(given["input_ids"].numel()), with_kwargs=True)
     stream.offline_teacher(teacher, blocks, "text")
     assert seen == []
     (file,) = runs_folder.glob("states/*.bin")
@@ -81,9 +59,9 @@ def test_other_blocks_or_teachers_are_other_states(teacher, blocks, runs_folder)
     assert len(list(runs_folder.glob("states/*.bin"))) == 3
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@every_family
 def test_streams_are_the_hidden_states_of_transformers_and_the_pass_stops_at_the_deepest(family, blocks):
-    model, reached = make_teacher(family).model, []
+    model, reached = model_of(config_of(family)), []
     ids = torch.from_numpy(blocks[:4].astype(np.int64))
     hidden = model(ids, output_hidden_states=True).hidden_states  # the last of these is past the final norm
     for number, block in enumerate(stream.blocks_of(model), 1):
@@ -95,10 +73,10 @@ def test_streams_are_the_hidden_states_of_transformers_and_the_pass_stops_at_the
         stream.streams(model, ids, [4])
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@every_family
 @pytest.mark.parametrize("layer", [0, 2])
 def test_splicing_in_the_stream_itself_changes_nothing(family, layer, blocks):
-    model, ids = make_teacher(family).model, torch.from_numpy(blocks[:4].astype(np.int64))
+    model, ids = model_of(config_of(family)), torch.from_numpy(blocks[:4].astype(np.int64))
     expected = model(ids).logits
     with stream.spliced(model, layer, lambda x: x.clone()):
         torch.testing.assert_close(model(ids).logits, expected)
@@ -111,7 +89,7 @@ def test_massive_tokens_and_the_first_are_left_out_and_counted(teacher, blocks):
     calibration = stream.calibrate(teacher, blocks, [1, 2])
     plain = stream.activations(teacher, blocks, calibration)
     assert plain.left_out == {"position 0": 40, "massive": 0}
-    assert plain.layers[1].shape == (40 * 11, 16)
+    assert plain.layers[1].shape == (40 * 11, D)
     with torch.no_grad():
         teacher.model.get_input_embeddings().weight[7] *= 1e4  # token 7 now has a massive activation
     massive = stream.activations(teacher, blocks, calibration)
@@ -125,28 +103,4 @@ def test_activations_match_a_pass_over_each_block(teacher, blocks):
     ids = torch.from_numpy(blocks.astype(np.int64))
     expected = teacher.model(ids, output_hidden_states=True).hidden_states[2].flatten(0, 1)
     torch.testing.assert_close(got.layers[2], expected[got.place] * calibration.scale[2])
-    assert float(got.layers[2].norm(dim=1).mean()) == pytest.approx(4, rel=1e-5)  # sqrt(d)
-
-
-def test_a_pass_that_was_interrupted_continues_on_disk(teacher, blocks, runs_folder, monkeypatch):
-    real, calls = stream._states, []
-
-    def dies_in_the_third_shard(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    calibration = stream.calibrate(teacher, blocks, [1, 2])
-    direct = stream.activations(teacher, blocks, calibration)
-    monkeypatch.setattr(stream, "_states", dies_in_the_third_shard)
-    with pytest.raises(KeyboardInterrupt):
-        stream.activations(teacher, blocks, calibration, name="text")
-    (journal,) = runs_folder.glob("states/*.json")
-    assert list(store.load_json(journal)) == ["0", "8"]  # of two layers, half as many blocks a shard
-    seen = count_forward_tokens(teacher)
-    found = stream.activations(teacher, blocks, calibration, name="text")
-    assert sum(seen) == 24 * 12  # the other shards alone
-    assert found.left_out == direct.left_out and torch.equal(found.place, direct.place)
-    for layer in (1, 2):
-        torch.testing.assert_close(found.layers[layer], direct.layers[layer])
+    assert float(got.layers[2].norm(dim=1).mean()) == pytest.approx(D**0.5, rel=1e-5)

@@ -17,22 +17,6 @@ TEXTS = ["The court held that the patient scored.", "def f(x):\n    return x + 1
 # --------------------------------------------------------------------------------------------------------- n-grams
 
 
-@pytest.fixture
-def three_tokens(monkeypatch):
-    monkeypatch.setattr(teacher, "VOCABULARY", 3)
-
-
-def test_ngram_losses_of_a_hand_worked_block(three_tokens):
-    """Trained on 0 1 0 1, asked for 0 after (0, 1).
-
-    Unigram: (2 + 2/3) / (4 + 2) = 4/9. Bigram after 1: (1 + 4/9) / (1 + 1) = 13/18. Trigram: (1 + 13/18) / 2 = 31/36.
-    """
-    losses = teacher.ngram_losses(np.array([[0, 1, 0, 1]]), np.array([[0, 1, 0]]))
-    assert losses == pytest.approx(
-        {"unigram": math.log(9 / 4), "bigram": math.log(18 / 13), "trigram": math.log(36 / 31)}
-    )
-
-
 blocks = st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6)
 
 

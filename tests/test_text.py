@@ -2,9 +2,6 @@
 
 import gzip
 import json
-import multiprocessing
-import signal
-import time
 from itertools import islice, pairwise
 
 import numpy as np
@@ -17,6 +14,8 @@ from hypothesis import strategies as st
 from minwidth import errors, scales, students, text
 from minwidth.wheels import Document
 from tests import pile_world
+from tests.test_killed import deadly
+from tests.test_store import in_child
 
 SPLITS = ("train", "held_out")
 PILE = scales.SCALES["pythia-410m"]["04_distill"]["text"]
@@ -249,28 +248,19 @@ def test_a_passage_seen_in_an_earlier_shard_is_dropped(tmp_path):
 
 
 def test_killed_outright_the_next_process_ends_with_the_same_bytes(source, store, monkeypatch):
+    """Twice, where a shard is written and the journal does not know of it yet."""
     whole = {split: read(source, split=split).copy() for split in SPLITS}
-    killed = store / "killed"
-    monkeypatch.setattr(text, "RUNS", killed)
-    context = multiprocessing.get_context("spawn")
-    for shards in (1, 5):
-        child = context.Process(target=pile_world.tokenize, args=(killed, source))
-        child.start()
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and child.is_alive():
-            if list(killed.glob("tokens/*/shards.json")) and len(recorded(killed)) >= shards:
-                break
-            time.sleep(0.001)
-        child.kill()
-        child.join()
-        assert child.exitcode == -signal.SIGKILL  # it had not ended by itself
-    before = len(recorded(killed))
-    assert 5 <= before < 16
+    monkeypatch.setattr(text, "RUNS", store / "killed")
+    for call in (2, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(text, "save_json", deadly(text.save_json, call))
+            assert in_child(lambda: read(source)) == "SIGKILL"
+    assert len(recorded(store / "killed")) == 1 + 4
     real, calls = text._tokenize, []
     monkeypatch.setattr(text, "_tokenize", lambda *arguments: calls.append(1) or real(*arguments))
     for split, blocks in whole.items():
         np.testing.assert_array_equal(read(source, split=split), blocks)
-    assert len(calls) == 16 - before  # whole shards are kept
+    assert len(calls) == 16 - 5  # whole shards are kept
 
 
 @pytest.mark.parametrize("damage", ["train", "held_out", "passages", "shards.json"])

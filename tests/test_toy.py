@@ -103,41 +103,6 @@ def test_training_is_adam_with_a_cosine_on_the_pool_in_a_fresh_order_each_epoch(
     assert curve[0] == pytest.approx(expected, rel=1e-6)
 
 
-def reference_floors(n, alpha, width, seeds, steps, activation):
-    """Floors of plain autograd: rows drawn afresh each step with the all-zero ones among them, all seeds at once."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        size = torch.rand(*shape, generator=generator) if activation == "uniform" else torch.ones(*shape)
-        return size * (torch.rand(*shape, generator=generator) < 1 - alpha)
-
-    importance = torch.tensor(capacity.zipf(n), dtype=torch.float32)
-    weight = (torch.randn(seeds, width, n, generator=generator) * (2 / (n + width)) ** 0.5).requires_grad_()
-    bias = torch.zeros(seeds, 1, n, requires_grad=True)
-
-    def losses(x):
-        return ((torch.relu(x @ weight.mT @ weight + bias) - x) ** 2 @ importance).mean(1)
-
-    adam = torch.optim.Adam([weight, bias], lr=1e-2)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, 1e-5)
-    for _ in range(steps):
-        adam.zero_grad()
-        losses(draw(seeds, 256, n)).sum().backward()
-        adam.step()
-        falling.step()
-    with torch.no_grad():
-        return losses(draw(1, 100_000, n)).numpy()
-
-
-@pytest.mark.parametrize(("n", "alpha", "width", "activation"), [(8, 0.8, 3, "uniform"), (5, 0.9, 2, "fixed")])
-def test_floors_are_those_of_plain_autograd_within_the_spread_of_seeds(n, alpha, width, activation):
-    theirs = reference_floors(n, alpha, width, 6, 1000, activation)
-    ours = toy.sweep(n, alpha, width, 6, 1000, activation=activation).floor.to_numpy()
-    spread = np.hypot(theirs.std(ddof=1), ours.std(ddof=1)) / np.sqrt(6)
-    assert abs(ours.mean() - theirs.mean()) < 4 * spread + 0.02 * theirs.mean()
-    assert ours.min() == pytest.approx(theirs.min(), rel=0.05)
-
-
 @pytest.mark.parametrize("activation", ["uniform", "fixed"])
 def test_drawn_rows_have_the_distribution_of_rows_that_are_not_zero(activation):
     n, alpha, rows = 6, 0.7, 400 * toy.TILE
@@ -186,13 +151,10 @@ def test_a_model_depends_on_its_own_cell_and_seed_alone():
 
 
 def test_numbers_are_the_same_on_a_processor_with_narrower_registers_and_no_fused_products(tmp_path):
-    program = "from minwidth import toy; print(toy.sweep(6, 0.9, [1, 3], 2, 100).floor.map(float.hex).tolist())"
-    environment, older = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, {"NUMBA_CPU_NAME": "nehalem"}
-    said = [
-        subprocess.run([sys.executable, "-c", program], env=environment | other, capture_output=True, check=True).stdout
-        for other in ({}, older | {"NUMBA_CPU_FEATURES": ""})
-    ]
-    assert said[0] == said[1] and said[0].count(b"0x") == 4
+    program = "from minwidth import toy; print(*toy.sweep(6, 0.9, [1, 3], 2, 100).floor.map(float.hex))"
+    older = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": ""}
+    said = subprocess.run([sys.executable, "-c", program], env=os.environ | older, capture_output=True, check=True)
+    assert said.stdout.decode().split() == toy.sweep(6, 0.9, [1, 3], 2, 100).floor.map(float.hex).tolist()
 
 
 def test_floors_are_as_large_as_the_importances_and_the_rate_is_used():
@@ -220,12 +182,6 @@ def test_students_of_a_teacher_are_no_wider_than_it_and_reach_it_at_its_width():
     best = floors[floors.teacher_width == 3].groupby("width")[["loss_against_teacher", "loss_against_x"]].min()
     assert best.loss_against_teacher[3] < 0.1 * best.loss_against_teacher[1]  # not every seed finds its teacher
     assert best.loss_against_x[3] > 5 * best.loss_against_teacher[3]
-
-
-def test_enough_width_loses_nothing_and_more_width_loses_less():
-    floors = toy.sweep(4, 0.6, [1, 2, 4], 4, 2000).groupby("width").floor.min()
-    total = (capacity.zipf(4) * capacity.second_moment(0.6)).sum()
-    assert floors[4] < 1e-3 * total < floors[2] < floors[1] < total
 
 
 @pytest.mark.parametrize(
