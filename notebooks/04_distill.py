@@ -1278,14 +1278,19 @@ assert elsewhere or tries.hit.mean() < 0.9
 # %% [markdown]
 # Fewer than nine in ten: curves of so few steps are not yet like the public ones, whose falls shrink with every
 # doubling. The intervals below are to be read with that record. A loss is called a floor only if even the low end, 4
-# times ahead and never below what is proved, is below it by no more than 2 % of what training has taken off.
+# times ahead and never below what is proved, is below it by no more than 2 % of what training has taken off, and if
+# that is nine tenths at least of what it took off the best student known of that width.
 
 # %%
 averages = going.groupby(["ladder", "width", "steps"])[["floor", "untrained"]].mean()
 rows = []
 for (name, d), runs in averages.groupby(["ladder", "width"]):
     word, ending, could_fall = curves.verdict(
-        runs.index.get_level_values("steps"), runs.floor, runs.untrained.iloc[-1], bound=low.get(d, 0.0)
+        runs.index.get_level_values("steps"),
+        runs.floor,
+        runs.untrained.iloc[-1],
+        best.get(d, np.inf),
+        bound=low.get(d, 0.0),
     )
     rows.append((name, d, low.get(d, 0.0), runs.floor.iloc[-1], *ending, could_fall, word))
 columns = ["ladder", "width", "proved", "loss", "ends at", "from", "to", "could fall, of learnt", "verdict"]

@@ -52,6 +52,8 @@ def test_verdict_by_hand():
     assert curves.verdict([2, 4], [0.6, 0.4], start=1.4, share=0.2, calibration=HAND, bound=0.3)[0] == "floor"
     # a student that has hardly begun to learn moves little, and is at no floor for that
     assert curves.verdict([2, 4], [1.39, 1.388], start=1.4, calibration=HAND)[0] == "upper bound"
+    for best, said in ((0.35, "floor"), (0.2, "upper bound")):  # 1 nat was learnt, of 1.05 and of 1.2
+        assert curves.verdict([2, 4], [0.6, 0.4], start=1.4, best=best, share=0.3, calibration=HAND)[0] == said
 
 
 @pytest.mark.parametrize(

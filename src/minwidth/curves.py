@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 METHODS = ("last value", "geometric", "power law", "shared exponent")
 AHEAD = (2, 4, 8)
 EXPONENTS = np.geomspace(0.02, 4, 80)  # searched for a power law
+LEARNT = 0.9  # of what the best student known has learnt, that a student at its floor has too
 SLOWEST = 0.25  # the unit is at least this share of the fall before: an exponent of at most 2
 
 
@@ -162,18 +163,20 @@ def end(
 
 
 def verdict(
-    steps: ArrayLike, losses: ArrayLike, start: float, share: float = 0.02, **options
+    steps: ArrayLike, losses: ArrayLike, start: float, best: float = np.inf, share: float = 0.02, **options
 ) -> tuple[str, End, float]:
     """The word, the end, and the share of what was learnt that the loss could still fall by, to the interval's low end.
 
     The word is "floor" if that is at most ``share``, else "upper bound". What was learnt is ``start``, the loss before
-    training, less the last loss. ``options`` are those of ``end``.
+    training, less the last loss. A student that does not move because it has hardly learnt is at no floor: it must have
+    learnt ``LEARNT`` of what the ``best`` student known of its width has. ``options`` are those of ``end``.
     """
     predicted, last = end(steps, losses, **options), float(np.asarray(losses, float)[-1])
     if not start > last:
         raise ValueError(f"start = {start:g} is not above the last loss, {last:g}: nothing has been learnt to judge by")
     could_fall = float((last - predicted.low) / (start - last))
-    return "floor" if could_fall <= share else "upper bound", predicted, could_fall
+    learnt = last <= best or start - last >= LEARNT * (start - best)
+    return "floor" if learnt and could_fall <= share else "upper bound", predicted, could_fall
 
 
 def power_law(steps: ArrayLike, losses: ArrayLike) -> tuple[float, float, float]:
