@@ -205,7 +205,8 @@ figures.save(figure, "your_model_loss", p.place, record)
 # The cut keeps depth, heads and feed-forward width; the paper's student (Table 8) shrinks its heads and feed-forward
 # layers along, so it is smaller at the same width and has to learn everything. Parameters count the unembedding,
 # which a cut student no longer shares with its embedding; FLOPs are two for each weight that multiplies, attention
-# scores left out.
+# scores left out. Of a cut student that cannot be built they are its width's share of the teacher's, biases included;
+# where a norm stands behind what a block writes (Gemma 2) they are not known.
 
 # %%
 costs = table[["width", "cut_parameters", "cut_flops", "paper_width", "paper_parameters", "paper_flops"]]

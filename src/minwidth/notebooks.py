@@ -67,7 +67,7 @@ class Telling:
     def process_message(self, msg: dict, *arguments):
         output = super().process_message(msg, *arguments)
         bar = self.nb_man.pbar
-        if bar is None or not bar.fp.isatty():
+        if bar is None or bar.disable or not bar.fp.isatty():
             return output
         if msg["msg_type"] == "execute_input":
             bar.set_postfix_str("", refresh=False)

@@ -47,7 +47,7 @@ def stream_norms(model: PreTrainedModel) -> list[StreamNorm]:
     """
     ids = torch.arange(1, 25, device=model.device).view(2, 12) % model.get_input_embeddings().num_embeddings
     d, name = model.config.hidden_size, type(model).__name__
-    candidates = {m: n for n, m in model.base_model.named_modules() if not list(m.children()) and _is_norm(m, d)}
+    candidates = {m: n for n, m in model.base_model.named_modules() if not list(m.children()) and is_norm(m, d)}
     entered: list[Tensor] = []
     with _watching(candidates) as seen, stream.spliced(model, 0, lambda stream: entered.append(stream.clone())):
         final = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -76,7 +76,7 @@ def stream_norms(model: PreTrainedModel) -> list[StreamNorm]:
     return norms
 
 
-def _is_norm(module: nn.Module, d: int) -> bool:
+def is_norm(module: nn.Module, d: int) -> bool:
     """Whether a module gives the same for an input three times as large, and has width d."""
     x = 100 * torch.randn(4, d, generator=torch.Generator().manual_seed(1))
     if any(d not in p.shape or p.ndim > 1 for p in module.parameters()) or isinstance(module, nn.Embedding):
@@ -178,64 +178,6 @@ def untrained(
         log_p, log_q = (x.div(temperature).log_softmax(-1) for x in (teacher, student))
         divergences.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return Cut(*(torch.cat(part).cpu().numpy() for part in (divergences, losses)))
-
-
-class Size(NamedTuple):
-    """What a student costs; NaN where experts are packed in parameters of three axes, which are not looked into."""
-
-    parameters: float
-    flops: float  # of one token's forward pass, 2 for each weight that multiplies
-
-
-@torch.no_grad()
-def size(model: PreTrainedModel, norms: Sequence[StreamNorm], width: int) -> Size:
-    """What the student that keeps ``width`` directions would have, its unembedding untied (``cut.cut_to_width``).
-
-    Matrices that read through a norm of the stream lose inputs, those that write to it outputs; a write that passes
-    through a norm of its own keeps them and has a matrix behind that norm.
-    """
-    if any(parameter.ndim > 2 for parameter in model.parameters()):
-        return Size(float("nan"), float("nan"))
-    d, less, head = model.config.hidden_size, model.config.hidden_size - width, model.get_output_embeddings()
-    streams = {norm.module: norm for norm in norms}
-    read: dict[int, StreamNorm] = {}  # where the output of a norm lies -> the norm
-    written: dict[int, nn.Module] = {}
-    held, saved_weights, saved_others = [], 0, 0  # outputs are held, else another might come to lie at their place
-
-    def see(module, inputs, output):
-        nonlocal saved_weights, saved_others
-        if not isinstance(output, Tensor) or not inputs or isinstance(module, nn.Embedding) or module is head:
-            return
-        place = inputs[0].data_ptr()
-        bias = getattr(module, "bias", None)
-        held.append(output)
-        if module in streams:
-            read[output.data_ptr()] = streams[module]
-            saved_others += less * len(list(module.parameters()))
-        elif getattr(getattr(module, "weight", None), "ndim", 0) == 2:
-            if place in read:
-                saved_weights += less * module.weight.numel() // d
-                folded = read[place].centred and getattr(read[place].module, "bias", None) is not None
-                saved_others -= output.shape[-1] if folded and bias is None else 0
-            elif output.shape[-1] == d:
-                written[output.data_ptr()] = module
-                saved_weights += less * module.weight.numel() // d
-                saved_others += 0 if bias is None else less
-        elif place in written and output.shape[-1] == d and _is_norm(module, d):
-            write = written[place]
-            saved_weights -= less * write.weight.numel() // d + d * width
-            saved_others -= 0 if write.bias is None else less
-
-    modules = [module for module in model.base_model.modules() if not list(module.children())]
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(module.register_forward_hook(see))
-        models.final_hidden(model, torch.zeros(1, 4, dtype=torch.long, device=model.device))
-    tables = sum(m.weight.shape[0] for m in model.base_model.modules() if isinstance(m, nn.Embedding))
-    tied = head.weight is model.get_input_embeddings().weight
-    saved = saved_weights + saved_others + less * tables + (-width if tied else less) * len(head.weight)
-    flops = models.flops_per_token(model) - 2 * (saved_weights + less * len(head.weight))
-    return Size(models.parameter_count(model) - saved, flops)
 
 
 @torch.no_grad()

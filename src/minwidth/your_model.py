@@ -9,6 +9,7 @@ import functools
 import hashlib
 import math
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from minwidth import bottleneck, cut, kl, measured, models, projection, scales, store, stream, text, training
 from minwidth.errors import ParameterError
@@ -182,26 +184,40 @@ def _contexts(teacher: models.Teacher, text: Text, p: scales.YourModel) -> dict[
 
 
 def sizes(teacher: models.Teacher, widths: list[int]) -> pd.DataFrame:
-    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where there is none.
+    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where they are not known.
+
+    Where the cut student cannot be built, its width's share of the teacher's: every matrix reads from the stream or
+    writes to it. That is exact but for biases, and not known where norms stand behind the writes (Gemma 2), or experts
+    are packed in parameters of three axes.
 
     The paper's, whose heads and FFN shrink along, at the nearest width that divides into heads.
     """
-    norms, rows = projection.stream_norms(teacher.model), []
+    model, rows = teacher.model, []
+    through = {norm.module for norm in projection.stream_norms(model)}
+    parts = [module for module in stream.blocks_of(model).modules() if not list(module.children())]
+    shared = all(module in through or not projection.is_norm(module, teacher.d) for module in parts)
+    shared = shared and all(parameter.ndim < 3 for parameter in model.parameters())
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    whole = models.parameter_count(model) + (head is table) * head.numel(), models.flops_per_token(model)
     for width in widths:
-        cut_size = projection.size(teacher.model, norms, width)
-        row = {"width": width, "cut_parameters": cut_size.parameters, "cut_flops": cut_size.flops}
+        of_cut = [width / teacher.d * of_all if shared else math.nan for of_all in whole]
+        with suppress(ValueError, RuntimeError):
+            of_cut = _size(cut.cut_config(model.config, width))
+        row = {"width": width} | dict(zip(("cut_parameters", "cut_flops"), of_cut, strict=True))
         row |= dict.fromkeys(("paper_width", "paper_parameters", "paper_flops"), math.nan)
         for near in sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other: abs(other - width))[:32]:
-            try:
-                with torch.device("meta"):
-                    student = models.from_config(models.student_config(teacher.model.config, near))
-            except (ValueError, RuntimeError):
-                continue
-            paper = models.parameter_count(student), models.flops_per_token(student)
-            row |= dict(zip(("paper_width", "paper_parameters", "paper_flops"), (near, *paper), strict=True))
-            break
+            with suppress(ValueError, RuntimeError):
+                of_paper = near, *_size(models.student_config(model.config, near))
+                row |= dict(zip(("paper_width", "paper_parameters", "paper_flops"), of_paper, strict=True))
+                break
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _size(config: PreTrainedConfig) -> tuple[int, int]:
+    with torch.device("meta"):
+        student = models.from_config(config)
+    return models.parameter_count(student), models.flops_per_token(student)
 
 
 def unigram_loss(text: Text, vocabulary: int) -> float:

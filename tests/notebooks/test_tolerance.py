@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from minwidth.measured import BRACKETED, MARGIN, read, text
+from minwidth.measured import MARGIN, text
 from minwidth.scales import NOTEBOOKS
 from minwidth.store import ROOT
-from tests.notebooks.tolerance import NUMBER, RELATIVE, Output
+from tests.notebooks.tolerance import BRACKETED, NUMBER, RELATIVE, Output, read
 
 WITHIN, BEYOND = 1 + RELATIVE / 2, 1 + 2 * RELATIVE
 

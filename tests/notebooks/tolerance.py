@@ -10,9 +10,8 @@ import re
 
 from nbval.plugin import IPyNbCell
 
-from minwidth.measured import BRACKETED, read
-
 RELATIVE = 0.02
+BRACKETED = re.compile(r"(?<![\w.,])([-−]?(?:\d[\d,]*\.?\d*|\.\d+))\(([\d.,]+)\)")
 DECIMAL = re.compile(r"(?<![\w.])([-+−]?(?:\d*\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+))")
 NUMBER = re.compile(f"{BRACKETED.pattern}|{DECIMAL.pattern}")
 NEW_EVERY_TIME = [  # what has no meaning and differs between two runs
@@ -36,6 +35,14 @@ class Output(str):
 
     def __ne__(self, other: object) -> bool:  # nbval asks this; str would answer it letter by letter
         return not self == other
+
+
+def read(number: str, bracket: str) -> tuple[float, float]:
+    """Value and tolerance of what ``measured.text`` wrote and ``BRACKETED`` found."""
+    decimals = len(number.partition(".")[2])
+    value = float(number.replace(",", "").replace("−", "-"))
+    in_last_digits = decimals and "." not in bracket
+    return value, float(bracket.replace(",", "")) * (10.0**-decimals if in_last_digits else 1.0)
 
 
 def _parts(text: str) -> tuple[list[str], list[tuple[float, float | None]]]:
