@@ -105,10 +105,10 @@ def folder(monkeypatch, tmp_path, every_step):
 
 
 def test_autoencoders(survives, folder, monkeypatch):
-    """In the second of three shards of the text."""
+    """In the second shard of the text."""
     monkeypatch.setattr(autoencoder, "ACTIVATION_BYTES", 4 * 32 * 16 * 200)
-    p = small_world.parameters(folder, layers=[2])
-    survives(lambda: sae.measure(p), sae_kernel.Adam, "step", call=200, finished=0, goes_on=True)
+    p = small_world.parameters(folder, layers=[2], lams=[3.0], doubling=False)
+    survives(lambda: sae.measure(p), sae_kernel.Adam, "step", call=100, finished=0, goes_on=True)  # of 2 x 60
 
 
 def test_sensitivity(survives, folder, monkeypatch):

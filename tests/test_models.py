@@ -161,7 +161,6 @@ def spoil(folder, what):
         ("too many words", "its tokenizer has 98 tokens, more than its embedding"),
         ("config", "JSON"),
         ({"hidden_size": 64}, "size"),
-        ({"model_type": "mamba"}, "mamba is no transformer with one width and attention heads"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder-decoder"),
         ({"model_type": "newer_than_this"}, "newer_than_this"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "it needs code of its own, which is never"),
