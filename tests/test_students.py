@@ -38,6 +38,7 @@ def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     put(stream, "RUNS", folder)
     put(store, "RESULTS", folder / "results")
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
+    put(scales, "shape_of", lambda teacher: scales.SHAPES[teacher])  # the real one remembers
     put(models, "teacher_revision", lambda name: "0")
     put(models, "load_teacher", lambda name, device=None: make_teacher())
     put(text, "token_blocks", token_blocks)
