@@ -40,6 +40,7 @@ PART = 2048  # of them at once; as many for each feature's importance
 HEADS = {"batch": 256, "rate": 0.1, "steps": 500, "runs": 6}  # steps of the first run, which are doubled; most runs
 TRANSFORMER = {"batch": 128, "rate": 1e-2, "steps": 1000, "runs": 3}
 POOL = 32  # batches that heads draw at once
+ROUNDING = 1e-7  # nats: a student that has all may come out below 0
 MOVES = 0.01  # the share by which doubling the steps may move a floor
 STUDY = {  # ladders: features, alpha, depth, widths
     "heads": [
@@ -294,7 +295,7 @@ def ladder(
         while len(runs) < 3 or (len(runs) < of["runs"] and abs(runs[-2].mean() / runs[-1].mean() - 1) >= MOVES):
             steps.append(of["steps"] * 2 ** len(runs))
             found = student(language, width, depth, seeds, steps[-1])
-            runs.append(found["losses"])
+            runs.append(found["losses"].clip(ROUNDING))
         means, names = [losses.mean() for losses in runs], {"features": language.features, "alpha": language.alpha}
         names |= {"depth": depth, "width": width}
         ending, proved = curves.end(steps, means), bracket(language, width)
