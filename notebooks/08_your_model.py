@@ -243,10 +243,10 @@ else:
 if np.isnan(above):
     measured = f"none of these widths is enough; the widest, {table.width.max()}, loses {table.kl.iloc[-1]:.3f}."
 else:
-    measured = (
-        f"width {above:.0f} is enough, cut out of the teacher, with {cost.cut_parameters.iloc[0] / 1e6:.2f} million "
-        f"parameters where the teacher has {record['parameters'] / 1e6:.2f} million."
-    )
+    measured = f"width {above:.0f} is enough, cut out of the teacher"
+    if not np.isnan(size := cost.cut_parameters.iloc[0]):  # known of most architectures
+        measured += f", with {size / 1e6:.2f} million parameters where it has {record['parameters'] / 1e6:.2f} million"
+    measured += "."
 last = "" if np.isnan(free) else f"From width {free:.0f} on the last state alone would allow it. "
 if p.steps:
     row = table[table.width == tried].iloc[0]
