@@ -949,13 +949,14 @@ smol_table["floor / ln(576/d)"] = smol_table.floor / np.log(576 / smol_table.wid
 smol_table.drop(columns="steps").round(3)
 
 # %% [markdown]
-# The bracket of the last state needs far more contexts here than on the tiny teacher, since its $W$ has 49,152 rows
-# to fit. With 1,037 of them its low end is .46 of the high one at width 64, a third at 128, a fifth at 256 and a tenth
-# at 384, where so many contexts can nearly be fitted one by one. (The minimisation ended at 150 steps, falling by .1 to
-# .4 % per ten, so the low ends are that much too high at least.) Fewer words do not help: at temperature 2 the
-# likeliest 4,096 hold 43 % of the probability, and 9,216 contexts with them gave less at 256 than 1,037 with all. How
-# many contexts would do? At width 128 half as many left a wider bracket. If at every width the high end and the bracket
-# shrink as they do from there, low would be a third of high at:
+# The bracket of the last state needs far more contexts here than on the tiny teacher, since its $W$ has 49,152 rows to
+# fit. With 1,037 of them its low end is .46 of the high one at width 64, a third at 128, a fifth at 256, a tenth at 384
+# and .04 at 512, where so many contexts can nearly be fitted one by one. From one start each, it took 234, 452, 854,
+# 1,060 and 1,418 seconds of a processor. (The minimisation ended at 150 steps, still falling by .1 to .5 % per ten, so
+# the low ends are that much too high at least.) Fewer words do not help: at temperature 2 the likeliest 4,096 hold 43 %
+# of the probability, and in a trial 9,216 contexts with them gave less at 256 than 1,037 with all. How many contexts
+# would do? At width 128 half as many left a wider bracket. If at every width the high end and the bracket shrink as
+# they do from there, low would be a third of high at:
 
 # %%
 growth = store.load_results("smollm2", "bottleneck_growth").sort_values("contexts")
@@ -1004,10 +1005,10 @@ smol_fits = fits(cut.to_numpy(), smol_predicted)
 smol_fits.round(2)
 
 # %% [markdown]
-# Through zero, Eq. 2 at λ = 0.3 predicts a width that was left out best of all (R² = .64, where the logarithm has .34
-# and the others are below 0); at λ = 0.1 it fails. With a baseline the logarithm is ahead of it, .54 to .49. Five
-# widths, one seed and 82 thousand tokens decide nothing, but this is where the paper's formula does best here, and it
-# should be said.
+# Through zero, Eq. 2 at λ = 0.3 predicts a width that was left out best of all (R² = .64, where the logarithm has .34,
+# the bracket's high end .37 and the others are below 0); at λ = 0.1 it fails. With a baseline that end and the
+# logarithm are ahead of it, .56 and .54 to .49. Five widths, one seed and 82 thousand tokens decide nothing, but this
+# is where the paper's formula does best here, and it should be said.
 
 # %%
 smol_eq2 = smol_fits[smol_fits.predictor.str.startswith("Eq. 2")].set_index("predictor")
