@@ -872,7 +872,7 @@ table("features of a concept", carrying, keys=["concept", "documents"])
 
 # %%
 counts = dict(zip(carrying["concept"], carrying["more active"], strict=True))
-few = f"of {len(alive):,} alive features, where the paper has 28,665; with more documents more would be told apart"
+few = "of about 1,900 alive features, where the paper has 28,665; with more documents more would be told apart"
 claim("features-per-domain", counts, undetermined=few)
 
 # %% [markdown]
