@@ -147,8 +147,8 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
     Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
-    guess that gives every token the same probability), ``floor``, ``low`` and ``high`` (95 % of the
-    final loss over held-out blocks), ``params``, ``d_teacher``.
+    guess that gives every token the same probability), ``floor``, ``low`` and ``high`` (95 % of the final loss over
+    held-out blocks), ``params``, ``d_teacher``.
 
     Raises:
         Diverged: the loss is not finite, or worse than that of a uniform guess.
