@@ -35,7 +35,7 @@ help:
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
-	@echo 'make controls   longer ladders, other objectives and depths for 04: an hour at tiny; can be interrupted'
+	@echo 'make controls   longer ladders, other objectives, depths and bases for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
 	@echo 'make known      every student of the known language for 07: an hour; can be interrupted'
 	@echo 'make processors 03 to 07 as other processors and other seeds have them: hours; can be interrupted'
@@ -120,7 +120,7 @@ sensitivity: $(INSTALLED)
 
 controls: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
-	$(BIN)/python -m minwidth.ladders --scale $(SCALE) --longer --controls distill_controls distill_depth
+	$(BIN)/python -m minwidth.ladders --scale $(SCALE) --longer --controls distill_controls distill_depth distill_bases
 
 probes: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'

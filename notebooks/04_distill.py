@@ -49,6 +49,7 @@ objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or 
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 layers = None  # of random students, if not the teacher's
+basis = None  # of those of width alone: "principal", "channels", "uncut" or "local" (`students.untrained`)
 plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
 gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
 processes = None  # devices of this machine that train together

@@ -100,6 +100,30 @@ def test_a_basis_at_each_site_cuts_the_stream_itself(teacher):
         torch.testing.assert_close(teacher(ids).logits, one, rtol=1e-3, atol=1e-3)
 
 
+def test_a_student_with_a_basis_at_each_site_can_be_trained(teacher):
+    """Gradients against finite differences, through a stream that is cut in place."""
+    (ids, *_) = token_batches()
+    norms = projection.stream_norms(teacher)
+    moments = projection.stream_moments(teacher, token_batches(), each_site=True)
+    bases = [projection.kept(projection.principal_basis(teacher, m), 16, norms[0].centred) for m in moments]
+    weight = next(w for name, w in teacher.named_parameters() if w.ndim == 2 and ".1." in name).requires_grad_(True)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    hooks = projection.project(teacher, norms, bases)
+    teacher(ids, labels=ids).loss.backward()
+
+    def moved(step):
+        with torch.no_grad():
+            weight.add_(step * direction)
+            loss = float(teacher(ids, labels=ids).loss)
+            weight.sub_(step * direction)
+        return loss
+
+    slope = (moved(1e-2) - moved(-1e-2)) / 2e-2
+    assert float((weight.grad * direction).sum()) == pytest.approx(slope, rel=0.02, abs=1e-3)
+    for hook in hooks:
+        hook.remove()
+
+
 # ------------------------------------------------------------------------------------------------------------- bases
 
 
@@ -139,3 +163,16 @@ def test_basis_is_orthonormal_and_ordered(teacher):
     if projection.stream_norms(teacher)[0].centred:
         torch.testing.assert_close(basis[:, -1], torch.full((D,), D**-0.5, dtype=torch.float64))
         assert energies[-1].abs() < 1e-12
+
+
+def test_channels_are_kept_by_their_mean_square(teacher):
+    moments = projection.stream_moments(teacher, token_batches())
+    basis, order = projection.channel_basis(teacher, moments), moments.diagonal().argsort(descending=True)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(D, dtype=torch.float64))
+    kept = projection.kept(basis, 9, centred := projection.stream_norms(teacher)[0].centred)
+    channels = torch.eye(D, dtype=torch.float64)[:, order[: kept.shape[1]]] - centred / D
+    torch.testing.assert_close(kept @ (kept.T @ channels), channels, msg="they span the strongest, made zero-mean")
+    student = cut.cut_to_width(teacher, basis, 9)
+    ids = token_batches()[0]
+    with projection.projected(teacher, projection.stream_norms(teacher), kept):
+        torch.testing.assert_close(student(ids).logits, teacher(ids).logits, rtol=1e-3, atol=1e-3)

@@ -339,6 +339,25 @@ def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
     assert table.own["forward KL, T = 4"] == pytest.approx(students.losses(other, teacher, model, text).mean())
 
 
+def test_students_of_every_basis_start_as_projected_and_learn(teacher):
+    """Uncut, a student starts where the one that is cut to the same directions does."""
+    p = settings(steps=10, evaluations=2, widths=[16, 32])
+    table = ladders.controls(p, "distill_bases", seeds=[0])["controls"].set_index("student")
+    assert set(table.index) == set(scales.CONTROLS["distill_bases"]) and set(table.ladder) == {"width_alone"}
+    assert set(table.width) == {16}, "the teacher cut to its own width is itself"
+    start = {}
+    for name in ("principal", "channels", "uncut", "local"):
+        other, job = p.model_copy(update={"basis": name}), students.Job("width_alone", 16, 0, 10)
+        record = students.student(other, job, teacher)
+        start[name] = record["untrained"]
+        assert record["floor"] < 0.97 * start[name]
+        text = students.read(teacher, p, "held_out")
+        again = students.losses(p, teacher, students.trained(other, job, teacher), text).mean()
+        assert again == pytest.approx(record["history"].held_out.iloc[-1], rel=1e-4)
+    assert start["uncut"] == pytest.approx(start["principal"], rel=1e-3)
+    assert len({round(value, 4) for value in start.values()}) == 3
+
+
 def test_a_student_may_be_of_another_depth(teacher):
     deeper = settings().model_copy(update={"layers": 3})
     assert students.untrained(teacher, deeper, "random", 16, 0).config.num_hidden_layers == 3

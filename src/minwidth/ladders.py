@@ -70,8 +70,8 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
         teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
         for split in ("train", "held_out"):
             read(teacher, p, split)  # once, before several processes would ask for it
-        if any(job.ladder == "width_alone" for _, job in missing):
-            moments(teacher, p)
+        for basis in {other.basis for other, job in missing if job.ladder == "width_alone"}:
+            moments(teacher, p.model_copy(update={"basis": basis}))
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(missing))
     options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
     if (
@@ -156,17 +156,21 @@ def longer(p: scales.Distill) -> store.Record:
 
 
 def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
-    """Random students of three widths in each variant of ``scales.CONTROLS``, all judged by the ladder's own loss.
+    """Students of three widths in each variant of ``scales.CONTROLS``, all judged by the ladder's own loss.
 
     In the table ``kl`` is that held-out loss, nats per token, with 95 % over held-out blocks in ``low`` and ``high``;
     ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
     """
     teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
-    widths = sorted({p.widths[0], p.widths[len(p.widths) // 2], p.widths[-1]}, reverse=True)
-    todo = [
-        (name, p.model_copy(update=change), Job("random", width, seed, p.steps))
-        for width in widths for name, change in scales.CONTROLS[table].items() for seed in seeds
-    ]  # fmt: skip
+    variants = scales.CONTROLS[table]
+    cut = any("ladder" in change for change in variants.values())
+    some = [width for width in p.widths if width < teacher.d or not cut]  # the teacher, cut to its width, is itself
+    widths = sorted({some[0], some[len(some) // 2], some[-1]}, reverse=True)
+    todo = []
+    for width in widths:
+        for name, change in variants.items():
+            other = p.model_copy(update={key: value for key, value in change.items() if key != "ladder"})
+            todo += [(name, other, Job(change.get("ladder", "random"), width, seed, p.steps)) for seed in seeds]
     records = train((other, job) for _, other, job in todo)
     parts = {"/".join(map(str, (name, *job))): r.key for (name, _, job), r in zip(todo, records, strict=True)}
 

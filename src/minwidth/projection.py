@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -128,18 +129,31 @@ def projected(
     ``directions`` are orthonormal columns (``kept``), under LayerNorm of zero mean. A list of them, one a site, is a
     student with a basis of its own at each, and adapters between: what one cut takes away, later sites lack too.
     """
+    hooks = project(model, norms, directions)
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def project(
+    model: PreTrainedModel, norms: Sequence[StreamNorm], directions: Float[Tensor, "d k"] | Sequence[Tensor]
+) -> list[RemovableHandle]:
+    """``projected`` for good, or until these hooks are removed; gradients pass, so such a student can be trained."""
     each_site = not isinstance(directions, Tensor)
     bases = [basis.to(model.device, torch.float32) for basis in (directions if each_site else [directions])]
     projectors = [basis @ basis.T for basis in bases]
+    first = {norm.site: norm.module for norm in reversed(norms)}
 
-    def project(norm: StreamNorm, _, inputs):
-        part = inputs[0] @ projectors[norm.site if each_site else 0]
-        return (inputs[0].copy_(part) if each_site else part,)  # the sum goes past the norm in the same tensor
+    def cut(norm: StreamNorm, _, inputs):
+        if not each_site:
+            return (inputs[0] @ projectors[0],)
+        if norm.module is first[norm.site]:  # in place: the sum goes past the norm in the same tensor
+            inputs[0].copy_(inputs[0] @ projectors[norm.site])
+        return None
 
-    with ExitStack() as hooks:
-        for norm in norms:
-            hooks.enter_context(norm.module.register_forward_pre_hook(partial(project, norm)))
-        yield model
+    return [norm.module.register_forward_pre_hook(partial(cut, norm)) for norm in norms]
 
 
 def kept(basis: Float[Tensor, "d d"], width: int, centred: bool) -> Float[Tensor, "d k"]:
@@ -227,6 +241,18 @@ def principal_basis(model: PreTrainedModel, moments: Float[Tensor, "d d"]) -> Fl
     else:
         vectors = torch.linalg.eigh(moments).eigenvectors.flip(1)
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+
+
+def channel_basis(model: PreTrainedModel, moments: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The stream's own channels as columns, those of largest mean square first, as pruning by activation keeps them.
+
+    Under LayerNorm each is made zero-mean and orthogonal to those before it, and the last column is constant.
+    """
+    columns = torch.eye(len(moments)).to(moments)[:, moments.diagonal().argsort(descending=True)]
+    if not stream_norms(model)[-1].centred:
+        return columns
+    constant = torch.full_like(columns[:, :1], len(moments) ** -0.5)
+    return torch.cat([torch.linalg.qr(columns[:, :-1] - columns[:, :-1].mean(0)).Q, constant], dim=1)
 
 
 def stream_basis(model: PreTrainedModel, token_batches: Iterable[Integer[Tensor, "batch length"]]) -> Tensor:

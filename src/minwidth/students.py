@@ -9,6 +9,7 @@ is flat because the learning rate goes to 0, so flatness proves nothing: student
 steps with the schedule stretched, and ``curves`` says where they would end.
 """
 
+import copy
 import functools
 import logging
 import shutil
@@ -112,15 +113,17 @@ def _say(sentence: str) -> None:
 
 def moments(teacher: models.Teacher, p: scales.Distill) -> store.Record:
     """Second moments of the teacher's normalised residual stream on training text (``projection.stream_moments``)."""
+    each_site = p.basis == "local"
     tokens = BASIS_TOKENS if teacher.d <= scales.ONE_THREAD else BASIS_TOKENS // 4
 
     def compute():
         blocks = _blocks(teacher, p, "train", tokens // p.length)
         batches = (blocks[start : start + 16] for start in range(0, len(blocks), 16))
-        return {"moments": projection.stream_moments(teacher.model, batches).cpu().numpy()}
+        return {"moments": projection.stream_moments(teacher.model, batches, each_site).cpu().numpy()}
 
     parameters = {"teacher": teacher.revision, "tokens": tokens}
     parameters |= {"text": p.text, "length": p.length, "percent": p.percent} | text.pin(p.text)
+    parameters |= {"each_site": True} if each_site else {}
     return store.find_or_compute(f"distill/{p.scale}/moments", parameters, compute)
 
 
@@ -129,15 +132,29 @@ def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) 
 
 
 def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
-    """A student of a ladder before training."""
+    """A student of a ladder before training.
+
+    One of ``width_alone`` holds the ``basis`` of its parameters: the stream's principal directions or its strongest
+    ``channels``; ``uncut``, the principal ones, but its weights stay the teacher's, of which only the part is trained
+    that those directions reach; ``local``, likewise with principal directions of its own at each place.
+    """
     if ladder == "random":
         return models.make_student(teacher.model, width, seed, p.layers)
     if ladder == "head":
         train = read(teacher, p, "train")
         states = _batch(teacher, train, np.arange(min(len(train.ids), BASIS_TOKENS // 4 // p.length)))[1]
         return Head(models.unembedding(teacher.model), states.flatten(0, 1), width)
-    basis = projection.principal_basis(teacher.model, torch.from_numpy(moments(teacher, p)["moments"]))
-    return cut.cut_to_width(teacher.model, basis, width)
+    found = torch.from_numpy(moments(teacher, p)["moments"])
+    if p.basis == "channels":
+        return cut.cut_to_width(teacher.model, projection.channel_basis(teacher.model, found), width)
+    if p.basis == "principal":
+        return cut.cut_to_width(teacher.model, projection.principal_basis(teacher.model, found), width)
+    student = copy.deepcopy(teacher.model).requires_grad_(True)
+    norms = projection.stream_norms(student)
+    bases = [projection.principal_basis(student, each) for each in found.view(-1, teacher.d, teacher.d)]
+    directions = [projection.kept(basis, width, norms[-1].centred) for basis in bases]
+    projection.project(student, norms, directions if p.basis == "local" else directions[0])
+    return student
 
 
 # ------------------------------------------------------------------------------------------------------- one student
@@ -172,6 +189,8 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
         left_out.add("parts")
     if p.layers is None:
         left_out.add("layers")
+    if p.basis == "principal":
+        left_out.add("basis")
     chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
     chosen |= job._asdict() | {
         "teacher": models.teacher_revision(p.shape.teacher),
