@@ -280,27 +280,34 @@ assert (table.low.isna() | (table.low <= table.kl_high)).all(), "a student below
 centred, sites = norms[-1].centred, norms[-1].site + 1
 moments = projection.stream_moments(teacher.model, stream.batches(blocks_read.train, "cpu"), each_site=True)
 own = [projection.principal_basis(teacher.model, of_site) for of_site in moments]
-strongest = moments.mean(0).diagonal().argsort(descending=True)
+strongest = projection.channel_basis(teacher.model, moments.mean(0))
 
 rows = []
-for width_kept in table.width:
-    channels = torch.eye(teacher.d, dtype=torch.float64)[:, strongest[: width_kept - centred]]
+for row in table.itertuples():
     choices = {
-        "channels": torch.linalg.qr(channels - centred * channels.mean(0))[0],
-        "one basis": projection.kept(basis, width_kept, centred),
-        "one at each place": [projection.kept(of_site, width_kept, centred) for of_site in own],
+        "channels": projection.kept(strongest, row.width, centred),
+        "one basis": projection.kept(basis, row.width, centred),
+        "one at each place": [projection.kept(of_site, row.width, centred) for of_site in own],
     }
     for name, directions in choices.items():
         found = projection.untrained(teacher.model, blocks_read.held_out[::4], directions, p.temperature, norms)
-        rows.append({"width": width_kept, "basis": name, "kl": found.kl.mean()})
+        parameters = row.cut_parameters + (name == "one at each place") * (sites - 1) * row.width**2
+        rows.append({"width": row.width, "basis": name, "kl": found.kl.mean(), "parameters": parameters})
 bases = pd.DataFrame(rows)
+store.save_results(p.place, "your_model_bases", bases, record)
 by_width = bases.pivot(index="width", columns="basis", values="kl")[list(choices)]
 by_width["matrices between, million"] = (sites - 1) * by_width.index**2 / 1e6
 HTML(by_width.to_html(float_format="{:.3f}".format))
 
 # %%
-labels = {"xlabel": "width of the student, $d_S$", "ylabel": f"KL, nats per token (T = {p.temperature:g})"}
-figure, _ = figures.lines(bases, "width", "kl", "basis", log="y", legend="basis", **labels)
+figure, axes = figures.panels(2, sharey=True)
+for axis, across in zip(axes[0], ("width", "parameters"), strict=True):
+    for number, (name, of_basis) in enumerate(bases.groupby("basis", sort=False)):
+        marker, dash = figures.STYLES[number]
+        axis.plot(of_basis[across], of_basis.kl, dash, marker=marker, color=figures.PALETTE[number], label=name)
+    axis.set(yscale="log", xlabel="width of the student, $d_S$" if across == "width" else "parameters")
+axes[0, 0].set_ylabel(f"KL, nats per token (T = {p.temperature:g})")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 figures.save(figure, "your_model_bases", p.place, record)
 
 # %% [markdown]

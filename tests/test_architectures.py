@@ -73,6 +73,28 @@ def test_every_architecture_is_cut_or_refused_in_one_sentence(architecture, rows
         assert sizes.cut_flops == models.flops_per_token(student)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 3, "head_dim": 16, "num_key_value_heads": 1},
+        {"num_attention_heads": 5, "head_dim": 6, "num_key_value_heads": 5},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "beta_fast": 32, "beta_slow": 1}},
+    ],
+    ids=["one key head, 3 heads", "5 heads", "linear rope", "yarn"],
+)
+def test_heads_that_do_not_divide_the_width_and_scaled_positions(changes, tmp_path):
+    """Cut, saved and read again, a student is what the projection says."""
+    model, (ids, *_) = model_of(config_of("qwen3", **changes)), token_batches(1)
+    models.check_logits(model)
+    norms, basis = projection.stream_norms(model), projection.stream_basis(model, [ids])
+    with projection.projected(model, norms, projection.kept(basis, 14, norms[0].centred)):
+        narrow = model(ids).logits
+    cut.cut_to_width(model, basis, 14).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True).eval()
+    torch.testing.assert_close(again(ids).logits, narrow, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", cut.FAMILIES)
 def test_every_family_is_saved_and_loaded(family, tmp_path, rows):
     (ids, *_) = token_batches(1)
