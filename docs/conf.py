@@ -49,6 +49,7 @@ html_copy_source = False
 
 def setup(app) -> None:
     assemble(Path(app.srcdir))
+    shutil.copytree(ROOT / "docs" / "pages", Path(app.outdir) / "pages", dirs_exist_ok=True)  # as 08 leaves them
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("build-finished", check_links)
 

@@ -528,8 +528,8 @@ assert elsewhere or (whole.FVU.idxmin() == whole["KL, nats"].idxmin() == whole.i
 # %% [markdown]
 # No λ returns the truth, in any of three seeds. It finds all 32 directions of the rotated state at every λ, and counts
 # at least a third too many: features in two or more pieces. F and d\* run through factors of three and six, always too
-# high; α passes the true value where F does not. And nothing visible says which λ is nearest: error and KL are least at the
-# *smallest* λ, whose d\* is among the furthest off. This is the kindest case there is: features independent and
+# high; α passes the true value where F does not. And nothing visible says which λ is nearest: error and KL are least
+# at the *smallest* λ, whose d\* is among the furthest off. This is the kindest case there is: features independent and
 # orthogonal.
 
 # %% [markdown]
