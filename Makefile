@@ -74,10 +74,10 @@ paper: $(INSTALLED)
 	  --quiet host reason --show-failed-logs --config scale=$(SCALE)'
 	@rm -f $(SNAKEMAKE_PID)
 	@$(BIN)/python -m minwidth.ledger
-	@$(BIN)/python -m minwidth.publish --compare $(SCALE)
+	@$(BIN)/python -m workflow.publish --compare $(SCALE)
 
 publish: $(INSTALLED)
-	@$(BIN)/python -m minwidth.publish
+	@$(BIN)/python -m workflow.publish
 	@env -u MINWIDTH_OUT $(BIN)/python -m minwidth.ledger --readme
 
 check: $(DEVELOP)

@@ -54,12 +54,12 @@ def test_the_lock_has_these_pins_and_hashes_for_all():
     assert all(locked[pin] for pin in set(locked) - pinned), "run make lock: only other machines' packages are no pins"
 
 
-@pytest.mark.parametrize("folders", [["src", "notebooks"], ["tests"]])
+@pytest.mark.parametrize("folders", [["src", "notebooks", "workflow"], ["tests"]])
 def test_what_is_imported_is_pinned(folders: list[str]):
     pinned = {_normal(pin.split("==")[0]) for pin in (PROJECT["dependencies"] if "src" in folders else PINS)}
     providers = metadata.packages_distributions()
     for file in (file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))):
-        for module in _imports(file) - set(sys.stdlib_module_names) - {"minwidth", "tests"}:
+        for module in _imports(file) - set(sys.stdlib_module_names) - {"minwidth", "tests", "workflow"}:
             names = {_normal(name) for name in providers.get(module, [module])}
             assert names & pinned, f"{file.relative_to(ROOT)} imports {module}, which pyproject.toml does not pin"
 

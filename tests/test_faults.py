@@ -82,6 +82,7 @@ rule b:
 def test_make_paper_goes_on_where_it_was_killed(tmp_path):
     """The Makefile's own recipe, over two small jobs, with everything killed in the second."""
     shutil.copy(store.ROOT / "Makefile", tmp_path)
+    shutil.copytree(store.ROOT / "workflow", tmp_path / "workflow")
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()

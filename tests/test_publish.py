@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from minwidth import publish
+from workflow import publish
 
 NUMBERS = pd.DataFrame({"name": ["d_star", "steps"], "value": [72.8, 100.0], "spread": [0.4, float("nan")]})
 TABLE = pd.DataFrame({"lam": [0.1, 1.0], "ladder": ["random", "alone"], "kl": [0.5, 0.0]})

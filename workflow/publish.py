@@ -79,7 +79,7 @@ def publish() -> Iterator[Path]:
 
 def main() -> None:
     """Copy a run's tables and figures over the committed ones, or compare them and say where the time went."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.publish", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=main.__doc__)
     parser.add_argument("--compare", metavar="SCALE", help="copy nothing")
     scale = parser.parse_args().compare
     if OUT == ROOT:
