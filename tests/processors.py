@@ -2,10 +2,10 @@
 
 Each lane runs the notebooks with what libraries offer to stand for another processor, in processes of their own, since
 it is read when they are loaded. Records, tables and executed copies stay in ``runs/processors/<lane>``, so that an
-interrupted run goes on; from the tables ``python -m minwidth.measured`` takes the spreads. docs/processors.md tells
-what each setting does.
+interrupted run goes on. docs/processors.md tells what each setting does.
 
-``python -m tests.processors --notebooks 06_ledger --lanes plain avx2`` runs a part of it.
+``python -m tests.processors --notebooks 06_ledger --lanes own`` runs a part of it; with ``--spreads
+runs/processors/*/`` it widens the spreads of the committed numbers (``minwidth.measured``) by what those lanes have.
 """
 
 import argparse
@@ -13,8 +13,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
-from minwidth.store import ROOT, RUNS
+import numpy as np
+import pandas as pd
+
+from minwidth.store import COMMITTED, ROOT, RUNS, replace_file
 
 OLD = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "MKL_CBWR": "COMPATIBLE"}
 OLD |= {"ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem", "NUMBA_CPU_NAME": "generic"}
@@ -54,12 +59,39 @@ def run(lane: str, notebook: str) -> str:
     return "failed" if failed else "passed" if lane in PROCESSORS else "ran"
 
 
+def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
+    """Widen the spread of every committed number of a scale to what other runs of its notebooks have; return them all.
+
+    ``folders`` are what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
+    What earlier runs had is kept, so that machines can be measured one after the other.
+    """
+    found = []
+    for file in sorted((COMMITTED / scale).glob("numbers_*.csv")):
+        committed = pd.read_csv(file, index_col="name")
+        places = [folder / "data" / "results" / place for folder in folders for place in (scale, "other")]
+        runs = [place / file.name for place in places if (place / file.name).exists()]
+        if runs:
+            others = pd.concat([pd.read_csv(run, index_col="name").value for run in runs], axis=1)
+            away = others.reindex(committed.index).sub(committed.value, axis=0).abs()
+            committed["spread"] = pd.concat([committed.spread, away], axis=1).max(axis=1)
+            replace_file(file, committed.to_csv(float_format="%.6g").encode())
+        found.append(committed.reset_index().assign(notebook=file.stem.removeprefix("numbers_")))
+    return pd.concat(found, ignore_index=True)
+
+
 def main() -> None:
     """Run the lanes that have not passed yet, one after the other, and print a line for each notebook."""
     parser = argparse.ArgumentParser(prog="python -m tests.processors", description=main.__doc__)
     parser.add_argument("--notebooks", nargs="+", default=NOTEBOOKS, metavar="NAME")
     parser.add_argument("--lanes", nargs="+", default=LANES, choices=LANES, metavar="LANE", help=", ".join(LANES))
+    parser.add_argument("--spreads", nargs="+", type=Path, metavar="FOLDER", help="run nothing; take the spreads")
+    parser.add_argument("--scale", default="tiny", help="whose spreads")
     options = parser.parse_args()
+    if options.spreads:
+        frame = measure_spreads(options.scale, options.spreads)
+        share = (frame.spread / frame.value.abs()).replace([np.inf], np.nan)
+        print(frame.assign(share=share).groupby("notebook").share.describe()[["count", "50%", "max"]].round(3))
+        return
     said = RUNS / "processors" / "lanes.json"
     found = json.loads(said.read_text()) if said.exists() else {}
     for lane in options.lanes:
@@ -70,7 +102,7 @@ def main() -> None:
                 said.write_text(json.dumps(found, indent=1) + "\n")
             if name in found:
                 print(f"{name}: {found[name]}", flush=True)
-    print(f"The spreads come from: python -m minwidth.measured --scale tiny {said.parent}/*/")
+    print(f"The spreads come from: python -m tests.processors --spreads {said.parent}/*/")
     raise SystemExit("failed" in found.values())
 
 

@@ -6,10 +6,8 @@ printed as 72.8(9): 72.8 ± 0.9. The bracket is its tolerance, ``MARGIN`` spread
 ``data/results/<scale>/numbers_<notebook>.csv`` holds name, value and spread.
 """
 
-import argparse
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -94,41 +92,3 @@ def _known(notebook: str, scale: str) -> pd.DataFrame:
     known = load_results(scale, f"numbers_{notebook}")
     known = pd.DataFrame(columns=["name", "value", "spread"]) if known is None else known
     return known.set_index("name").astype(float)
-
-
-# ---------------------------------------------------------------------------------------------------- measure spreads
-
-
-def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
-    """Widen the spread of every committed number of a scale to what other runs of its notebooks have; return them all.
-
-    ``folders`` are what MINWIDTH_OUT was in those runs. A run with another seed leaves its numbers under ``other``.
-    What earlier runs had is kept, so that machines can be measured one after the other.
-    """
-    found = []
-    for file in sorted((RESULTS / scale).glob("numbers_*.csv")):
-        committed = pd.read_csv(file, index_col="name")
-        places = [Path(folder) / "data" / "results" / place for folder in folders for place in (scale, "other")]
-        runs = [place / file.name for place in places if (place / file.name).exists()]
-        if runs:
-            others = pd.concat([pd.read_csv(run, index_col="name").value for run in runs], axis=1)
-            away = others.reindex(committed.index).sub(committed.value, axis=0).abs()
-            committed["spread"] = pd.concat([committed.spread, away], axis=1).max(axis=1)
-            replace_file(file, committed.to_csv(float_format="%.6g").encode())
-        found.append(committed.reset_index().assign(notebook=file.stem.removeprefix("numbers_")))
-    return pd.concat(found, ignore_index=True)
-
-
-def main() -> None:
-    """Widen the spreads by what other runs have, and print them as shares of their numbers."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.measured", description=main.__doc__)
-    parser.add_argument("--scale", default="tiny")
-    parser.add_argument("folders", nargs="+", type=Path)
-    options = parser.parse_args()
-    frame = measure_spreads(options.scale, options.folders)
-    share = (frame.spread / frame.value.abs()).replace([np.inf], np.nan)
-    print(frame.assign(share=share).groupby("notebook").share.describe()[["count", "50%", "max"]].round(3))
-
-
-if __name__ == "__main__":
-    main()
