@@ -114,17 +114,12 @@ notebooks: $(INSTALLED)
 	$(BIN)/jupyter nbconvert --log-level WARN --inplace --to notebook --execute --ExecutePreprocessor.record_timing=False \
 	  notebooks/*.ipynb
 
-sensitivity: $(INSTALLED)
+sensitivity: JOBS = sensitivity
+controls: JOBS = longer controls
+probes: JOBS = probes
+sensitivity controls probes: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
-	$(BIN)/python -m minwidth.sae --scale $(SCALE) --sensitivity
-
-controls: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
-	$(BIN)/python -m minwidth.ladders --scale $(SCALE) --longer --controls distill_controls distill_depth distill_bases
-
-probes: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
-	$(BIN)/python -m minwidth.probe --scale $(SCALE)
+	$(BIN)/python -m workflow.long $(JOBS) --scale $(SCALE)
 
 known: $(INSTALLED)
 	$(BIN)/python -m minwidth.known_language

@@ -899,8 +899,7 @@ assert p.place != "tiny" or (min(counts["code"], counts["legal"], counts["medica
 #
 # - `papermill 05_probe.ipynb -p passages 1000 -p layer 3` probes more passages at another layer; `runs/` keeps every
 #   model's probes, and what is there is not computed again.
-# - `make probes` (`python -m minwidth.probe --scale tiny`) probes every student for the committed tables; interrupted,
-#   it goes on with the next model.
+# - `make probes` probes every student for the committed tables; interrupted, it goes on with the next model.
 # - Your own concepts: `data/concepts.yaml` says from which sources positives and negatives come.
 # - A GPU is used where there is one; on a CPU small models are probed side by side, one thread each.
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import autoencoder, ladders, models, probe, sae, sae_kernel, scales, store, stream, teacher, text
+from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, teacher, text
 from minwidth import toy as toys
 from minwidth.training import Schedule
 from minwidth.wheels import Document
 from tests import small_world, test_students
 from tests.test_store import in_child
 from tests.test_training import every_step  # noqa: F401
+from workflow import long
 
 
 def deadly(function: Callable, call: int) -> Callable:
@@ -114,14 +115,14 @@ def test_autoencoders(survives, folder, monkeypatch):
 def test_sensitivity(survives, folder, monkeypatch):
     base = small_world.SMALL | dict(teacher=str(folder), layer=2, layers=[2], lams=[3.0], steps=20)
     grid = dict(lams=[3.0], layer=[2], expansion=[4], tokens=[10_000], steps=[20], seed=[0, 1])
-    monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base) | grid)
-    survives(lambda: sae.main(["--scale", "tiny", "--sensitivity"]), sae, "_measure", call=2, finished=1)
+    monkeypatch.setitem(long.GRIDS["sensitivity"], "tiny", dict(base=base) | grid)
+    survives(lambda: long.sensitivity("tiny"), sae, "_measure", call=2, finished=1)
 
 
 def test_other_objectives(survives, small, monkeypatch):
     some = dict(list(scales.CONTROLS["distill_controls"].items())[:2])
     monkeypatch.setitem(scales.CONTROLS, "distill_controls", some)
-    survives(lambda: ladders.controls(small, "distill_controls", seeds=[0]), ladders, "trained", call=2, finished=4)
+    survives(lambda: long.controls(small, "distill_controls", seeds=[0]), long, "trained", call=2, finished=4)
 
 
 def test_probes(survives, small, monkeypatch):

@@ -151,19 +151,6 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
     assert len(wanted) == 3 and not none
 
 
-@pytest.mark.parametrize("scale", scales.EVERY_STUDENT)
-def test_every_student_of_the_ladder_is_probed(scale, monkeypatch):
-    monkeypatch.setattr(ladders, "train", list)
-    changes, ladder = dict(scales.EVERY_STUDENT[scale]), scales.parameters("04_distill", scale)
-    ladder = ladder.longer() if changes.pop("longer", False) else ladder
-    p = scales.parameters("05_probe", scale, **changes).model_copy(update={"train_students": True})
-    assert {(job.ladder, job.width, job.steps) for job in probe.trained_students(p, ladder)[0]} == {
-        (job.ladder, job.width, 2 * ladder.steps)
-        for job in ladders.jobs(ladder)
-        if job.ladder != "head" and (job.ladder, job.width) != ("width_alone", p.shape.width)
-    }
-
-
 # ---------------------------------------------------------------------------------------------------- single features
 
 

@@ -1,7 +1,6 @@
 """The sparse step is the dense step is autograd; statistics are those by hand; a measurement is found again."""
 
 import itertools
-import json
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, sae, sae_kernel, scales, store, stream, text
+from minwidth import autoencoder, models, sae, sae_kernel, store, stream, text
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 
@@ -227,27 +226,3 @@ def test_topk_is_measured_too(world):
 def test_too_little_text_and_too_wide_students_are_named(world, change, says):
     with pytest.raises(ValueError, match=says):
         sae.measure(world.model_copy(update=change))
-
-
-# --------------------------------------------------------------------------------------------------- one choice changed
-
-
-def test_one_choice_is_changed_at_a_time_and_what_was_measured_is_found(world, tmp_path, monkeypatch):
-    grid = dict(layer=[2], expansion=[4], tokens=[10_000], steps=[60, 30], seed=[0, 1])
-    base = small_world.SMALL | dict(teacher=world.teacher, layer=2, layers=[1, 2], lams=[0.3, 3.0])
-    monkeypatch.setitem(scales.SENSITIVITY, "tiny", dict(base=base, lams=[3.0]) | grid)
-    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
-    sae.main(["--scale", "tiny", "--sensitivity"])
-    table, floors = (store.load_results("tiny", f"sae_sensitivity{what}") for what in ("", "_floors"))
-    found = list(zip(table.layer, table.lam, table.steps, table.seed, table["default"], strict=True))
-    assert found == [(2, 0.3, 60, 0, False), (2, 1.0, 60, 0, True), (2, 3.0, 60, 0, False)] + [
-        (2, lam, steps, seed, False) for steps, seed in ((30, 0), (60, 1)) for lam in (1.0, 3.0)
-    ]
-    names = ["layer", "lam", "steps", "seed"]
-    assert len(floors.merge(table, on=names)) == 6 * len(table)
-    origin = json.loads((tmp_path / "results/tiny/sae_sensitivity.json").read_text())
-    assert len(origin["parameters"]["records"]) == 3 and origin["provenance"]["seconds"] > 0
-    monkeypatch.setattr(sae, "_measure", lambda *_: pytest.fail("computed again"))
-    sae.main(["--scale", "tiny", "--sensitivity"])
-    with pytest.raises(ValueError, match="no grid of choices"):
-        sae.sensitivity("pythia-410m")

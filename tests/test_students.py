@@ -314,50 +314,6 @@ def test_processes_side_by_side_train_what_one_trains_and_a_fault_in_one_is_told
         pd.testing.assert_frame_equal(record["history"], alone["history"], check_exact=True)
 
 
-def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(monkeypatch):
-    monkeypatch.setitem(scales.LONGER, "tiny", dict(times=2, seeds=[0, 1]))
-    p = settings(steps=10, warmup=2, evaluations=2)
-    ladders.longer(p)
-    table = store.load_results("tiny", "distill_long")
-    longest = table[table.steps == 40].set_index(["width", "seed"])
-    assert set(longest.index) == {(w, s) for w in (16, 32) for s in (0, 1)}
-    assert longest.fall_per_doubling.notna().all()
-    assert set(table[table.width == 32].steps) == {5, 10, 20, 40}
-    monkeypatch.setattr(training, "train", None)
-    assert ladders.longer(p).key == store.origin("tiny", "distill_long").key
-
-
-def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
-    p = settings(steps=10, evaluations=2, widths=[16])
-    table = ladders.controls(p, "distill_controls", seeds=[0])["controls"].set_index("student")
-    assert set(table.index) == set(scales.CONTROLS["distill_controls"])
-    own = table.loc["forward KL, T = 2"]
-    assert own.kl == pytest.approx(own.own, rel=1e-5)
-    other, job = p.model_copy(update={"temperature": 4.0}), students.Job("random", 16, 0, 10)
-    model, text = students.trained(other, job, teacher), students.read(teacher, p, "held_out")
-    assert table.kl["forward KL, T = 4"] == pytest.approx(students.losses(p, teacher, model, text).mean())
-    assert table.own["forward KL, T = 4"] == pytest.approx(students.losses(other, teacher, model, text).mean())
-
-
-def test_students_of_every_basis_start_as_projected_and_learn(teacher):
-    """Uncut, a student starts where the one that is cut to the same directions does."""
-    p = settings(steps=10, evaluations=2, widths=[16, 32])
-    table = ladders.controls(p, "distill_bases", seeds=[0])["controls"].set_index("student")
-    assert set(table.index) == set(scales.CONTROLS["distill_bases"]) and set(table.ladder) == {"width_alone"}
-    assert set(table.width) == {16}, "the teacher cut to its own width is itself"
-    start = {}
-    for name in ("principal", "channels", "uncut", "local"):
-        other, job = p.model_copy(update={"basis": name}), students.Job("width_alone", 16, 0, 10)
-        record = students.student(other, job, teacher)
-        start[name] = record["untrained"]
-        assert record["floor"] < 0.97 * start[name]
-        text = students.read(teacher, p, "held_out")
-        again = students.losses(p, teacher, students.trained(other, job, teacher), text).mean()
-        assert again == pytest.approx(record["history"].held_out.iloc[-1], rel=1e-4)
-    assert start["uncut"] == pytest.approx(start["principal"], rel=1e-3)
-    assert len({round(value, 4) for value in start.values()}) == 3
-
-
 def test_a_student_may_be_of_another_depth(teacher):
     deeper = settings().model_copy(update={"layers": 3})
     assert students.untrained(teacher, deeper, "random", 16, 0).config.num_hidden_layers == 3

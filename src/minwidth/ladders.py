@@ -1,8 +1,7 @@
-"""Ladders of students: many trained side by side, their losses in one table, and the hour-long ones with more seeds.
+"""Ladders of students: many trained side by side, their losses in one table.
 
-``python -m minwidth.ladders --scale tiny --width 32`` trains the students of one width; ``--longer`` the scale's longer
-ladders with more seeds, ``--controls`` students under other losses and of other depths, into tables. Every student is a
-record of its own with checkpoints: an interrupted command goes on where it stopped.
+``python -m minwidth.ladders --scale tiny --width 32`` trains the students of one width. Every student is a record of
+its own with checkpoints: an interrupted command goes on where it stopped.
 """
 
 import argparse
@@ -18,18 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
 from minwidth import errors, models, scales, store, training
-from minwidth.students import (
-    LADDERS,
-    Job,
-    fall_per_doubling,
-    key,
-    losses,
-    moments,
-    read,
-    save,
-    student,
-    trained,
-)
+from minwidth.students import LADDERS, Job, fall_per_doubling, key, moments, read, save, student
 
 log = logging.getLogger(__name__)
 
@@ -140,61 +128,6 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
     }
 
 
-# --------------------------------------------------------------------------- hours: more steps, other losses and depths
-
-
-def longer(p: scales.Distill) -> store.Record:
-    """The ladders at more steps and seeds, the ends of the random one at fewer steps too: table ``distill_long``."""
-    p = p.longer()
-    widths = p.widths_of("random")
-    ends = {widths[0], widths[-1]} if "random" in p.ladders and widths[-1] == p.shape.width else set()
-    budgets = [Job("random", width, seed, p.steps // n) for width in ends for n in (4, 2) for seed in p.seeds]
-    record = ladder(p, budgets)
-    store.save_results(p.scale, "distill_long", record["ladder"], record)
-    store.save_results(p.scale, "distill_long_curves", record["curves"], record)
-    return record
-
-
-def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> store.Record:
-    """Students of three widths in each variant of ``scales.CONTROLS``, all judged by the ladder's own loss.
-
-    In the table ``kl`` is that held-out loss, nats per token, with 95 % over held-out blocks in ``low`` and ``high``;
-    ``own`` the loss it was trained on; ``cross_entropy`` that of the text, beside the teacher's.
-    """
-    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
-    variants = scales.CONTROLS[table]
-    cut = any("ladder" in change for change in variants.values())
-    some = [width for width in p.widths if width < teacher.d or not cut]  # the teacher, cut to its width, is itself
-    widths = sorted({some[0], some[len(some) // 2], some[-1]}, reverse=True)
-    todo = []
-    for width in widths:
-        for name, change in variants.items():
-            other = p.model_copy(update={key: value for key, value in change.items() if key != "ladder"})
-            todo += [(name, other, Job(change.get("ladder", "random"), width, seed, p.steps)) for seed in seeds]
-    records = train((other, job) for _, other, job in todo)
-    parts = {"/".join(map(str, (name, *job))): r.key for (name, _, job), r in zip(todo, records, strict=True)}
-
-    def compute() -> dict[str, Any]:
-        text, of_text = read(teacher, p, "held_out"), p.model_copy(update={"objective": "cross_entropy"})
-        best = float(losses(of_text, teacher, teacher.model, text).mean())
-        rows = []
-        for (name, other, job), record in zip(todo, records, strict=True):
-            model = trained(other, job, teacher)
-            each = losses(p, teacher, model, text)
-            spread = 1.96 * each.std(ddof=1) / len(each) ** 0.5
-            row = {"student": name} | job._asdict() | {"params": record["params"]}
-            row |= {"kl": each.mean(), "low": each.mean() - spread, "high": each.mean() + spread}
-            row |= {"own": record["history"].held_out.iloc[-1], "uniform": record["uniform"]}
-            row |= {"cross_entropy": losses(of_text, teacher, model, text).mean()}
-            rows.append(row | {"teacher_cross_entropy": best, "d_teacher": teacher.d})
-        return {"controls": pd.DataFrame(rows).sort_values(["width", "student", "seed"], ignore_index=True)}
-
-    with training.threads(p.shape.width):
-        record = store.find_or_compute(f"distill/{p.scale}/{table}", {"runs": parts}, compute)
-    store.save_results(p.scale, table, record["controls"], record)
-    return record
-
-
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -205,8 +138,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ladder", choices=list(LADDERS), help="all of the scale's if left out")
     parser.add_argument("--width", type=int, help="all of the scale's if left out")
     parser.add_argument("--seed", type=int, help="all of the scale's if left out")
-    parser.add_argument("--longer", action="store_true", help="the longer ladders, into the table distill_long")
-    parser.add_argument("--controls", nargs="+", default=[], choices=list(scales.CONTROLS), help="other students")
     parser.add_argument("--save", type=Path, help="leave the longest student as a folder that transformers reads")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
     options = parser.parse_args(arguments)
@@ -217,12 +148,6 @@ def main(arguments: list[str] | None = None) -> None:
         p = scales.parameters("04_distill", options.scale, **(scales.settings(options.set) | given))
     except errors.ParameterError as error:
         parser.error(str(error))
-    if options.longer:
-        log.info("%s", longer(p).key)
-    for table in options.controls:
-        log.info("%s", controls(p, table).key)
-    if options.longer or options.controls:
-        return
     todo = jobs(p)
     for record in train((p, job) for job in todo):
         log.info("%s: %.4g nats per token", record.key, record["floor"])

@@ -3,12 +3,9 @@
 A probe is a scikit-learn pipeline that sees the mean of the residual stream over a passage's first tokens. Splits keep
 documents whole, the penalty is chosen on the training side alone, intervals resample documents. Controls: the words,
 all or in as many numbers as the state has, the embedding layer, the same model untrained, labels dealt at random, and
-sources of text that the probe was not trained on.
-
-``python -m minwidth.probe --scale tiny`` probes every student of the ladders; each model is a record of its own.
+sources of text that the probe was not trained on. Each model is a record of its own.
 """
 
-import argparse
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -33,7 +30,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from minwidth import concepts, errors, ladders, measured, models, scales, store, stream, students, training
+from minwidth import concepts, ladders, measured, models, scales, store, stream, students, training
 from minwidth.students import Job
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
@@ -344,30 +341,3 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
 
     with threadpool_limits(1):
         return store.find_or_compute(f"probe/{p.scale}/words", _settings(p) | {"widths": widths}, compute)
-
-
-def every_student(scale: str) -> None:
-    """Survey and staircase of all students of a scale's ladders, or its longer ones, as ``scales.EVERY_STUDENT`` says.
-
-    Writes the tables ``probe_students``, ``_words``, ``_layers`` and ``_staircase``.
-    """
-    from minwidth import staircase  # which reads this module
-
-    changes, d = dict(scales.EVERY_STUDENT[scale]), scales.parameters("04_distill", scale)
-    d = d.longer() if changes.pop("longer", False) else d
-    p = scales.parameters("05_probe", scale, **changes)
-    record, stairs = survey(p, d), staircase.measure(p, d)
-    for name, table in (("", "accuracy"), ("_words", "words"), ("_layers", "layers")):
-        store.save_results(scale, f"probe_students{name}", record[table], record)
-    store.save_results(scale, "probe_students_staircase", staircase.by_rank(stairs), stairs)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Probe every student of a scale's ladders and write the tables; records found are kept."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.probe", description=main.__doc__)
-    parser.add_argument("--scale", default="tiny", choices=list(scales.EVERY_STUDENT))
-    every_student(parser.parse_args(arguments).scale)
-
-
-if __name__ == "__main__":
-    errors.command(main)

@@ -1,7 +1,7 @@
 """What sparse autoencoders say of a residual stream: F, L0, alpha, importances and d*, with intervals over documents.
 
-``measure`` trains (``autoencoder``) and measures all that 03_sae shows, ``sensitivity`` with one choice after the other
-changed. A latent's importance I_i = E[z_i^2] means the same everywhere, since inputs have a mean norm of sqrt(d).
+``measure`` trains (``autoencoder``) and measures all that 03_sae shows. A latent's importance I_i = E[z_i^2] means the
+same everywhere, since inputs have a mean norm of sqrt(d).
 """
 
 import argparse
@@ -345,46 +345,14 @@ def load(record: store.Record) -> tuple[Sae, stream.Calibration]:
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def sensitivity(scale: str) -> store.Record:
-    """``measure`` as ``scales.SENSITIVITY`` starts, then with one choice of it changed at a time, for several lambdas.
-
-    Each is a record of its own, so an interrupted run goes on. Returns one with the tables ``layers`` (a row an
-    autoencoder; ``default`` marks the one that all others depart from) and ``floors`` (autoencoder x width).
-    """
-    if scale not in scales.SENSITIVITY:
-        raise ParameterError(f"scale = {scale!r} has no grid of choices; it can be {', '.join(scales.SENSITIVITY)}.")
-    grid = dict(scales.SENSITIVITY[scale])
-    every = [scales.parameters("03_sae", scale, **grid.pop("base"))]
-    shared: dict[str, Any] = every[0].model_dump() | {"lams": grid.pop("lams"), "doubling": False}
-    for choice, value in ((choice, value) for choice, values in grid.items() for value in values):
-        if value != shared[choice]:
-            changed = shared | {choice: value}
-            every.append(scales.parameters("03_sae", **(changed | {"layers": [changed["layer"]]})))
-    records, tables = [measure(p) for p in tqdm(every, desc="measurements", leave=False)], {}
-    for name in ("layers", "floors"):
-        parts = [found[name].query(f"layer == {p.layer}").assign(steps=p.steps)
-                 for found, p in zip(records, every, strict=True)]  # fmt: skip
-        tables[name] = pd.concat(parts, ignore_index=True)
-    tables["layers"]["default"] &= ~tables["layers"]["default"].duplicated()  # of the first measurement
-    what, parameters = f"sae/{scale}/sensitivity", {"records": [record.key for record in records]}
-    seconds = sum(record.provenance["seconds"] for record in records)
-    return store.find(what, parameters) or store.keep(what, parameters, tables, seconds)
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Measure F, L0, alpha and d* as 03_sae does, on several devices under ``accelerate launch``."""
     parser = argparse.ArgumentParser(prog="python -m minwidth.sae", description=main.__doc__)
     parser.add_argument("--scale", default="tiny", choices=list(scales.SCALES))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 03_sae")
-    parser.add_argument("--sensitivity", action="store_true", help="with one choice changed at a time, into tables")
-    options = parser.parse_args(arguments)
-    if options.sensitivity:
-        record = sensitivity(options.scale)
-        store.save_results(options.scale, "sae_sensitivity", record["layers"], record)
-        store.save_results(options.scale, "sae_sensitivity_floors", record["floors"], record)
-    else:
-        record = measure(scales.parameters("03_sae", options.scale, **scales.settings(options.set)))
-        log.info("%s: d* = %.4g at a width of %d", record.key, record["d_star"], record["d_teacher"])
+    options = parser.parse_args()
+    record = measure(scales.parameters("03_sae", options.scale, **scales.settings(options.set)))
+    log.info("%s: d* = %.4g at a width of %d", record.key, record["d_star"], record["d_teacher"])
 
 
 if __name__ == "__main__":

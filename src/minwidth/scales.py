@@ -26,7 +26,6 @@ Shape = namedtuple("Shape", "teacher width layers heads vocabulary context share
 Gpu = namedtuple("Gpu", "bf16 tf32 fp32 bandwidth gib")
 SHAPES = {name: Shape(**shape) for name, shape in _DATA["shapes"].items()}
 GPUS = {name: Gpu(**gpu) for name, gpu in _DATA["gpus"].items()}
-SENSITIVITY, LONGER, EVERY_STUDENT = (_DATA[name] for name in ("sensitivity", "longer", "every_student"))
 FLOORS, CONTROLS = _DATA["floors"], _DATA["controls"]
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     scale: {
@@ -259,12 +258,6 @@ class Distill(Costly):
         """Widths of one ladder's students, in rising order."""
         some = self.random_widths if ladder == "random" and self.random_widths else self.widths
         return sorted(some if self.width is None else [self.width])
-
-    def longer(self) -> "Distill":
-        """The same ladders at more steps, the warm-up stretched along, and what else ``LONGER`` says."""
-        changes = dict(LONGER[self.scale])
-        times = changes.pop("times")
-        return self.model_copy(update={"steps": times * self.steps, "warmup": times * self.warmup} | changes)
 
 
 @of("05_probe")
