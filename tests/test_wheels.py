@@ -11,8 +11,8 @@ from minwidth.wheels import Document
 
 
 @pytest.fixture
-def lock(tmp_path, monkeypatch):
-    """A lock of one small wheel, a folder for it and a pip that delivers what ``pip.content`` says."""
+def pip(tmp_path, monkeypatch):
+    """A pip that delivers what its ``content`` says for the one wheel that is locked."""
     good = b"the locked wheel"
     pip = SimpleNamespace(content=good, calls=0, fails=False)
 
@@ -24,25 +24,24 @@ def lock(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wheels, "locked_wheels", lambda: {"some-texts": hashlib.sha256(good).hexdigest()})
     monkeypatch.setattr(wheels.subprocess, "run", run)
-    return pip, tmp_path / "wheels"
+    monkeypatch.setattr(wheels, "WHEELS", tmp_path / "wheels")
+    return pip
 
 
-def test_a_wheel_is_fetched_once_and_a_corrupted_one_replaced(lock):
-    pip, folder = lock
-    path = wheels.wheel("some-texts", folder)
-    assert wheels.wheel("some-texts", folder).read_bytes() == b"the locked wheel" and pip.calls == 1
+def test_a_wheel_is_fetched_once_and_a_corrupted_one_replaced(pip):
+    path = wheels.wheel("some-texts")
+    assert wheels.wheel("some-texts").read_bytes() == b"the locked wheel" and pip.calls == 1
     path.write_bytes(b"the locked whee1")  # as long as the locked one
-    assert wheels.wheel("some-texts", folder).read_bytes() == b"the locked wheel" and pip.calls == 2
+    assert wheels.wheel("some-texts").read_bytes() == b"the locked wheel" and pip.calls == 2
 
 
-def test_a_wheel_with_another_hash_is_refused(lock):
-    pip, folder = lock
+def test_a_wheel_with_another_hash_is_refused(pip):
     pip.content = b"something else"
     with pytest.raises(RuntimeError, match="No wheel of some-texts with the hash locked"):
-        wheels.wheel("some-texts", folder)
+        wheels.wheel("some-texts")
     pip.fails = True
     with pytest.raises(RuntimeError, match="pip could not download"):
-        wheels.wheel("some-texts", folder)
+        wheels.wheel("some-texts")
 
 
 def wheel_of(path: Path, members: dict[str, str | bytes]) -> Path:

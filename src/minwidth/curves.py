@@ -11,7 +11,7 @@ law), or one that many models share (shared exponent). The interval is split con
 pooled). It covers models that are exchangeable with those. Losses in nats per token; ``steps`` may as well be tokens.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -130,10 +130,10 @@ def judged(frame: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     return frame.assign(error=error, half=half, hit=error.abs() <= half)
 
 
-@lru_cache
-def calibrated(kind: str = "finished", confidence: float = 0.9) -> Calibration:
-    """The shared exponent and half-widths from all public models of a kind."""
-    return calibrate(cases(public(kind)), confidence=confidence)
+@cache
+def calibrated() -> Calibration:
+    """The shared exponent and half-widths from all public finished runs."""
+    return calibrate(cases(public("finished")))
 
 
 def end(

