@@ -1,4 +1,4 @@
-"""What a machine or a person does wrong ends in one sentence: the command line, the working directory, make paper.
+"""What a machine or a person does wrong ends in one sentence: the disk, the working directory, make paper.
 
 ``docs/faults.md`` lists every fault with what happens and the test that shows it; the last test here reads it.
 """
@@ -14,11 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from papermill.cli import papermill as command
 
-from minwidth import notebooks, store, stream
-from tests.test_scales import one_sentence
+from minwidth import store, stream
 from tests.test_store import files, in_child, read_only
 
 
@@ -30,26 +27,6 @@ def test_a_full_disk_is_met_before_the_teachers_states_are_computed(tmp_path):
     assert in_child(reserve, RLIMIT_FSIZE=10**6).startswith("StorageError") and files(tmp_path) == {}
     assert read_only(tmp_path, reserve).startswith("StorageError")
     assert in_child(reserve) == "done"
-
-
-@pytest.mark.parametrize(
-    ("notebook", "options", "says"),
-    [
-        ("01_theory", ["-p", "width", "9" * 400], "01_theory: width = 9999"),
-        ("01_theory", ["-p", "x=1; y", "1"], "has no parameter 'x=1; y'"),
-        ("04_distill", ["-y", "widths: [32, 32]"], "widths names 32 twice"),
-        ("06_ledger", ["-p", "scale", "\u0000"], r"scale = '\x00' should be"),
-    ],
-)
-def test_papermill_refuses_them_before_anything_runs_or_is_written(monkeypatch, tmp_path, notebook, options, says):
-    monkeypatch.chdir(store.ROOT / "notebooks")
-    monkeypatch.setattr(notebooks, "RUNS", tmp_path / "runs")
-    result = CliRunner().invoke(command, [f"{notebook}.ipynb", *options])
-    said = result.output.strip().splitlines()[-1]
-    assert result.exit_code == 1
-    assert says in said and one_sentence(said)
-    assert "Traceback" not in result.output
-    assert files(tmp_path) == {}
 
 
 def test_a_notebook_runs_from_any_folder(tmp_path):
