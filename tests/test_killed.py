@@ -128,14 +128,14 @@ def test_other_objectives(survives, small, monkeypatch):
 def test_probes(survives, small, monkeypatch):
     p = scales.parameters("05_probe", "tiny", concepts=["legal"], splits=2, layer=1, tokens=8, widths=[16])
     ids = np.random.default_rng(0).integers(test_students.VOCABULARY, size=(18, 12)).tolist()
-    inputs = (test_students.make_teacher(), ids, [])
+    inputs = test_students.make_teacher(), ids, []
     monkeypatch.setattr(probe, "probe_states", lambda states, *_, **__: {"mean": float(np.mean(states[1]))})
 
     teacher_itself, narrow = probe.Job("", 32, 0, 0), probe.Job("random", 16, 0, 0)
 
     def survey():
         for job in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe.probed(p, small, job, (f"probe/tiny/{probe.label(job)}", {}), inputs)
+            probe.probed(p, small, job, (f"probe/tiny/{probe.label(job)}", {}), lambda: inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -214,10 +214,7 @@ def side_by_side(p: scales.Probe, compute: Callable[[Job], Any], jobs: Iterable[
         return [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
 
 
-Inputs = tuple[models.Teacher, list[list[int]], list[Task]]
-
-
-def read(p: scales.Probe) -> Inputs:
+def read(p: scales.Probe) -> tuple[models.Teacher, list[list[int]], list[Task]]:
     """Teacher, first tokens of the passages of the chosen concepts, and what is asked of them."""
     passages = concepts.labelled(p.passages, p.seed, p.text, p.documents)["passages"]
     passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
@@ -250,9 +247,9 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
         for job in [*twins, *twins.values()]
     }
     keys = {job: (f"probe/{p.scale}/{label(job)}", parameters) for job, parameters in keys.items()}
-    inputs = read(p) if any(store.find(*key) is None for key in keys.values()) else None
+    inputs = cache(partial(read, p))  # by the first model that has no record yet
     found = side_by_side(p, lambda job: probed(p, d, job, keys[job], inputs), keys)
-    records, bags = dict(zip(keys, found, strict=True)), words(p, inputs)
+    records, bags = dict(zip(keys, found, strict=True)), words(p, settings, inputs)
 
     def assemble():
         tables, right = [], {job: of["scores"].score.gt(0) == of["scores"].label for job, of in records.items()}
@@ -280,8 +277,8 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     return store.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
 
 
-def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], inputs: Inputs | None) -> store.Record:
-    """The record ``key`` of one model's probes, found or computed from ``inputs``; see ``probe_states``."""
+def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], inputs: Callable) -> store.Record:
+    """The record ``key`` of one model's probes, found or computed from what ``inputs`` reads; see ``probe_states``."""
     learned = bool(job.steps or not job.ladder)
     layers = {0, p.layer} if learned else {p.layer}
     if not job.ladder:  # the curve over depth
@@ -289,7 +286,7 @@ def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], 
 
     def compute():
         with READING:
-            teacher, ids, todo = inputs
+            teacher, ids, todo = inputs()
             start, progress = teacher.tokenizer.eos_token_id, f"reading by {label(job)}"
             states = pooled(model_of(d, job, teacher), ids, start, sorted(layers), progress)
         return probe_states(dict(zip(sorted(layers), states, strict=True)), todo, p, controls=learned)
@@ -318,7 +315,7 @@ def probe_states(
     return {"accuracy": pd.DataFrame(rows), "layers": pd.DataFrame(curve), "scores": pd.concat(kept, ignore_index=True)}
 
 
-def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
+def words(p: scales.Probe, settings: dict[str, Any], inputs: Callable) -> store.Record:
     """What the words alone give, of exactly the text that the models read: its table is ``accuracy``.
 
     Its controls are ``bag_of_words`` and ``bag_of_words_unseen_source``, of width 0, and ``projected_words``, for the
@@ -327,7 +324,7 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
     widths = sorted({*p.widths, p.shape.width})
 
     def compute():
-        teacher, ids, todo = inputs or read(p)
+        teacher, ids, todo = inputs()
         texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
         for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
             probes = [("bag_of_words" if task.control == "none" else "bag_of_words_unseen_source", 0, word_probe)]
@@ -340,4 +337,4 @@ def words(p: scales.Probe, inputs: Inputs | None = None) -> store.Record:
         return {"accuracy": pd.DataFrame(rows)}
 
     with threadpool_limits(1):
-        return store.find_or_compute(f"probe/{p.scale}/words", _settings(p) | {"widths": widths}, compute)
+        return store.find_or_compute(f"probe/{p.scale}/words", settings | {"widths": widths}, compute)
