@@ -91,11 +91,6 @@ def forward_flops(w: Weights, tokens: int, length: int) -> float:
     return 2 * tokens * (w.products - c.vocab_size * c.hidden_size + 2 * length * c.hidden_size * c.num_hidden_layers)
 
 
-def parts(p: scales.Distill | scales.Sae) -> Iterator[Part]:
-    """The pieces of 03's or 04's work."""
-    return _students(p) if isinstance(p, scales.Distill) else _autoencoders(p)
-
-
 def _students(p: scales.Distill) -> Iterator[Part]:
     config, tokens, d = models.load_config(p.shape.teacher), p.batch * p.length, p.shape.width
     teacher, a_run = weights(config), 2 * p.steps * tokens  # of the longest run
@@ -167,7 +162,7 @@ def plan(p: scales.Distill | scales.Sae, gpus: tuple[str, ...] = ()) -> pd.DataF
         {"part": part.part, "10^18 FLOPs": part.steps * (part.bf16 + part.tf32 + part.fp32) / 1e18,
          "GPU memory, GiB": part.memory / GIB, "disk, GiB": part.disk / GIB,
          **{f"hours, {name}": part.hours(scales.GPUS[name]) for name in gpus or (p.gpu,)}}
-        for part in parts(p)
+        for part in (_students(p) if isinstance(p, scales.Distill) else _autoencoders(p))
     ]  # fmt: skip
     return _with_sum(pd.DataFrame(rows))
 
