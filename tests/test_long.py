@@ -1,23 +1,15 @@
 """The hour-long jobs at small parameters: what is trained, what is judged, and that it is found again."""
 
 import json
-import os
 
 import pytest
 
 from minwidth import ladders, probe, sae, scales, store, students, training
 from tests import small_world, test_students
+from tests.test_killed import small  # noqa: F401
 from workflow import long
 
 world = small_world.world  # a fixture
-
-
-@pytest.fixture
-def teacher(tmp_path, monkeypatch):
-    """A teacher of width 32 in place of the scale's, and random text."""
-    test_students.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
-    return test_students.make_teacher()
 
 
 def test_one_choice_is_changed_at_a_time_and_what_was_measured_is_found(world, tmp_path, monkeypatch):
@@ -41,7 +33,7 @@ def test_one_choice_is_changed_at_a_time_and_what_was_measured_is_found(world, t
         long.sensitivity("pythia-410m")
 
 
-def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(teacher, monkeypatch):
+def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(small, monkeypatch):
     monkeypatch.setitem(long.GRIDS["longer"], "tiny", dict(times=2, seeds=[0, 1]))
     p = test_students.settings(steps=10, warmup=2, evaluations=2)
     long.longer(p)
@@ -54,8 +46,8 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(teacher, monk
     long.longer(p)
 
 
-def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
-    p = test_students.settings(steps=10, evaluations=2, widths=[16])
+def test_every_objective_is_judged_by_the_ladders_own_loss(small):
+    p, teacher = test_students.settings(steps=10, evaluations=2, widths=[16]), test_students.make_teacher()
     table = long.controls(p, "distill_controls", seeds=[0]).set_index("student")
     assert set(table.index) == set(scales.CONTROLS["distill_controls"])
     own = table.loc["forward KL, T = 2"]
@@ -66,9 +58,9 @@ def test_every_objective_is_judged_by_the_ladders_own_loss(teacher):
     assert table.own["forward KL, T = 4"] == pytest.approx(students.losses(other, teacher, model, text).mean())
 
 
-def test_students_of_every_basis_start_as_projected_and_learn(teacher):
+def test_students_of_every_basis_start_as_projected_and_learn(small):
     """Uncut, a student starts where the one that is cut to the same directions does."""
-    p = test_students.settings(steps=10, evaluations=2, widths=[16, 32])
+    p, teacher = test_students.settings(steps=10, evaluations=2, widths=[16, 32]), test_students.make_teacher()
     table = long.controls(p, "distill_bases", seeds=[0]).set_index("student")
     assert set(table.index) == set(scales.CONTROLS["distill_bases"]) and set(table.ladder) == {"width_alone"}
     assert set(table.width) == {16}, "the teacher cut to its own width is itself"
