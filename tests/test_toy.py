@@ -190,7 +190,7 @@ def test_students_of_a_teacher_are_no_wider_than_it_and_reach_it_at_its_width():
         ({"sparsities": 1.0}, "sparsities"), ({"sparsities": float("nan")}, "sparsities"), ({"sparsities": []}, "spar"),
         ({"widths": 0}, "widths"), ({"widths": 7}, "width = 7"), ({"widths": 1.5}, "widths"),
         ({"features": 0}, "features"), ({"seeds": 0}, "seeds"), ({"seeds": [-1]}, "seeds"), ({"steps": 0}, "steps"),
-        ({"batch": 100}, "batch"), ({"rate": 0.0}, "rate"),
+        ({"rate": 0.0}, "rate"),
         ({"target": "labels"}, "target"), ({"activation": "normal"}, "activation"),
         ({"importance": [1, 2]}, "importance"), ({"importance": [1, 1, 1, 1, 1, -1]}, "importance"),
         ({"target": "teacher", "teacher_widths": 9}, "width = 9"),

@@ -204,7 +204,6 @@ def train_all(
     teacher_widths: int | Iterable[int] = (3, 5, 8, 10),
     importance: Importance = zipf,
     activation: Activation = "uniform",
-    batch: int = 128,
     rate: float = INITIAL_RATE,
     threads: int | None = None,
 ) -> Sweep:
@@ -219,7 +218,6 @@ def train_all(
             of seed s is the model of width d_T and seed s that was trained on x.
         importance: a vector for one n, or a function n -> vector; Zipf's 1/i scaled to sum 1 if left out.
         activation: active features are uniform on [0, 1], or 1 (``fixed``).
-        batch: rows a step, a multiple of 128. More give the same floors at a higher cost.
         rate: Adam's first learning rate.
         threads: one for each processor if left out; the results do not depend on it.
 
@@ -232,7 +230,7 @@ def train_all(
     counts, alphas, students = _list(features), _list(sparsities), _list(widths)
     teachers = _list(teacher_widths) if target == "teacher" else [0]
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    _check(counts, alphas, students, teachers, seeds, steps, target, activation, batch, rate)
+    _check(counts, alphas, students, teachers, seeds, steps, target, activation, rate)
     importances = {n: _weights(importance, n) for n in counts}
     found: dict[tuple, tuple] = {}
     trained = sum(teacher == 0 or width <= teacher for teacher in teachers for width in students)
@@ -242,12 +240,12 @@ def train_all(
     def learn(n, alpha, training, measuring, teacher, seed):
         rows, fresh, weights = training, measuring, importances[n]
         if teacher:
-            taught = _fit(n, alpha, 0, teacher, seed, training, weights, steps, batch, rate)[0]
+            taught = _fit(n, alpha, 0, teacher, seed, training, weights, steps, rate)[0]
             rows, fresh = outputs(taught, training), outputs(taught, measuring)
         for width in students:
             if teacher and width > teacher:
                 continue
-            model, curve = _fit(n, alpha, teacher, width, seed, rows, weights, steps, batch, rate)
+            model, curve = _fit(n, alpha, teacher, width, seed, rows, weights, steps, rate)
             floor, error = measure(model, fresh, weights)
             against_x = measure(model, measuring, weights)[0] if teacher else floor
             row = (n, alpha, teacher, width, target, seed, floor, error, against_x)
@@ -274,10 +272,10 @@ def train_all(
     return Sweep(floors, curves, np.concatenate([found[k][2].ravel() for k in order]))
 
 
-def _fit(n, alpha, teacher, width, seed, rows, importance, steps, batch, rate):
+def _fit(n, alpha, teacher, width, seed, rows, importance, steps, rate):
     """The model of one cell and seed, and its curve. A student never starts where its teacher did."""
     rng = np.random.default_rng([MODEL, seed, n, round(alpha * 1e9), teacher, width])
-    model, curve, _ = train(initial_model(n, width, rng), rows, importance, steps, rng, batch, rate)
+    model, curve, _ = train(initial_model(n, width, rng), rows, importance, steps, rng, rate=rate)
     return model, curve
 
 
@@ -292,7 +290,7 @@ def _weights(importance: Importance, n: int) -> Float[NDArray[np.float64], "n"]:
     return vector
 
 
-def _check(counts, alphas, widths, teachers, seeds, steps, target, activation, batch, rate) -> None:
+def _check(counts, alphas, widths, teachers, seeds, steps, target, activation, rate) -> None:
     """ValueError for an argument no sweep can take."""
     for name, value, known in (
         ("target", target, ("features", "teacher")), ("activation", activation, ("uniform", "fixed")),
@@ -309,7 +307,5 @@ def _check(counts, alphas, widths, teachers, seeds, steps, target, activation, b
         raise ValueError(f"sparsities = {alphas} leave (0, 1): give shares of zeros strictly between 0 and 1")
     if (widest := max([*widths, *teachers])) > min(counts):
         raise ValueError(f"width = {widest} is wider than features = {min(counts)}: give widths of at most n")
-    if not (isinstance(batch, int) and batch % TILE == 0 and 0 < batch <= POOL_ROWS):
-        raise ValueError(f"batch = {batch} is not a multiple of {TILE} up to {POOL_ROWS}: {TILE} is the default")
     if not 0 < rate < 1:
         raise ValueError(f"rate = {rate} is outside (0, 1): {INITIAL_RATE} is the default")
