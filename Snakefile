@@ -35,7 +35,15 @@ def typed(value):
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 
-STUDY = [name for name in scales.NOTEBOOKS if name < "07"]  # 08 is for models of one's own
+TOLD = {  # of the study's notebooks; 08 is for models of one's own
+    "01_theory": "the theory, recomputed",
+    "02_toy_sweep": "the toy models",
+    "03_sae": "sparse autoencoders of the teacher",
+    "04_distill": "the ladders of students together",
+    "05_probe": "probes of teacher and students",
+    "06_ledger": "every claim and its verdict",
+    "07_known_language": "students of a language whose features are known",
+}
 GIVEN = {name: typed(value) for name, value in config.items() if name != "scale"}  # other parameters of 04_distill
 LADDER = ("width", "widths", "seeds")
 COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
@@ -78,66 +86,16 @@ localrules:
 
 rule all:
     input:
-        expand(COPIES + "/{notebook}.ipynb", notebook=STUDY),
+        expand(COPIES + "/{notebook}.ipynb", notebook=TOLD),
     message:
         f"the notebooks of the study have run at scale {SCALE}"
     default_target: True
 
 
-rule theory:
-    input:
-        sources("notebooks/01_theory.py"),
-    output:
-        f"{COPIES}/01_theory.ipynb",
-    log:
-        f"{COPIES}/01_theory.log",
-    benchmark:
-        f"{COPIES}/benchmarks/01_theory.tsv"
-    message:
-        "01_theory: the theory, recomputed"
-    threads: 1
-    shell:
-        execute("01_theory")
-
-
-rule toy_sweep:
-    input:
-        sources("notebooks/02_toy_sweep.py"),
-    output:
-        f"{COPIES}/02_toy_sweep.ipynb",
-    log:
-        f"{COPIES}/02_toy_sweep.log",
-    benchmark:
-        f"{COPIES}/benchmarks/02_toy_sweep.tsv"
-    message:
-        "02_toy_sweep: the toy models"
-    threads: 1  # more where the others leave them
-    shell:
-        execute("02_toy_sweep")
-
-
-rule sae:
-    input:
-        TEXT,
-        sources("notebooks/03_sae.py"),
-    output:
-        f"{COPIES}/03_sae.ipynb",
-    log:
-        f"{COPIES}/03_sae.log",
-    benchmark:
-        f"{COPIES}/benchmarks/03_sae.tsv"
-    message:
-        "03_sae: sparse autoencoders of the teacher"
-    threads: 2
-    priority: 1
-    shell:
-        execute("03_sae")
-
-
 rule students:
     """Students of one width, of every ladder; their records are what 04_distill finds, hence the mark alone."""
     input:
-        rules.sae.output,  # the floors are predicted before any student is trained
+        f"{COPIES}/03_sae.ipynb",  # the floors are predicted before any student is trained
         TEXT,
         sources("src/minwidth/ladders.py"),
     output:
@@ -154,77 +112,32 @@ rule students:
         "{sys.executable} -m minwidth.ladders --scale {SCALE} --width {wildcards.width} --seed {wildcards.seed}"
         f" {CHANGES} 2> {{log}}"
 
+EARLIER = [f"{COPIES}/{notebook}.ipynb" for notebook in TOLD if notebook != "06_ledger"]
+AFTER = {  # what must be there before a notebook runs
+    "03_sae": TEXT,
+    "04_distill": expand(rules.students.output, width=sorted(LADDERS.widths, reverse=True), seed=LADDERS.seeds),
+    "05_probe": f"{COPIES}/04_distill.ipynb",
+    "06_ledger": [*EARLIER, *sorted(map(str, Path("data/paper").glob("*")))],
+}
+THREADS = {"03_sae": 2} | dict.fromkeys(("04_distill", "05_probe"), 1 if SMALL else 2)
 
-rule distill:
-    input:
-        expand(rules.students.output, width=sorted(LADDERS.widths, reverse=True), seed=LADDERS.seeds),
-        sources("notebooks/04_distill.py"),
-    output:
-        f"{COPIES}/04_distill.ipynb",
-    log:
-        f"{COPIES}/04_distill.log",
-    benchmark:
-        f"{COPIES}/benchmarks/04_distill.tsv"
-    message:
-        "04_distill: the ladders of students together"
-    threads: 1 if SMALL else 2
-    priority: 1
-    shell:
-        execute("04_distill")
+for notebook, told in TOLD.items():
 
-
-rule probe:
-    input:
-        rules.distill.output,
-        sources("notebooks/05_probe.py"),
-    output:
-        f"{COPIES}/05_probe.ipynb",
-    log:
-        f"{COPIES}/05_probe.log",
-    benchmark:
-        f"{COPIES}/benchmarks/05_probe.tsv"
-    message:
-        "05_probe: probes of teacher and students"
-    threads: 1 if SMALL else 2
-    priority: 1
-    shell:
-        execute("05_probe")
-
-
-rule known_language:
-    input:
-        sources("notebooks/07_known_language.py"),
-    output:
-        f"{COPIES}/07_known_language.ipynb",
-    log:
-        f"{COPIES}/07_known_language.log",
-    benchmark:
-        f"{COPIES}/benchmarks/07_known_language.tsv"
-    message:
-        "07_known_language: students of a language whose features are known"
-    threads: 1
-    shell:
-        execute("07_known_language")
-
-
-rule ledger:
-    input:
-        rules.theory.output,
-        rules.toy_sweep.output,
-        rules.sae.output,
-        rules.distill.output,
-        rules.probe.output,
-        rules.known_language.output,
-        sources("notebooks/06_ledger.py"),
-        sorted(map(str, Path("data/paper").glob("*"))),
-    output:
-        f"{COPIES}/06_ledger.ipynb",
-    log:
-        f"{COPIES}/06_ledger.log",
-    benchmark:
-        f"{COPIES}/benchmarks/06_ledger.tsv"
-    message:
-        "06_ledger: every claim and its verdict"
-    threads: 1
-    shell:
-        execute("06_ledger")
+    rule:
+        name:
+            notebook[3:]
+        input:
+            AFTER.get(notebook, []),
+            sources(f"notebooks/{notebook}.py"),
+        output:
+            f"{COPIES}/{notebook}.ipynb",
+        log:
+            f"{COPIES}/{notebook}.log",
+        benchmark:
+            f"{COPIES}/benchmarks/{notebook}.tsv"
+        message:
+            f"{notebook}: {told}"
+        threads: THREADS.get(notebook, 1)  # 02 takes more where the others leave them
+        priority: int(notebook in THREADS)
+        shell:
+            execute(notebook)
