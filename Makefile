@@ -73,12 +73,10 @@ paper: $(INSTALLED)
 	@sh -c 'echo $$$$ > $(SNAKEMAKE_PID); exec $(BIN)/snakemake --cores $(CORES) --rerun-incomplete \
 	  --quiet host reason --show-failed-logs --config scale=$(SCALE)'
 	@rm -f $(SNAKEMAKE_PID)
-	@$(BIN)/python -m minwidth.ledger
 	@$(BIN)/python -m workflow.publish --compare $(SCALE)
 
 publish: $(INSTALLED)
 	@$(BIN)/python -m workflow.publish
-	@env -u MINWIDTH_OUT $(BIN)/python -m minwidth.ledger --readme
 
 check: $(DEVELOP)
 	$(BIN)/ruff check
@@ -107,7 +105,7 @@ lab: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/papermill notebooks/06_ledger.ipynb -p scale $(SCALE)
-	@$(BIN)/python -m minwidth.ledger
+	@$(BIN)/python -m workflow.publish --compare $(SCALE)
 
 notebooks: $(INSTALLED)
 	$(BIN)/jupytext --quiet --sync notebooks/*.py

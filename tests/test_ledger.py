@@ -1,7 +1,6 @@
 """The ledger: verdicts follow from records, bounds and tolerances, and change with them."""
 
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -194,27 +193,3 @@ def test_what_cannot_be_judged_is_refused(results):
     for nothing in (float("nan"), []):
         with pytest.raises(ValueError, match="needs numbers"):
             ledger.claim("toy-points", nothing)
-
-
-# ------------------------------------------------------------------------------------------------------------- summary
-
-
-def test_the_summary_replaces_the_readmes_block_and_nothing_else(results, tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Before\n\n{ledger.START}\nstale\n{ledger.END}\n\nAfter\n")
-    monkeypatch.setattr(ledger, "OUT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ledger", "--readme"])
-    ledger.main()
-    text = readme.read_text()
-    assert text.startswith("# Before\n\n") and text.endswith("\n\nAfter\n") and "stale" not in text
-    assert ledger.in_readme(text) == ledger.summary_markdown(ledger.ledger())
-    with pytest.raises(ValueError, match="once each"):
-        ledger.in_readme("# No block here")
-
-
-def test_readme_and_committed_cards_agree_with_the_committed_records(monkeypatch):
-    """``make publish`` brings them together."""
-    monkeypatch.setattr(store, "RESULTS", ROOT / "data" / "results")
-    frame = ledger.ledger()
-    assert ledger.in_readme((ROOT / "README.md").read_text()) == ledger.summary_markdown(frame)
-    assert set(frame.verdict) <= set(VERDICTS)

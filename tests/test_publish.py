@@ -1,10 +1,11 @@
-"""What make paper says at its end: which tables equal the committed ones, and where the time went."""
+"""What make paper says at its end: verdicts, which tables equal the committed ones, and where the time went."""
 
 import re
 
 import pandas as pd
 import pytest
 
+from minwidth import ledger, store
 from workflow import publish
 
 NUMBERS = pd.DataFrame({"name": ["d_star", "steps"], "value": [72.8, 100.0], "spread": [0.4, float("nan")]})
@@ -72,9 +73,23 @@ def test_the_end_of_make_paper_says_what_differs_and_where_the_time_went(run, tm
     assert "1 of 2 tables equal" in said and "these differ: tiny/ladder (1 x 3 for 2 x 3 entries)" in said
     assert re.search(r"students-w16-s0 +2.0 .*\n +03_sae +1.0", said)
     monkeypatch.setattr("sys.argv", ["publish"])
+    readme = tmp_path / "root" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text(f"# Before\n\n{publish.START}\nstale\n{publish.END}\n\nAfter\n")
     publish.main()
-    assert capsys.readouterr().out.startswith("2 tables and figures copied")
+    assert "2 tables and figures copied" in capsys.readouterr().out
     assert publish.compare().differs.eq("").all()
+    text = readme.read_text()
+    assert text.startswith(f"# Before\n\n{publish.START}\n\n{len(ledger.claims())} claims: holds **")
+    assert "stale" not in text and text.endswith(f" |\n\n{publish.END}\n\nAfter\n")
     monkeypatch.setattr(publish, "OUT", tmp_path / "root")
     with pytest.raises(SystemExit, match="MINWIDTH_OUT"):
         publish.main()
+
+
+def test_readme_and_committed_cards_agree_with_the_committed_records(monkeypatch):
+    """``make publish`` brings them together."""
+    monkeypatch.setattr(store, "RESULTS", store.COMMITTED)
+    frame, readme = ledger.ledger(), (store.ROOT / "README.md").read_text()
+    assert publish.in_readme(readme, frame) == readme and readme.count(publish.START) == readme.count(publish.END) == 1
+    assert set(frame.verdict) <= set(ledger.VERDICTS)

@@ -1,7 +1,8 @@
-"""What ``make paper`` left in MINWIDTH_OUT: compared with what is committed, timed by stage, copied over if wanted."""
+"""What ``make paper`` left in MINWIDTH_OUT: its verdicts, what differs from the committed, the time; or copied over."""
 
 import argparse
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minwidth import measured
+from minwidth import ledger, measured
 from minwidth.scales import SCALES
-from minwidth.store import COMMITTED, FIGURES, OUT, RESULTS, ROOT, RUNS
+from minwidth.store import COMMITTED, FIGURES, OUT, RESULTS, ROOT, RUNS, replace_file
 
 RELATIVE = 0.03  # by which a number may differ whose spread has not been measured
+START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"  # of the README's summary
 
 
 def compare() -> pd.DataFrame:
@@ -77,15 +79,33 @@ def publish() -> Iterator[Path]:
             yield copy
 
 
+def in_readme(text: str, frame: pd.DataFrame) -> str:
+    """A README with the ledger's summary between its markers: verdicts counted, and the headline claims."""
+    table = ledger.headlines(frame).map(lambda cell: cell.replace("|", r"\|"))
+    lines = ["| " + " | ".join(line) + " |" for line in [table.columns, ["---"] * table.shape[1], *table.to_numpy()]]
+    block = "\n".join([START, "", counted(frame, "**{}**"), "", *lines, "", END])
+    return re.sub(f"{START}.*{END}", lambda _: block, text, flags=re.DOTALL)
+
+
+def counted(frame: pd.DataFrame, style: str = "{}") -> str:
+    """How many claims have which verdict."""
+    total = frame.verdict.value_counts()
+    said = ", ".join(f"{v} {style.format(total[v])}" for v in ledger.VERDICTS if v in total)
+    return f"{len(frame)} claims: {said}."
+
+
 def main() -> None:
-    """Copy a run's tables and figures over the committed ones, or compare them and say where the time went."""
+    """Print the headline claims; copy a run's tables and figures over the committed ones, or compare them."""
     parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=main.__doc__)
-    parser.add_argument("--compare", metavar="SCALE", help="copy nothing")
+    parser.add_argument("--compare", metavar="SCALE", help="copy nothing; say what differs and where the time went")
     scale = parser.parse_args().compare
     if OUT == ROOT:
         raise SystemExit("Name the folder of the run with MINWIDTH_OUT, as make paper and make publish do.")
+    frame, readme = ledger.ledger(), ROOT / "README.md"
+    print(ledger.headlines(frame).to_string(index=False), counted(frame), sep="\n\n")
     if not scale:
-        print(f"{sum(1 for _ in publish())} tables and figures copied from {OUT}; git diff shows what has changed.")
+        replace_file(readme, in_readme(readme.read_text(), frame).encode())
+        print(f"\n{sum(1 for _ in publish())} tables and figures copied from {OUT}; git diff shows what has changed.")
         return
     table, took = compare(), stages(scale)
     differ = [f"{row.table} ({row.differs})" for row in table.itertuples() if row.differs]

@@ -9,7 +9,6 @@ change it. ``ledger`` collects all records; 06 shows them.
 
 import html
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from IPython.display import HTML
 
 from minwidth import measured
 from minwidth.scales import SCALES
-from minwidth.store import DATA, OUT, RESULTS, replace_file, results_files
+from minwidth.store import DATA, RESULTS, replace_file, results_files
 
 PAPER = DATA / "paper"
 VERDICTS = {  # seaborn's colour-blind palette; the verdict is always written out too
@@ -262,8 +261,6 @@ def _row(entry: Mapping[str, Any], records: Mapping[str, pd.DataFrame]) -> dict[
 
 # ------------------------------------------------------------------------------------------------------------ summary
 
-START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"
-
 
 def measured_scales(frame: pd.DataFrame) -> list[str]:
     """The scales at which some claim was measured."""
@@ -279,39 +276,3 @@ def headlines(frame: pd.DataFrame) -> pd.DataFrame:
             found.append(f"{row.recomputed} (recomputed)")
         rows.append((row.headline, row.printed, [*found, "–"][0], row.verdict))
     return pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict"])
-
-
-def summary_markdown(frame: pd.DataFrame) -> str:
-    """The README's summary between its markers: verdicts counted, and the headline claims."""
-    table = headlines(frame).map(lambda cell: cell.replace("|", r"\|"))
-    lines = ["| " + " | ".join(line) + " |" for line in [table.columns, ["---"] * table.shape[1], *table.to_numpy()]]
-    return "\n".join([START, "", _counted(frame, "**{}**"), "", *lines, "", END])
-
-
-def _counted(frame: pd.DataFrame, style: str = "{}") -> str:
-    total = frame.verdict.value_counts()
-    return f"{len(frame)} claims: " + ", ".join(f"{v} {style.format(total[v])}" for v in VERDICTS if v in total) + "."
-
-
-def in_readme(text: str) -> str:
-    """The summary block of a README, markers included.
-
-    Raises:
-        ValueError: the README has no such block, or more than one.
-    """
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md needs the markers {START} and {END} once each.")
-    return START + text.partition(START)[2].partition(END)[0] + END
-
-
-def main() -> None:
-    """Print the headline claims as a plain table; with ``--readme`` write them into the README too."""
-    frame, readme = ledger(), OUT / "README.md"
-    if "--readme" in sys.argv[1:]:
-        text = readme.read_text()
-        replace_file(readme, text.replace(in_readme(text), summary_markdown(frame)).encode())
-    print(headlines(frame).to_string(index=False), _counted(frame), sep="\n\n")
-
-
-if __name__ == "__main__":
-    main()
