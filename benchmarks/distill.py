@@ -3,11 +3,20 @@
     python benchmarks/distill.py          all three parts; --part loss, step or speed for one
 
 **loss** compares ``minwidth.kl.divergence`` with full logits and F.kl_div (naive), with the four matrix products that
-no exact method can avoid, with the ``generalized_jsd_loss`` of TRL's GKD trainer and with Liger's chunked JSD (both at
-beta = 0, the forward KL). The peers are used where they can be imported (``pip install --no-deps --target folder trl
-liger-kernel``, then ``PYTHONPATH=folder``); the result says which were missing. Work: 1,024 tokens, vocabulary
-50,304, widths 512 <- 1,024, T = 2, fp32, one thread. Times are the least CPU seconds of interleaved rounds, memory is
-what the peak of a fresh process rises by, gradients included.
+no exact method can avoid, and with these peers, all at beta = 0, the forward KL:
+
+- **trl**: the ``generalized_jsd_loss`` of TRL's GKD trainer; **trl chunked**: what its DistillationTrainer calls;
+- **liger**: Liger's chunked JSD, **liger compiled** by torch. Liger 0.8.5 has a fused linear KL too, in Triton alone,
+  for a GPU, and its target are probabilities, not a teacher's states;
+- **torch chunked**: the loss written out, compiled with torch's automatic chunking. In torch 2.13 that has no rule for
+  F.kl_div, and by itself takes only products of more than eight times their inputs' size, which these are not: so the
+  loss is a sum of p (ln p - ln q), and the threshold is lowered.
+
+Their loss and gradients must be the naive ones in float64 to 1e-5, else the run ends. They are used where they can be
+imported (``pip install --no-deps --target folder trl==1.16.0 liger-kernel==0.8.5``, then ``PYTHONPATH=folder``); the
+result says which were missing. Work: 1,024 tokens, vocabulary 50,304, widths 512 <- 1,024, T = 2, fp32, one thread.
+Times are the least CPU seconds of interleaved rounds, compiling left out; memory is what the peak of a fresh process
+rises by, gradients included.
 
 **step** times one training step of a student of width 128 on SmolLM2: with the teacher online and full logits, as
 TRL's GKD trainer does it, and with the offline teacher.
@@ -16,6 +25,9 @@ TRL's GKD trainer does it, and with the offline teacher.
 """
 
 import argparse
+import ctypes
+import functools
+import gc
 import json
 import multiprocessing
 import platform
@@ -30,7 +42,8 @@ import torch.nn.functional as F
 from minwidth import figures, kl, models, scales, students
 
 RESULTS = Path(__file__).parent / "results"
-TEMPERATURE = 2.0
+TEMPERATURE, CHUNK = 2.0, 256  # tokens of a chunk, where a peer lets one choose
+SAME = 1e-5  # relative difference from float64 that counts as none
 WORK = {"tokens": 1024, "vocabulary": 50_304, "d_student": 512, "d_teacher": 1024}
 
 
@@ -61,19 +74,54 @@ def trl(hidden, matrix, teacher_hidden, teacher_matrix):
     )
 
 
-def liger(hidden, matrix, teacher_hidden, teacher_matrix):
+def trl_chunked(hidden, matrix, teacher_hidden, teacher_matrix):
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    mask = torch.ones(1, len(hidden), dtype=torch.long)
+    return _chunked_divergence_loss(
+        hidden[None], teacher_hidden[None], matrix, teacher_matrix, mask, beta=0.0, temperature=TEMPERATURE
+    )[0]
+
+
+def liger(hidden, matrix, teacher_hidden, teacher_matrix, compiled=False):
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0, temperature=TEMPERATURE, compiled=False, chunk_size=256
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0, temperature=TEMPERATURE, compiled=compiled, chunk_size=CHUNK
     )
     return loss(hidden, matrix, teacher_hidden, teacher_matrix, torch.zeros(len(hidden), dtype=torch.long))
 
 
-CONTESTANTS: dict[str, Callable] = {"naive": naive, "trl": trl, "liger": liger, "ours": ours}
+@functools.cache
+def _compiled(tokens: int) -> Callable:
+    chunker = {"enable": True, "amplify_ratio_threshold": 1, "num_chunk": max(2, tokens // CHUNK)}
+
+    def loss(hidden, matrix, teacher_hidden, teacher_matrix):
+        student = torch.log_softmax(hidden @ matrix.T / TEMPERATURE, -1)
+        teacher = torch.log_softmax(teacher_hidden @ teacher_matrix.T / TEMPERATURE, -1)
+        return (teacher.exp() * (teacher - student)).sum() / len(hidden)
+
+    options = {f"auto_chunker.{name}": value for name, value in chunker.items()}
+    return torch.compile(loss, dynamic=False, options=options)
 
 
-def products(hidden, matrix, teacher_hidden, teacher_matrix, chunk: int = 256) -> None:
+def torch_chunked(*tensors):
+    return _compiled(len(tensors[0]))(*tensors)
+
+
+CONTESTANTS: dict[str, Callable] = {
+    "naive": naive,
+    "trl": trl,
+    "trl chunked": trl_chunked,
+    "liger": liger,
+    "liger compiled": functools.partial(liger, compiled=True),
+    "torch chunked": torch_chunked,
+    "ours": ours,
+}
+COMPILED = ("liger compiled", "torch chunked")  # for one size of their inputs
+
+
+def products(hidden, matrix, teacher_hidden, teacher_matrix, chunk: int = CHUNK) -> None:
     """The matrix products alone: student's and teacher's logits, both gradients."""
     hidden, matrix = hidden.detach(), matrix.detach()
     student = torch.empty(chunk, len(matrix))
@@ -105,16 +153,19 @@ def importable() -> tuple[dict[str, Callable], dict[str, str]]:
 
 
 def parity(found: dict[str, Callable], tensors: list[torch.Tensor]) -> dict[str, dict[str, float]]:
-    """Relative difference of each contestant's loss and gradients from the naive ones in float64."""
+    """Relative difference of each contestant's loss and gradients from the naive ones in float64, all within SAME."""
     exact = step(naive, [x.detach().double().requires_grad_(x.requires_grad) for x in tensors])
     names = ("loss", "hidden_gradient", "unembedding_gradient")
-    return {
+    differences = {
         name: {
             part: float((value.double() - wanted).norm() / wanted.norm())
             for part, value, wanted in zip(names, step(contestant, tensors), exact, strict=True)
         }
         for name, contestant in found.items()
     }
+    if any(value > SAME for parts in differences.values() for value in parts.values()):
+        raise SystemExit(f"Not all losses and gradients are the same: {differences}.")
+    return differences
 
 
 def cpu_seconds(found: dict[str, Callable], tensors: list[torch.Tensor], rounds: int) -> dict[str, float]:
@@ -134,7 +185,10 @@ def peak_rise(name: str, work: dict[str, int]) -> int:
     """Bytes by which the resident peak of this fresh process rises above its inputs (Linux)."""
     torch.set_num_threads(1)
     tensors = inputs(**work)
-    step(CONTESTANTS[name], inputs(8, 16, 4, 4))  # imports and library buffers are not the loss's
+    # imports, compiling and library buffers are not the loss's
+    step(CONTESTANTS[name], inputs(**work) if name in COMPILED else inputs(8, 16, 4, 4))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     kept = step(CONTESTANTS[name], tensors)

@@ -10,16 +10,18 @@ Contestants, from the same weights on the same inputs, their first loss the same
 - **SAELens**: what ``SAETrainer`` does in a step, its count of firing latents included; **SAELens bare**: forward,
   backward, clipping and Adam of the same ``StandardTrainingSAE``. Neither keeps rows of unit norm;
 - **dictionary_learning**: ``StandardTrainer.update``, which projects gradients and renormalises but does not clip;
-  **dictionary_learning bare**: the same with torch's Adam alone.
+  **dictionary_learning bare**: the same with torch's Adam alone;
+- **eai-sparsify**: its trainer's step with Adam. It has no L1 penalty, so it takes part in TopK alone, where all of the
+  others but the last bare one do too. Its decoder is torch's ``embedding_bag`` where there is no Triton, as here.
 
 Work: width 512, 8,192 latents, batches of 1,024 and 4,096, with 10 %, 3 % and 1 % of the latents active and, to see the
-fall back, half of them; then trained autoencoders of this repository on held-out text, found in runs/ or trained first.
-fp32, one thread. Times are the least CPU seconds of interleaved rounds. Memory is the peak of a fresh process: as a
-whole, and by how much it rises above imports and inputs (Linux).
+fall back, half of them; TopK with 3 % and 1 %; then trained autoencoders of this repository on held-out text, found in
+runs/ or trained first. fp32, one thread. Times are the least CPU seconds of interleaved rounds. Memory is the peak of a
+fresh process: as a whole, and by how much it rises above imports and inputs (Linux).
 
 Peers are used where they can be imported, and the result says which were missing. In an environment of its own::
 
-    pip install -e '.[bench]' sae-lens==6.54.12
+    pip install -e '.[bench]' sae-lens==6.54.12 eai-sparsify==1.3.3
     pip install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7 bidict python-socketio python-engineio \\
         simple-websocket wsproto h11 websocket-client lazy-importer diffusers importlib-metadata zipp
 """
@@ -29,6 +31,7 @@ import copy
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import platform
 import time
@@ -48,7 +51,8 @@ D, LATENTS, LAM, RATE = 512, 8192, 0.1, 1e-5
 BATCHES, DENSITIES, HALF = (1024, 4096), (0.10, 0.03, 0.01), 0.5
 SAME = 1e-5  # relative difference of losses that counts as the same
 BARS = {0.01: 4.0, 0.03: 2.5, 0.10: 1.0, HALF: 1.0}  # times faster than the fastest peer that we ask of ourselves
-PEERS = ("SAELens", "SAELens bare", "dictionary_learning", "dictionary_learning bare")
+PEERS = ("SAELens", "SAELens bare", "dictionary_learning", "dictionary_learning bare", "eai-sparsify")
+L1_ALONE, TOPK_ALONE = ("dictionary_learning bare",), ("eai-sparsify",)
 
 
 class Work(NamedTuple):
@@ -63,6 +67,10 @@ class Work(NamedTuple):
         """A copy of the initial weights, all of them to be trained, as peers do."""
         return copy.deepcopy(self.model).requires_grad_()
 
+    def fits(self, name: str) -> bool:
+        """Whether a contestant has this kind of autoencoder."""
+        return name not in (L1_ALONE if self.model.topk else TOPK_ALONE)
+
 
 class Contestant(NamedTuple):
     loss: float  # of the initial weights
@@ -76,6 +84,12 @@ def random_work(batch: int, density: float, d: int = D, latents: int = LATENTS) 
     pre = ((x[:256] - model.bias_pre) @ model.encoder.T).detach()
     model.bias_encoder -= torch.quantile(pre.flatten()[:2_000_000], 1 - density)
     return Work(f"{density:.0%}", model, x, LAM)
+
+
+def topk_work(batch: int, density: float, d: int = D, latents: int = LATENTS) -> Work:
+    """The same with the largest ``density`` of each token's latents kept, and no penalty."""
+    x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1))
+    return Work(f"TopK, {density:.0%}", Sae.initial(x.mean(0), latents, 0, round(density * latents)), x, 0.0)
 
 
 def trained_work(scale: str, batch: int) -> Work:
@@ -95,7 +109,7 @@ def trained_work(scale: str, batch: int) -> Work:
 def ours(work: Work) -> Contestant:
     """As in the middle of a run: lambda at its height, the learning rate constant."""
     steps, x = 10**6, work.x
-    settings = autoencoder.Settings(0, work.lam, len(work.model.decoder), steps, len(x), RATE, 0)
+    settings = autoencoder.Settings(0, work.lam, len(work.model.decoder), steps, len(x), RATE, 0, work.model.topk)
     run = autoencoder.Run(settings, x.mean(0))
     run.sae, run.step = work.start(), steps // 2
     run.buffers = sae_kernel.Buffers(len(x), len(run.sae.decoder), x.shape[1])
@@ -129,6 +143,9 @@ def autograd(work: Work) -> Contestant:
 
     def loss() -> torch.Tensor:
         z = torch.relu((x - bias_pre) @ encoder.T + bias_encoder)
+        if work.model.topk:
+            values, places = z.topk(work.model.topk)
+            z = torch.zeros_like(z).scatter(1, places, values)
         return (x - z @ decoder - bias_pre).square().sum(1).mean() + work.lam * z.sum(1).mean()
 
     def step() -> None:
@@ -143,10 +160,13 @@ def autograd(work: Work) -> Contestant:
 
 
 def _saelens(work: Work):
-    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
     latents, d = work.model.decoder.shape
-    peer = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d, d_sae=latents, l1_coefficient=work.lam))
+    if work.model.topk:
+        peer = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=latents, k=work.model.topk))
+    else:
+        peer = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d, d_sae=latents, l1_coefficient=work.lam))
     with torch.no_grad():
         for parameter, value in (
             (peer.W_enc, work.model.encoder.T), (peer.W_dec, work.model.decoder),
@@ -190,22 +210,50 @@ def saelens_bare(work: Work) -> Contestant:
 
 def dictionary_learning(work: Work, bare: bool = False) -> Contestant:
     from dictionary_learning.trainers.standard import StandardTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
 
     latents, d = work.model.decoder.shape
-    trainer = StandardTrainer(
-        steps=1000, activation_dim=d, dict_size=latents, layer=0, lm_name="", lr=RATE, l1_penalty=work.lam,
-        warmup_steps=0, sparsity_warmup_steps=None, device="cpu",
-    )  # fmt: skip
+    shared = dict(steps=1000, activation_dim=d, dict_size=latents, layer=0, lm_name="", lr=RATE, warmup_steps=0)
+    if work.model.topk:
+        trainer = TopKTrainer(**shared, k=work.model.topk, device="cpu")
+    else:
+        trainer = StandardTrainer(**shared, l1_penalty=work.lam, sparsity_warmup_steps=None, device="cpu")
     with torch.no_grad():
         for parameter, value in (
             (trainer.ae.encoder.weight, work.model.encoder), (trainer.ae.decoder.weight, work.model.decoder.T),
-            (trainer.ae.encoder.bias, work.model.bias_encoder), (trainer.ae.bias, work.model.bias_pre),
+            (trainer.ae.encoder.bias, work.model.bias_encoder),
+            (trainer.ae.b_dec if work.model.topk else trainer.ae.bias, work.model.bias_pre),
         ):  # fmt: skip
             parameter.copy_(value)
     if bare:
         trainer.optimizer = torch.optim.Adam(trainer.ae.parameters(), lr=RATE)
         trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1)
-    return Contestant(float(trainer.loss(work.x, step=0).detach()), lambda: trainer.update(0, work.x))
+    # TopK's first step is 1: before it the bias is set
+    return Contestant(float(trainer.loss(work.x, step=1).detach()), lambda: trainer.update(1, work.x))
+
+
+def sparsify(work: Work) -> Contestant:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    (latents, d), x = work.model.decoder.shape, work.x
+    peer = SparseCoder(d, SparseCoderConfig(num_latents=latents, k=work.model.topk))
+    with torch.no_grad():
+        for parameter, value in (
+            (peer.encoder.weight, work.model.encoder), (peer.W_dec, work.model.decoder),
+            (peer.encoder.bias, work.model.bias_encoder), (peer.b_dec, work.model.bias_pre),
+        ):  # fmt: skip
+            parameter.copy_(value)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
+    variance = (x - x.mean(0)).square().sum()
+
+    def step() -> None:
+        peer.set_decoder_norm_to_unit_norm()
+        peer(x, total_variance=variance).fvu.backward()
+        peer.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contestant(float(peer(x).fvu.detach() * variance / len(x)), step)
 
 
 CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
@@ -216,6 +264,7 @@ CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
     "SAELens bare": saelens_bare,
     "dictionary_learning": dictionary_learning,
     "dictionary_learning bare": lambda work: dictionary_learning(work, bare=True),
+    "eai-sparsify": sparsify,
 }
 
 
@@ -224,7 +273,7 @@ def importable() -> tuple[list[str], dict[str, str]]:
     found, missing = [], {}
     for name, contestant in CONTESTANTS.items():
         try:
-            contestant(random_work(16, 0.03, 8, 64)).step()
+            contestant((topk_work if name in TOPK_ALONE else random_work)(16, 0.1, 8, 64)).step()
             found.append(name)
         except Exception as error:
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -241,7 +290,7 @@ def compare(found: Sequence[str], work: Work, rounds: int) -> dict:
     product on this machine, over the time of its step.
     """
     batch, (latents, d) = len(work.x), work.model.decoder.shape
-    ready = {name: CONTESTANTS[name](work) for name in found}
+    ready = {name: CONTESTANTS[name](work) for name in found if work.fits(name)}
     difference = {name: abs(one.loss / ready["autograd"].loss - 1) for name, one in ready.items()}
     if max(difference.values()) > SAME:
         raise RuntimeError(f"The first losses differ: {difference}.")
@@ -258,7 +307,8 @@ def compare(found: Sequence[str], work: Work, rounds: int) -> dict:
     least = {name: min(values) for name, values in seconds.items()}
     product = least.pop("product")
     # matrix products a step: encoder, decoder, the gradients of z, both matrices and, by autograd, the input
-    products = dict.fromkeys(found, 6.0) | {"ours": 1 + 4 * density if density < sae_kernel.ACTIVE else 6.0}
+    products = dict.fromkeys(ready, 6.0) | {"ours": 1 + 4 * density if density < sae_kernel.ACTIVE else 6.0}
+    products["eai-sparsify"] = 1 + 4 * density
     peers = [least[name] for name in PEERS if name in least]
     return {
         "work": work.name, "batch": batch, "d": d, "latents": latents, "density": density,
@@ -325,9 +375,11 @@ def benchmark(rounds: int, trained: Sequence[str]) -> dict:
     found, missing = importable()
     table = [compare(found, random_work(batch, density), rounds) for batch in BATCHES for density in DENSITIES]
     table.append(compare(found, random_work(BATCHES[0], HALF), rounds))
+    table += [compare(found, topk_work(BATCHES[0], density), rounds) for density in DENSITIES[1:]]
     table += [compare(found, trained_work(scale, batch), rounds) for scale in trained for batch in BATCHES]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak, (name, BATCHES[1], DENSITIES[-1])) for name in found}
+        some = [name for name in found if name not in TOPK_ALONE]
+        memory = {name: pool.apply(peak, (name, BATCHES[1], DENSITIES[-1])) for name in some}
     bars = [{"work": row["work"], "batch": row["batch"], "wanted": BARS[density], "got": row["fastest_peer_times_ours"]}
             for row in table for density in BARS if row["work"] == f"{density:.0%}"]  # fmt: skip
     return machine() | {
@@ -348,16 +400,17 @@ def draw(result: dict):
         figure, ((left, right),) = figures.panels(2, height=3.4, width_ratios=[2, 1])
         rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
         rows.sort(key=lambda row: (row["work"].startswith("trained"), -row["density"]))
-        names = list(rows[0]["tokens_per_cpu_second"])
+        names = [name for name in CONTESTANTS if any(name in row["cpu_seconds"] for row in rows)]
         for place, name in enumerate(names):
-            height = [row["tokens_per_cpu_second"][name] / row["tokens_per_cpu_second"]["autograd"] for row in rows]
+            height = [row["cpu_seconds"]["autograd"] / row["cpu_seconds"].get(name, math.inf) for row in rows]
             at = [n + (place - len(names) / 2 + 0.5) * 0.8 / len(names) for n in range(len(rows))]
             left.bar(at, height, 0.8 / len(names), label=name, color=figures.PALETTE[place])
         left.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
-        labels = [row["work"].replace("trained, ", "trained,\n") for row in rows]
+        labels = [row["work"].replace(", ", ",\n") for row in rows]
         left.set_xticks(range(len(rows)), labels)
         left.set(ylabel=f"tokens per CPU second\n(autograd = 1, batch {BATCHES[0]:,})", xlabel="latents active")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        names = list(result["memory"]["bytes"])
         extra = [result["memory"]["bytes"][name]["extra"] / 1e6 for name in names]
         right.barh(names[::-1], extra[::-1], color=[figures.PALETTE[n] for n in range(len(names))][::-1])
         right.set(xlabel=f"peak extra memory (MB)\n(batch {BATCHES[1]:,}, 1 % active)", yticks=[])
@@ -367,7 +420,7 @@ def draw(result: dict):
 def machine() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((x.split(": ")[1] for x in lines if x.startswith("model name")), platform.processor())
-    names = ("torch", "numba", "sae-lens", "dictionary-learning")
+    names = ("torch", "numba", "sae-lens", "dictionary-learning", "eai-sparsify")
     return {
         "machine": {"processor": processor, "system": platform.platform()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},

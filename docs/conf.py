@@ -26,6 +26,7 @@ nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+nitpick_ignore = [("py:class", "transformers.modeling_rope_utils.RopeParameters")]  # in configs that cut makes
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets, which have a picture beside them
 
 autodoc_typehints = "none"  # shapes stand in the signatures of the source
@@ -36,9 +37,10 @@ napoleon_use_rtype = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "minwidth"
+html_static_path, html_css_files = ["_static"], ["book.css"]
 html_sidebars = {"**": []}
 html_theme_options = {
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
@@ -83,7 +85,8 @@ def assemble(folder: Path) -> None:
     for name in NOTEBOOKS:
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
     shutil.copytree(ROOT / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.svg", "other"))
-    frame = ledger.ledger()
+    frame, first = ledger.ledger(), folder / "index.md"
+    first.write_text(first.read_text().replace("<!-- headlines -->", ledger.summary_markdown(frame)))
     (folder / "gallery.md").write_text(gallery(frame))
     (folder / "ledger.md").write_text(verdicts(frame))
 

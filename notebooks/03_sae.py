@@ -734,8 +734,9 @@ figures.save(figure, "sae_predictions", p.place, record)
 # leave half, and the cut teacher three quarters. Notebook 04 trains the students and compares.
 
 # %%
+tried = at_layer.width.unique()
 narrowest, at_three_eighths = (
-    at_layer[at_layer.width == width].set_index("lam") for width in at_layer.width.unique()[[0, 3]]
+    at_layer[at_layer.width == width].set_index("lam") for width in tried[[0, min(3, len(tried) - 1)]]
 )
 left_by_eq2 = (at_three_eighths.eq2 / narrowest.eq2).fillna(0)
 left_by_others = (at_three_eighths[["pca_tail", "kl_cut"]] / narrowest[["pca_tail", "kl_cut"]]).iloc[0]

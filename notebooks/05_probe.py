@@ -175,7 +175,8 @@ low, high = np.percentile(accuracies, [2.5, 97.5])
 
 of_kernel = probe.summary(kernel, p.seed)
 assert of_kernel["accuracy"] == right.mean()
-assert abs(of_kernel["low"] - low) < 0.04 and abs(of_kernel["high"] - high) < 0.04, "other draws, the same interval"
+few = 2 / len(test)  # two passages
+assert abs(of_kernel["low"] - low) < few and abs(of_kernel["high"] - high) < few, "other draws, the same interval"
 print(f"{p.concepts[-1]}: {number('small accuracy', 100 * right.mean())} % of {len(test)} tested passages,")
 print(f"95 % interval {number('small low', 100 * low)} to {number('small high', 100 * high)} %")
 
@@ -212,6 +213,8 @@ print(f"{students.groupby(['ladder', 'width']).ngroups} students, one seed each.
 def could_fall(scale):
     """Of each student of the longer ladders its verdict, and the share of what it learnt that it could still fall."""
     long, found = store.load_results(scale, "distill_long"), {}
+    if long is None:
+        return pd.DataFrame(columns=["word", "share"])
     for student, runs in long[long["floor"] > SAME].groupby(["ladder", "width"]):
         runs = runs.groupby("steps")[["floor", "untrained"]].mean()
         word, _, share = curves.verdict(runs.index, runs["floor"], runs["untrained"].iloc[-1])

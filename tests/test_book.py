@@ -1,15 +1,19 @@
-"""The book's pages before Sphinx reads them, and the search for links that lead nowhere."""
+"""The book's pages before Sphinx reads them, the search for links that lead nowhere, the first page on a screen."""
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from minwidth import ledger
 from minwidth.scales import NOTEBOOKS
 from minwidth.store import ROOT
+from tests.test_browser import CHROMIUM, QUIET
 
 SPEC = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
 book = importlib.util.module_from_spec(SPEC)
@@ -68,3 +72,35 @@ def test_links_that_lead_nowhere_end_the_build(tmp_path):
 
 def test_nothing_in_a_cell_is_read_as_markup():
     assert book.plain("a | b\n`c` $d$ <e> [f]") == r"a \| b \`c\` \$d\$ \<e\> \[f\]"
+
+
+# -------------------------------------------------------------------------------------------- on a phone, on a desktop
+
+SHOWN = """() => ({
+  headings: [...document.querySelectorAll('article :is(h1, h2, .caption)')].map(e => e.innerText),
+  figures: [...document.querySelectorAll('article img')].map(e => [e.alt, e.naturalWidth > 0]),
+  rows: [...document.querySelectorAll('article tr')].map(e => e.innerText),
+  beyond: [document.documentElement, ...document.querySelectorAll('article, article *')]
+    .filter(e => e.scrollWidth > innerWidth || e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML),
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no browser: install Chromium, as in apt-get install chromium")
+@pytest.mark.skipif(not importlib.util.find_spec("sphinx"), reason="no Sphinx: make book installs it")
+def test_the_first_page_is_the_same_on_a_phone_and_on_a_desktop(tmp_path):
+    (tmp_path / "source").mkdir()
+    build = ["--builder", "html", "--quiet", "--conf-dir", "docs", str(tmp_path / "source"), str(tmp_path / "html")]
+    subprocess.run([sys.executable, "-m", "sphinx", *build], cwd=ROOT, check=True)
+    seen = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False, args=QUIET.split())
+        for width, height in ((390, 844), (1280, 800)):
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.goto((tmp_path / "html" / "index.html").as_uri())
+            seen.append(page.evaluate(SHOWN))
+        browser.close()
+    phone, desktop = seen
+    assert phone == desktop and not phone["beyond"]
+    assert phone["headings"] and len(phone["rows"]) == 1 + len(ledger.headlines(ledger.ledger()))
+    assert phone["figures"] and all(drawn for _, drawn in phone["figures"])

@@ -18,7 +18,8 @@ def results(tmp_path, monkeypatch):
     """An empty place for results."""
     for module in (store, ledger, measured):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(store, "COMMITTED", tmp_path / "none")
+    for module in (store, ledger):
+        monkeypatch.setattr(module, "COMMITTED", tmp_path / "none")
     return tmp_path
 
 
@@ -155,6 +156,18 @@ def test_a_claim_is_recorded_shown_and_collected_and_deleting_its_record_unjudge
     for file in results.glob("*/claims_03_sae.csv"):
         file.unlink()
     assert verdict("layers-agree") == "not tested here"
+
+
+def test_a_run_that_judges_some_claims_leaves_the_others_as_they_are_committed(results, monkeypatch):
+    ledger.claim("layers-agree", 7.0, scale="tiny")
+    ledger.claim("top-features", {"λ = 1": 0.5}, scale="tiny")
+    before = ledger.ledger().set_index("id").tiny
+    monkeypatch.setattr(ledger, "COMMITTED", results)
+    monkeypatch.setattr(ledger, "RESULTS", results / "run")
+    ledger.claim("layers-agree", 95.0, scale="tiny")
+    after = ledger.ledger().set_index("id").tiny
+    assert verdict("layers-agree") == "does not hold"
+    assert after["top-features"] == before["top-features"] != ""
 
 
 def test_a_budget_that_decides_nothing_and_a_choice_that_decides_leave_a_claim_undetermined(results):

@@ -7,7 +7,7 @@ limit, L(t) = L_inf + a t^-b, its falls per doubling shrink by 2^-b, so that
 
 ``METHODS`` differ in b: that of the model's own last two falls (geometric), of its whole curve by least squares (power
 law), or one that many models share (shared exponent). The interval is split conformal: its half-width is a quantile of
-|error| / last fall over calibration models, each with equal weight (Dunn, Wasserman & Ramdas 2022, arXiv:1809.07441,
+abs(error) / last fall over calibration models, each with equal weight (Dunn, Wasserman & Ramdas 2022, arXiv:1809.07441,
 pooled). It covers models that are exchangeable with those. Losses in nats per token; ``steps`` may as well be tokens.
 """
 

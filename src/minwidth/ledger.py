@@ -21,7 +21,7 @@ from IPython.display import HTML
 
 from minwidth import measured
 from minwidth.scales import SCALES
-from minwidth.store import DATA, RESULTS, replace_file, results_files
+from minwidth.store import COMMITTED, DATA, RESULTS, replace_file
 
 PAPER = DATA / "paper"
 VERDICTS = {  # seaborn's colour-blind palette; the verdict is always written out too
@@ -208,8 +208,10 @@ def ledger() -> pd.DataFrame:
 
 
 def _records(place: str) -> pd.DataFrame:
+    """What was found of each claim, in this run or else in the committed one: a run may judge some claims only."""
     columns = ["id", "value", "text", "why", "undetermined", "own_setting"]
-    frame = pd.concat([pd.DataFrame(columns=columns), *map(_read, results_files(place, "claims_*.csv"))])
+    files = [file for folder in (COMMITTED, RESULTS) for file in sorted((folder / place).glob("claims_*.csv"))]
+    frame = pd.concat([pd.DataFrame(columns=columns), *map(_read, files)]).drop_duplicates("id", keep="last")
     return frame.set_index("id", drop=False)
 
 

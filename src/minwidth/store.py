@@ -172,12 +172,6 @@ def results_file(scale: str, file: str) -> Path:
     return path if path.exists() else COMMITTED / scale / file
 
 
-def results_files(scale: str, pattern: str) -> list[Path]:
-    """Files of results by name, this run's before the committed ones."""
-    names = {path.name for folder in (COMMITTED, RESULTS) for path in (folder / scale).glob(pattern)}
-    return [results_file(scale, name) for name in sorted(names)]
-
-
 # ------------------------------------------------------------------------------------- whole or not at all, and alone
 
 
