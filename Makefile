@@ -148,7 +148,7 @@ student: $(INSTALLED)
 	  --TagRemovePreprocessor.remove_cell_tags solution runs/student/*.ipynb
 
 teacher: $(INSTALLED)
-	$(BIN)/python -m minwidth.teacher
+	$(BIN)/python -m workflow.teacher
 
 lock: .venv-lock/.installed
 	UV_CUSTOM_COMPILE_COMMAND='make lock' .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, teacher, text
+from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text
 from minwidth import toy as toys
 from minwidth.training import Schedule
 from minwidth.wheels import Document
 from tests import small_world, test_students
 from tests.test_store import in_child
 from tests.test_training import every_step  # noqa: F401
-from workflow import long
+from workflow import long, teacher
 
 
 def deadly(function: Callable, call: int) -> Callable:

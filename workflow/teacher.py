@@ -1,4 +1,4 @@
-"""The tiny teacher: tokenizer, GPT-NeoX, training and n-gram baselines. ``python -m minwidth.teacher`` retrains it.
+"""The tiny teacher: tokenizer, GPT-NeoX, training and n-gram baselines. ``make teacher`` trains it again.
 
 It has the Pythia architecture at d_T = 128: 4 layers, 4 heads, a quarter of each head rotary, parallel residual,
 untied unembedding, and a byte-level BPE vocabulary of 2,048. What it learned from is in ``data/corpora.txt``.
