@@ -37,7 +37,7 @@ help:
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives, depths and bases for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
-	@echo 'make known      every student of the known language for 07: an hour; can be interrupted'
+	@echo 'make known      every student of the known language for 07: two hours; can be interrupted'
 	@echo 'make processors 03 to 07 as other processors and other seeds have them: hours; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
@@ -121,6 +121,7 @@ sensitivity controls probes: texts
 
 known: $(INSTALLED)
 	$(BIN)/python -m minwidth.known_language
+	$(BIN)/python -m minwidth.known_teacher
 
 processors: $(DEVELOP)
 	$(BIN)/python -m tests.processors

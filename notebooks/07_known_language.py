@@ -157,13 +157,13 @@ figures.save(picture, "known_language", p.place)
 # All minimise the KL from the teacher. By hand, and by the kernel of 04, which takes the language as it stands:
 
 # %%
-heads = known.Heads(language, 4, seeds=[0])
+heads = known.Heads(language.unembedding, 4, seeds=[0])
 states = (x @ heads.reduce[0] + heads.bias[0]).detach()
 log_p, log_q = (x @ language.unembedding.T).log_softmax(-1), (states @ heads.unembedding[0]).log_softmax(-1)
 by_hand = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 by_kernel = kl.divergence(states, heads.unembedding[0].T, x, language.unembedding, 1.0)
 assert torch.isclose(by_hand, by_kernel, rtol=1e-4)
-assert torch.isclose(by_hand, known.divergence(heads, language, x)[0].mean(), rtol=1e-4)
+assert torch.isclose(by_hand, known.divergence(x @ language.unembedding.T, heads(x)).mean(), rtol=1e-4)
 f"{by_hand:.3f} nats before any training"
 
 # %% [markdown]
@@ -172,7 +172,7 @@ f"{by_hand:.3f} nats before any training"
 # end (`curves`, 04 section 12).
 
 # %% tags=["nbval-ignore-output"]
-floors, kept = known.ladder(language, 0, p.widths, p.seeds)
+floors, kept = known.ladder(language, p.widths, p.seeds)
 
 # %%
 table("heads", floors[["width", "loss", "least", "most", "moved", "ends", "low", "high"]], keys="width")

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text
+from minwidth import known_language as known
+from minwidth import known_teacher as taught
 from minwidth import toy as toys
 from minwidth.training import Schedule
 from minwidth.wheels import Document
@@ -138,6 +140,21 @@ def test_probes(survives, small, monkeypatch):
             probe.probed(p, small, job, (f"probe/tiny/{probe.label(job)}", {}), lambda: inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
+
+
+def test_a_student_of_the_known_languages_teacher(survives, every_step, monkeypatch):
+    """In its eighth step, its teacher's ten behind it."""
+    language = known.language(8, 0.8)
+    monkeypatch.setattr(known, "HELD_OUT", 256)
+    monkeypatch.setattr(known, "POOL", 2)
+    monkeypatch.setattr(taught, "TEACHER", taught.TEACHER | {"batch": 64, "width": 16, "steps": 10})
+
+    def work():
+        taught.teacher.cache_clear()
+        taught.pool.cache_clear()
+        taught.student(language, "random", 2, 4, 0, 12)
+
+    survives(work, taught.training, "update", call=18, finished=1, goes_on=True)
 
 
 def test_the_teachers_states(tmp_path, monkeypatch, small):
