@@ -139,7 +139,7 @@ def judged(language: known.Language, logits: Callable[[Tensor, Tensor], Tensor])
 # ----------------------------------------------------------------------------------------------------------- students
 
 
-@lru_cache(128)
+@lru_cache(256)  # as many as the longest run of heads has
 def pool(language: known.Language, step: int) -> tuple[Int[Tensor, "pool length"], Float[Tensor, "pool d_T"]]:
     """Fresh sentences for ``known.POOL`` batches of heads, and the teacher's states: all students share them."""
     _, tokens = sentences(language, known.POOL * known.HEADS["batch"], 0, step)
