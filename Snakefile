@@ -66,13 +66,10 @@ def sources(start: str) -> list[str]:
     return sorted(found)
 
 
-def execute(notebook: str) -> str:
-    """The command that leaves an executed copy of ``notebook`` as {output}."""
-    options = "--no-progress-bar --log-level WARNING"
-    if notebook == "04_distill":
-        options += "".join(f" -y {shlex.quote(json.dumps({name: value}))}" for name, value in GIVEN.items())
-        options = options.replace("{", "{{").replace("}", "}}")  # snakemake fills braces
-    return f"{sys.executable} -m papermill notebooks/{notebook}.ipynb {{output}} -p scale {SCALE} {options} 2> {{log}}"
+def given(notebook: str) -> str:
+    """The parameters that a notebook is run with beside its scale, for papermill."""
+    changes = GIVEN if notebook == "04_distill" else {}
+    return " ".join(f"-y {shlex.quote(json.dumps({name: value}))}" for name, value in changes.items())
 
 
 CHANGES = " ".join(  # what a student depends on; which students there are, the rules say
@@ -139,5 +136,9 @@ for notebook, told in TOLD.items():
             f"{notebook}: {told}"
         threads: THREADS.get(notebook, 1)  # 02 takes more where the others leave them
         priority: int(notebook in THREADS)
+        params:  # of each rule its own: the command is put together when a job starts, and the loop is over
+            notebook=notebook,
+            given=given(notebook),
         shell:
-            execute(notebook)
+            "{sys.executable} -m papermill notebooks/{params.notebook}.ipynb {output} -p scale {SCALE} {params.given}"
+            " --no-progress-bar --log-level WARNING 2> {log}"

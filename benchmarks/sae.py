@@ -399,7 +399,7 @@ def draw(result: dict):
     with matplotlib.rc_context(figures.STYLE):
         figure, ((left, right),) = figures.panels(2, height=3.4, width_ratios=[2, 1])
         rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
-        rows.sort(key=lambda row: (row["work"].startswith("trained"), -row["density"]))
+        rows.sort(key=lambda row: (row["work"].startswith("trained"), "TopK" in row["work"], -row["density"]))
         names = [name for name in CONTESTANTS if any(name in row["cpu_seconds"] for row in rows)]
         for place, name in enumerate(names):
             height = [row["cpu_seconds"]["autograd"] / row["cpu_seconds"].get(name, math.inf) for row in rows]
@@ -407,7 +407,7 @@ def draw(result: dict):
             left.bar(at, height, 0.8 / len(names), label=name, color=figures.PALETTE[place])
         left.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
         labels = [row["work"].replace(", ", ",\n") for row in rows]
-        left.set_xticks(range(len(rows)), labels)
+        left.set_xticks(range(len(rows)), labels, fontsize="small")
         left.set(ylabel=f"tokens per CPU second\n(autograd = 1, batch {BATCHES[0]:,})", xlabel="latents active")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         names = list(result["memory"]["bytes"])

@@ -16,6 +16,7 @@ import pandas as pd
 from minwidth import ledger
 from minwidth.scales import NOTEBOOKS, SCALES
 from minwidth.store import ROOT
+from workflow import publish
 
 project = "minwidth"
 author = "the authors of minwidth"
@@ -86,7 +87,7 @@ def assemble(folder: Path) -> None:
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
     shutil.copytree(ROOT / "figures", folder / "figures", ignore=shutil.ignore_patterns("*.svg", "other"))
     frame, first = ledger.ledger(), folder / "index.md"
-    first.write_text(first.read_text().replace("<!-- headlines -->", ledger.summary_markdown(frame)))
+    first.write_text(publish.in_readme(first.read_text(), frame))  # the verdicts, as README has them
     (folder / "gallery.md").write_text(gallery(frame))
     (folder / "ledger.md").write_text(verdicts(frame))
 
@@ -154,7 +155,7 @@ class _Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.links: list[str] = []
-        self.places: set[str] = set()
+        self.places: set[str] = {""}  # a page itself
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -176,7 +177,7 @@ def broken_links(folder: Path) -> Iterator[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.exists():
                 yield f"{path.relative_to(folder.resolve())}: {link} is not there"
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
+            elif target in pages and not pages[target].places & {parts.fragment, unquote(parts.fragment)}:
                 yield f"{path.relative_to(folder.resolve())}: {link} names no place"
 
 

@@ -1,4 +1,4 @@
-"""A made-up text in The Pile's format, and tokenizers of its words."""
+"""Made-up texts in The Pile's format, and a tokenizer of their words."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,13 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+
+FRENCH_WORDS, SPORT_WORDS = "le les des et est du dans pour une qui", "team season coach scored"
+SUBSETS = {  # subset: words that its passages have among made-up ones; a subset may come twice
+    "EuroParl": ("", FRENCH_WORDS), "Pile-CC": ("", SPORT_WORDS, "team"), "Wikipedia (en)": ("", SPORT_WORDS),
+    "HackerNews": ("",), "StackExchange": ("",), "Github": ("",), "ArXiv": ("",), "FreeLaw": ("",),
+    "PubMed Abstracts": ("",), "PubMed Central": ("",), "Enron Emails": ("",),
+}  # fmt: skip
 
 
 def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 120, vocabulary: int = 400) -> Path:
@@ -22,6 +29,21 @@ def save_pile(folder: Path, documents: int = 300, files: int = 3, words: int = 1
         lines.append(json.dumps({"text": text, "meta": {"pile_set_name": f"Subset {number % 5}"}}) + "\n")
     for number, part in enumerate(np.array_split(lines, files)):
         (folder / f"{number:02}.jsonl.zst").write_bytes(zstandard.compress("".join(part).encode()))
+    return folder
+
+
+def save_subsets(folder: Path, documents: int = 60) -> Path:
+    """``documents`` documents of each kind of ``SUBSETS``, each of some passages that ask and state."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(documents):
+        for subset, kinds in SUBSETS.items():
+            for kind in kinds:
+                words = [f"{subset[:3].lower()}{word}" for word in rng.integers(0, 10**6, 120)]
+                parts = [" ".join(words[start : start + 12]) for start in range(0, len(words), 12)]
+                text = " ".join(f"What is {part} {kind}? It is {part} indeed {kind}." for part in parts)
+                lines.append(json.dumps({"text": f"{text} {number}", "meta": {"pile_set_name": subset}}) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "00.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
     return folder
 
 

@@ -1,14 +1,12 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import concepts, scales, store
 from minwidth.text import Passage
+from tests import pile_world
 
 DOCUMENTS = {  # (domain, document with its number to come): how many documents
     ("french", "public_meetings/data/m{}.docx/{}"): 40,
@@ -123,27 +121,10 @@ def test_quotas_are_met_whatever_a_source_lacks(sizes, total, share):
 
 # --------------------------------------------------------------------------------------------- the same from The Pile
 
-FRENCH_WORDS, SPORT_WORDS = "le les des et est du dans pour une qui", "team season coach scored"
-SUBSETS = {  # subset: words that its passages have among made-up ones; a subset may come twice
-    "EuroParl": ("", FRENCH_WORDS), "Pile-CC": ("", SPORT_WORDS, "team"), "Wikipedia (en)": ("", SPORT_WORDS),
-    "HackerNews": ("",), "StackExchange": ("",), "Github": ("",), "ArXiv": ("",), "FreeLaw": ("",),
-    "PubMed Abstracts": ("",), "PubMed Central": ("",), "Enron Emails": ("",),
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def pile(tmp_path_factory):
-    """A folder in The Pile's format: sixty documents of each kind, each of some passages that ask and state."""
-    folder, rng, lines = tmp_path_factory.mktemp("pile"), np.random.default_rng(0), []
-    for number in range(60):
-        for subset, kinds in SUBSETS.items():
-            for kind in kinds:
-                words = [f"{subset[:3].lower()}{word}" for word in rng.integers(0, 10**6, 120)]
-                parts = [" ".join(words[start : start + 12]) for start in range(0, len(words), 12)]
-                text = " ".join(f"What is {part} {kind}? It is {part} indeed {kind}." for part in parts)
-                lines.append(json.dumps({"text": f"{text} {number}", "meta": {"pile_set_name": subset}}) + "\n")
-    (folder / "00.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
-    return folder
+    return pile_world.save_subsets(tmp_path_factory.mktemp("pile"))
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +146,7 @@ def test_the_pile_gives_all_six_concepts_french_and_sport_by_their_words(pile, m
     assert drawn["question", 1] == drawn["question", 0] == ["HackerNews", "Pile-CC", "StackExchange"]
     assert found.groupby(["concept", "group"]).size().max() > 1  # so that splits must keep documents whole
     rows = found.set_index(["concept", "label"]).text.str.split().map(set)
-    french, sport = set(FRENCH_WORDS.split()), set(SPORT_WORDS.split())
+    french, sport = (set(words.split()) for words in (pile_world.FRENCH_WORDS, pile_world.SPORT_WORDS))
     assert all(words & french for words in rows["french", 1]) and not any(words & french for words in rows["french", 0])
     assert all(len(words & sport) >= 3 for words in rows["sport", 1])
     assert not any(words & sport for words in rows["sport", 0]), "one word of sport is neither"

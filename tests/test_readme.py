@@ -14,6 +14,7 @@ from papermill.cli import papermill as command
 
 from minwidth import notebooks
 from minwidth.store import ROOT
+from tests import small_study
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -35,6 +36,25 @@ def test_papermill_takes_every_line_up_to_running_it(line: str, tmp_path: Path, 
         (copy,) = (tmp_path / "runs").glob("*.ipynb")
         tags = [cell.metadata.get("tags", []) for cell in nbformat.read(copy, as_version=4).cells]
         assert ["injected-parameters"] in tags
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A small one, with a model of a reader's own that has a layer 6."""
+    folder = small_study.save(tmp_path_factory.mktemp("study"))
+    small_study.save_teacher(folder / "my-model", "smollm2", hidden_size=72, num_hidden_layers=7)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", PAPERMILL)
+def test_every_papermill_line_runs_to_its_end(line: str, study: Path):
+    line = line.replace("<folder>", "~/my-model")
+    done = subprocess.run(
+        f"papermill --no-progress-bar {line}", shell=True, cwd=study / "notebooks", env=small_study.environment(study),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_every_target_module_and_file_that_is_named_is_there():
