@@ -18,6 +18,7 @@
 # - how to make a language with F features of known sparsity and importance, and an exact teacher of it;
 # - what Eq. 2 says of it in nats, with nothing fitted, beside what students and the best last states lose;
 # - which features a narrow student drops, and whether it drops them one at a time;
+# - what students of a *trained* teacher lose, that must read the sentence, and whether depth moves it;
 # - whether an autoencoder finds the true F and α, and whether anything says when it does.
 #
 # **Time** on two cores: two minutes. The students of all languages are read from a table (`make known` trains them).
@@ -420,29 +421,82 @@ claim("known-order", order)
 assert elsewhere or (counted.kept <= counted.width).all()
 
 # %% [markdown]
-# ## 6. Does depth move the floor?
+# ## 6. A teacher that has learnt it
 #
-# Transformers of one and two blocks ($F=32$, $α=0.95$, one seed) have to read the sentence. A block's
-# feed-forward layer reads what its attention wrote, so two blocks can find pairs and add up what they say; one block
-# can only add up symbols. 4,000 steps of 128 sentences, half and a quarter of that.
+# So far the teacher was the language itself. Now a GPT-NeoX of width 64 and two blocks learns the language from its
+# sentences, is frozen, and teaches. A block's feed-forward layer reads what its attention wrote, so two blocks can find
+# pairs and add up what they say; one block can only add up symbols. What the teacher loses beyond the Bayes loss is its
+# *gap*. Where $F > d_T$ its own last state is too narrow: of the gap, at least *low* is that (04's theorem, on the
+# language's own states).
 
 # %%
-transformers = store.load_results("tiny", "known_transformers_floors")
-ends = study[(study.features == 32) & (study.alpha == 0.95)].set_index("width")
-shown = transformers[["depth", "width", "loss", "moved", "ends", "low", "high", "proved"]].copy()
-shown["head"] = shown.width.map(ends.loss)
-table("transformers", shown, keys=["depth", "width"])
-
-# %%
-by_depth = transformers.set_index("depth").loss
-assert by_depth[2] < 0.9 * by_depth[1]
-assert (by_depth > 1.5 * ends.loss[8]).all()
+teachers = store.load_results("tiny", "known_teachers")
+table("teachers", teachers.rename(columns={"proved": "low", "proved_high": "high"}), keys="features")
 
 # %% [markdown]
-# Depth helps to read, as it must. But **none of these is shown to be at its floor**: each loses more than twice what a
-# head of its width does, which reads nothing. The last doubling of two blocks moved them by 1 %, which would pass for
-# a floor; whether their eight inner dimensions cannot carry more or training is stuck, these runs do not say. So
-# neither A3 (the last hidden layer is *the* bottleneck) nor whether depth moves the paper's B is judged here.
+# Its students ($F=32$, $α=0.95$) learn from its next words on fresh sentences, and are judged by them:
+#
+# - a **head** is told the teacher's last state, of 64 numbers, and says it in $d$;
+# - **width alone**: the teacher itself, its stream cut to $d$ directions (04), its heads and feed-forward units kept;
+# - **random**: a GPT-NeoX of width $d$, four units a dimension, of one, two and four blocks.
+#
+# The first seed's steps are doubled as those of heads were, up to 4,000 of 128 sentences (heads 8,000 of 256). Other
+# seeds train as long as it did. *Moved*: by which share the last doubling moved the loss; *low, high* of the interval:
+# where four times the steps would end.
+
+# %%
+students = store.load_results("tiny", "known_students")
+students["student"] = students.kind + students.depth.map(lambda depth: f", {depth}" if depth else "")
+by_rung = students.groupby(["student", "width"], sort=False)
+rungs = by_rung.agg(
+    depth=("depth", "first"), loss=("loss", "mean"), least=("loss", "min"), most=("loss", "max"),
+    from_language=("from_language", "mean"), seeds=("seed", "count"),
+    **{name: (name, "first") for name in ("steps", "moved", "low", "high", "proved", "proved_high")},
+).reset_index()  # fmt: skip
+columns = ["student", "width", "loss", "least", "most", "from_language", "seeds", "steps", "moved", "low", "high"]
+table("students", rungs[columns], keys=["student", "width"])
+
+# %%
+with figures.style():
+    picture, ((axis,),) = figures.panels(1, height=3.6)
+    own = rungs.drop_duplicates("width").sort_values("width")
+    axis.fill_between(own.width, own.proved.clip(1e-6), own.proved_high.clip(1e-6), color="0.75", label="bracket")
+    axis.plot(own.width, own.proved.clip(1e-6), color="0.5", linewidth=1)
+    known_language = known.language(32, 0.95)
+    narrow = np.arange(3, 6)
+    paper = capacity.eq2_floor(np.sort(known.importance(known_language))[::-1], narrow, 0.95)
+    axis.plot(narrow, np.maximum(paper, 1e-6), color="0.25", linestyle=":", label="Eq. 2")
+    axis.axvline(capacity.critical_width(32, 0.95), color="0.25", linestyle="-.", linewidth=0.8, label="d*")
+    for place, (name, rows) in enumerate(rungs.groupby("student", sort=False)):
+        marker, dash = figures.STYLES[place]
+        reach = [rows.loss - rows.least, rows.most - rows.loss]
+        look = {"marker": marker, "linestyle": dash, "markersize": 4.5, "color": figures.PALETTE[place]}
+        axis.errorbar(rows.width, rows.loss, reach, capsize=2, label=name, **look)
+    axis.set_xscale("log", base=2)
+    figures.plain_log(axis, "y")
+    figures.mark(axis, students.width)
+    axis.set(xlabel="width d of the student", xlim=(2.8, 56))
+    axis.set(ylabel="KL from the teacher, nats per word", ylim=(5e-4, 1.5))
+    picture.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+figures.save(picture, "known_students", p.place)
+
+# %% [markdown]
+# *KL from the trained teacher, mean of the seeds in the table, bars from the least to the most. Grey: the bracket of
+# the best last state. Eq. 2 is 0 from d\* on, the bracket from 32 on, where all features have a dimension.*
+#
+# **Does depth move the floor?** Only what is left where training ends can say so: where four times the steps would end,
+# by depth, of the first seed. Four blocks end lower than two if their intervals lie apart.
+
+# %%
+random = rungs[rungs.student.str.startswith("random")].pivot(index="width", columns="depth", values=["low", "high"])
+depths = pd.DataFrame({f"{end}, {depth}": random[end][depth] for depth in (1, 2, 4) for end in ("low", "high")})
+depths["lower with four"] = depths["high, 4"] < depths["low, 2"]
+table("depths", depths.reset_index(), keys=["width", "lower with four"])
+
+# %%
+assert (students.loss > students.proved).all()
+at_floor = rungs[(rungs.moved.abs() < known.MOVES) & (rungs.loss > 1e-3)]
+at_floor[["student", "width", "loss", "moved", "proved"]]
 
 # %% [markdown]
 # ## 7. The instrument
@@ -546,9 +600,8 @@ assert elsewhere or (whole.FVU.idxmin() == whole["KL, nats"].idxmin() == whole.i
 #   part of it only a nonlinear reader could win.
 # - **The instrument** overstates F and d\* at each λ, and no visible number tells by how much.
 #
-# **Not had.** Transformers at their floors, on more than one width and seed; a *trained* teacher narrower than F;
-# widths alone; a law of how sharp the words are (`strength`): in a softer language the principal tail should be all
-# there is.
+# **Not had.** Students of a teacher narrower than F; more than one language for the students that read; a law of how
+# sharp the words are (`strength`): in a softer language the principal tail should be all there is.
 
 # %% [markdown]
 # ## In practice
