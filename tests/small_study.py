@@ -47,7 +47,7 @@ def save(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     wheels.fetch()
     (folder / "data" / "wheels").symlink_to(store.WHEELS)
-    cut_down(folder / "src" / "minwidth" / "scales.yaml", pile_world.save_subsets(folder / "pile", documents=700))
+    cut_down(folder / "src" / "minwidth" / "scales.yaml", pile_world.save_subsets(folder / "pile", documents=1000))
     name, _, commit = models.PYTHIA_410M.partition("@")
     hub = folder / ".cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
     save_teacher(hub / "snapshots" / commit, "pythia-410m")

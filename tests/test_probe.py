@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
 from minwidth import concepts, figures, ladders, probe, scales, staircase, store
+from minwidth.errors import ParameterError
 from minwidth.store import COMMITTED, ROOT
 from tests.small_models import config_of, model_of
 from tests.test_concepts import make_passages
@@ -149,6 +150,9 @@ def test_students_that_were_never_trained_are_left_out_and_named(monkeypatch):
     assert missing == ["random-w128-s0-n280", "width_alone-w16-s0-n280"], "at d_T it is the teacher"
     wanted, none = probe.trained_students(p.model_copy(update={"train_students": True}), d)
     assert len(wanted) == 3 and not none
+    monkeypatch.setattr(store, "find", lambda *_: None)
+    with pytest.raises(ParameterError, match=r"No student of widths = \[16, 128\] .* run 04_distill there first"):
+        probe.trained_students(p, d)
 
 
 # ---------------------------------------------------------------------------------------------------- single features

@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from minwidth import concepts, ladders, measured, models, scales, store, stream, students, training
+from minwidth.errors import ParameterError
 from minwidth.students import Job
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn, on standardised features
@@ -179,7 +180,7 @@ def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, stor
     """The training of each student of ``d`` to probe, and the labels of those that are missing and not to be trained.
 
     At full width the width-alone student is the teacher, so it is not among them; nor is a head, whose layers are the
-    teacher's.
+    teacher's. ParameterError if there is none to probe.
     """
     wanted = [
         Job(ladder, width, d.seeds[0], 2 * d.steps)
@@ -189,6 +190,11 @@ def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, stor
         if width in p.widths and not (ladder == "width_alone" and width == p.shape.width)
     ]
     there = [job for job in wanted if p.train_students or store.find(*students.key(d, job)) is not None]
+    if not there:
+        raise ParameterError(
+            f"No student of widths = {p.widths} has been trained at scale {p.scale}: run 04_distill there first, or "
+            "set train_students = True."
+        )
     trained = ladders.train((d, job) for job in there)
     return dict(zip(there, trained, strict=True)), [label(job) for job in wanted if job not in there]
 
