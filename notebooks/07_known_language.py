@@ -433,8 +433,12 @@ assert elsewhere or (counted.kept <= counted.width).all()
 teachers = store.load_results("tiny", "known_teachers")
 table("teachers", teachers.rename(columns={"proved": "low", "proved_high": "high"}), keys="features")
 
+# %%
+assert (teachers.gap < 0.001).all()
+
 # %% [markdown]
-# Its students ($F=32$, $α=0.95$) learn from its next words on fresh sentences, and are judged by them:
+# It has learnt it: of 3.2 nats it loses two ten-thousandths. Its students ($F=32$, $α=0.95$) learn from its next words
+# on fresh sentences, and are judged by them:
 #
 # - a **head** is told the teacher's last state, of 64 numbers, and says it in $d$;
 # - **width alone**: the teacher itself, its stream cut to $d$ directions (04), its heads and feed-forward units kept;
@@ -470,7 +474,7 @@ with figures.style():
     for place, (name, rows) in enumerate(rungs.groupby("student", sort=False)):
         marker, dash = figures.STYLES[place]
         reach = [rows.loss - rows.least, rows.most - rows.loss]
-        look = {"marker": marker, "linestyle": dash, "markersize": 4.5, "color": figures.PALETTE[place]}
+        look = {"marker": marker, "linestyle": dash, "markersize": 4, "color": figures.PALETTE[place]}
         axis.errorbar(rows.width, rows.loss, reach, capsize=2, label=name, **look)
     axis.set_xscale("log", base=2)
     figures.plain_log(axis, "y")
@@ -481,22 +485,40 @@ with figures.style():
 figures.save(picture, "known_students", p.place)
 
 # %% [markdown]
-# *KL from the trained teacher, mean of the seeds in the table, bars from the least to the most. Grey: the bracket of
-# the best last state. Eq. 2 is 0 from d\* on, the bracket from 32 on, where all features have a dimension.*
+# *KL from the trained teacher, seed 0. Grey: the bracket of the best last state. Eq. 2 is 0 from d\* on, the bracket
+# from 32 on, where all features have a dimension.*
 #
-# **Does depth move the floor?** Only what is left where training ends can say so: where four times the steps would end,
-# by depth, of the first seed. Four blocks end lower than two if their intervals lie apart.
+# **Does depth move the floor?** Only what is left where training ends can say so: where four times the steps would end
+# (no lower than the bracket).
 
 # %%
-random = rungs[rungs.student.str.startswith("random")].pivot(index="width", columns="depth", values=["low", "high"])
-depths = pd.DataFrame({f"{end}, {depth}": random[end][depth] for depth in (1, 2, 4) for end in ("low", "high")})
-depths["lower with four"] = depths["high, 4"] < depths["low, 2"]
-table("depths", depths.reset_index(), keys=["width", "lower with four"])
+random = rungs[rungs.student.str.startswith("random")].assign(low=lambda t: np.maximum(t.low, t.proved))
+ends = random.pivot(index="width", columns="depth", values=["low", "high"])
+ends["high"] = np.maximum(ends["high"], ends["low"])  # where a curve falls too fast to say more than the bracket does
+depths = pd.DataFrame({f"{end}, {depth}": ends[end][depth] for depth in (1, 2) for end in ("low", "high")})
+depths["lower with two"] = depths["high, 2"] < depths["low, 1"]
+table("depths", depths.reset_index(), keys=["width", "lower with two"])
 
 # %%
+assert depths["lower with two"].all()
 assert (students.loss > students.proved).all()
+of_generator = study[(study.features == 32) & (study.alpha == 0.95)].set_index("width").loss
+of_teacher = rungs[rungs.student == "head"].set_index("width").loss
+assert (np.abs(of_teacher / of_generator - 1).loc[[4, 8, 16]] < 0.04).all()
 at_floor = rungs[(rungs.moved.abs() < known.MOVES) & (rungs.loss > 1e-3)]
-at_floor[["student", "width", "loss", "moved", "proved"]]
+at_floor[["student", "width", "loss", "moved", "proved"]].round(4)
+
+# %% [markdown]
+# **Supports the paper: a loss that no width removes, and depth does.** One block is left with a quarter of a nat and
+# more at every width up to 48, where its last state has room for all 32 features and its curves have nearly ended; two
+# blocks have lost next to nothing there. That is the paper's $B$, "reduced only by changing the objective or depth",
+# and here it is known what it is: pairs that are not read. On the narrow side depth decides as well: at every width
+# four times the steps would leave two blocks below one.
+#
+# **Does not support A3**, that the last state is *the* bottleneck of such students. A head that is told the teacher's
+# last state loses what a head of the language itself does, to 3 %, and is at its floor up to width 16. Two blocks that
+# have to read on $d$ dimensions lose 1.6 to 2.3 times as much at widths 4 to 16 and are at no floor: from width 8 on
+# they still fall by a fifth and more per doubling.
 
 # %% [markdown]
 # ## 7. The instrument
