@@ -1,6 +1,6 @@
 """``make paper`` at the larger scales, from nothing to the ledger, on a small copy of the study (``small_study``).
 
-``python -m pytest -m slow tests/test_pipeline.py`` takes five minutes of one core. The toy models and the known
+``python -m pytest -m slow tests/test_pipeline.py`` takes seven minutes of one core. The toy models and the known
 language are the same at every scale, and ``make test`` runs them: their jobs count as done.
 """
 
