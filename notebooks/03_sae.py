@@ -207,7 +207,7 @@ for lam_tried in (2.0, 4.0, 6.0):
     found = (run.sae.decoder.detach()[alive] @ known.T).amax(0) > 0.9  # a latent points in its direction
     row = {"features": f"found, λ = {lam_tried:g}", "F": count, "L0": l0, "d*": count / capacity.g(1 - l0 / count)}
     rows.append(row | {"of 48 found": int(found.sum())})
-    assert found.sum() > 43
+    assert found.all() or (lam_tried == 6 and found.sum() > 43)
 l0 = float(active.double().sum(1).mean())
 rows.append({"features": "put in", "F": 48, "L0": l0, "d*": 48 / capacity.g(1 - l0 / 48), "of 48 found": 48})
 torch.set_num_threads(threads)

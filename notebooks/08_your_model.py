@@ -19,7 +19,7 @@
 #   `-p target 0.1` for the loss that you would accept; `-p steps 200` also distils one width. It leaves this notebook
 #   and a page without code, `runs/08_your_model__....html`.
 # - **Before this**, nothing is needed but what a KL divergence and a residual stream are.
-# - **Time** on two cores: a minute for the tiny teacher, about ten for SmolLM2-135M (`-p teacher smollm2`). A width
+# - **Time** on two cores: a minute for the tiny teacher, six for SmolLM2-135M (`-p teacher smollm2`). A width
 #   that was measured is found again, and an interrupted run goes on behind the last.
 
 # %% tags=["parameters"]
@@ -316,9 +316,9 @@ figures.save(figure, "your_model_bases", p.place, record)
 # %% [markdown]
 # Of the tiny teacher, rotation is worth little at width 16 (channels lose a tenth more) and most at 112 (three times
 # as much). A basis at each place takes off 14 to 21 %; at equal parameters, with the matrices between, nothing of that
-# is left from width 96 on. Of SmolLM2, channels lose 1.4 to 1.9 times as much as one basis, and a basis at each place
-# takes a quarter off at width 144 but adds 6 to 26 % from 288 on: what one place has cut, all later ones lack. What
-# training leaves of these differences is in 04, section 4.
+# is left from width 96 on. Of SmolLM2, on 512 tokens and without an interval, channels lose 1.4 to 1.9 times as much
+# as one basis, and a basis at each place takes a quarter off at width 144 but adds 6 to 26 % from 288 on: what one
+# place has cut, all later ones lack. What training leaves of these differences is in 04, section 4.
 
 # %% [markdown]
 # ## 6. What holds, what does not

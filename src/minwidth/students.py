@@ -145,10 +145,9 @@ def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: in
         states = _batch(teacher, train, np.arange(min(len(train.ids), BASIS_TOKENS // 4 // p.length)))[1]
         return Head(models.unembedding(teacher.model), states.flatten(0, 1), width)
     found = torch.from_numpy(moments(teacher, p)["moments"])
-    if p.basis == "channels":
-        return cut.cut_to_width(teacher.model, projection.channel_basis(teacher.model, found), width)
-    if p.basis == "principal":
-        return cut.cut_to_width(teacher.model, projection.principal_basis(teacher.model, found), width)
+    if p.basis in ("principal", "channels"):
+        basis = projection.principal_basis if p.basis == "principal" else projection.channel_basis
+        return cut.cut_to_width(teacher.model, basis(teacher.model, found), width)
     student = copy.deepcopy(teacher.model).requires_grad_(True)
     norms = projection.stream_norms(student)
     bases = [projection.principal_basis(student, each) for each in found.view(-1, teacher.d, teacher.d)]
