@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -345,13 +346,25 @@ def test_two_processes_that_want_the_same_record_compute_it_once(place):
     assert list((place / "runs/toy/tiny").iterdir()) == [store.folder_of(WHAT, {})], "no lock is left"
 
 
-def test_processes_that_replace_one_folder_at_once_leave_it_whole(place):
+def test_processes_that_replace_one_folder_at_once_leave_it_whole(place, monkeypatch):
+    folder, rename = place / "folder", Path.rename
+
+    def late(path, target):
+        time.sleep(random.uniform(0, 0.002))  # others come between any look at a folder and its renaming
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+
     def write(number):
         for _ in range(20):
-            with store.replace_folder(place / "folder") as temporary:
+            with store.replace_folder(folder) as temporary:
                 for name in ("a", "b"):
                     (temporary / name).write_text(json.dumps(number))
 
-    at_once(*[lambda number=number: write(number) for number in range(3)])
-    assert (place / "folder" / "a").read_text() == (place / "folder" / "b").read_text()
+    def read():
+        for _ in range(200):
+            store.load(folder)  # gives a folder its name back where it seems that a process was killed
+
+    at_once(*[lambda number=number: write(number) for number in range(3)], read)
+    assert (folder / "a").read_text() == (folder / "b").read_text()
     assert [path.name for path in place.iterdir()] == ["folder"]

@@ -201,18 +201,21 @@ def replace_folder(target: Path) -> Iterator[Path]:
             yield temporary
             while temporary.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                with suppress(FileNotFoundError):
-                    target.rename(old)
-                try:
-                    temporary.rename(target)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process was there first
-                        raise
+                _rename(target, old)
+                _rename(temporary, target)
         finally:
-            if old.exists() and not target.exists():
-                old.rename(target)
+            _rename(old, target)
             for folder in (temporary, old):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    """Rename a folder, unless it is gone or a full one has the name by now: then another process was there first."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def replace_file(target: Path, content: bytes) -> None:
@@ -295,7 +298,7 @@ def save(folder: Path, content: dict[str, Any], arrays: Mapping[str, np.ndarray]
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """What ``save`` wrote; None where there is nothing, or what is damaged, which is logged."""
     for old in [] if folder.exists() else folder.parent.glob(f".{folder.name}-old-*"):
-        old.rename(folder)  # a process was killed between the two renames of ``replace_folder``
+        _rename(old, folder)  # a process was killed between the two renames of ``replace_folder``
     return _intact(folder, _content_and_arrays)
 
 
