@@ -168,6 +168,7 @@ def test_a_run_that_judges_some_claims_leaves_the_others_as_they_are_committed(r
     after = ledger.ledger().set_index("id").tiny
     assert verdict("layers-agree") == "does not hold"
     assert after["top-features"] == before["top-features"] != ""
+    assert set(pd.read_csv(results / "run" / "tiny" / "claims_03_sae.csv").id) == {"layers-agree", "top-features"}
 
 
 def test_a_budget_that_decides_nothing_and_a_choice_that_decides_leave_a_claim_undetermined(results):

@@ -164,10 +164,11 @@ def claim(
     plain = json.dumps(value, default=lambda numbers: np.asarray(numbers).tolist())
     row = {"id": id, "value": plain, "text": text, "why": undetermined or why}
     row |= {"undetermined": bool(undetermined), "own_setting": own_setting}
-    file = RESULTS / scale / f"claims_{entry['where']}.csv"
-    known = _read(file).to_dict("records") if file.exists() else []
+    name = f"claims_{entry['where']}.csv"  # a run may judge some claims only; the others stay as they are committed
+    known = next((_read(at / scale / name) for at in (RESULTS, COMMITTED) if (at / scale / name).exists()), None)
+    known = [] if known is None else known[known.id.isin(claims())].to_dict("records")
     rows = {other["id"]: other for other in known} | {id: row}  # in the order in which they were first judged
-    replace_file(file, pd.DataFrame(rows.values()).to_csv(index=False).encode())
+    replace_file(RESULTS / scale / name, pd.DataFrame(rows.values()).to_csv(index=False).encode())
     if scale == PRINTED and entry["kind"] != "theory":
         entry = entry | {"kind": "paper"}  # judged alone, whatever models say
     verdict, moves = robust(_verdicts(entry, {scale: pd.Series(row)}))
