@@ -15,13 +15,9 @@ one fitted on training contexts, with each *held-out* context's own best state, 
 floor of all text, up to the sampling error that the intervals tell.
 
 Known as the softmax bottleneck (Yang et al. 2018, arXiv:1711.03953; Godey et al. 2024, arXiv:2404.07647).
-
-``python -m minwidth.bottleneck --scale tiny --widths 32`` computes both ends for a scale's teacher.
 """
 
-import argparse
 import functools
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -36,8 +32,6 @@ from tqdm.auto import tqdm
 
 from minwidth import bottleneck_kernel as kernel
 from minwidth import errors, measured, models, scales, store, stream, text, training
-
-log = logging.getLogger(__name__)
 
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
 
@@ -299,25 +293,3 @@ def _row(data: dict[str, Tensor], p: dict[str, Any], width: int, contexts: int) 
     row |= {"starts": len(found.starts), "starts_spread": max(found.starts) - min(found.starts)}
     row |= {name: getattr(found, name) for name in ("converged", "slack", "restricted")}
     return row | {"seconds": time.process_time() - started}
-
-
-def main() -> None:
-    """Bracket the floor of the last state at several widths of a student; records found are kept."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.bottleneck", description=main.__doc__)
-    parser.add_argument("--scale", default="tiny", help="a scale, or a teacher by folder or owner/name@commit")
-    parser.add_argument("--widths", type=int, nargs="+", help="of the last state; the scale's own if left out")
-    parser.add_argument("--contexts", type=int, nargs="+", help="of training text; more make the lower end higher")
-    parser.add_argument("--held-out", type=int, help="contexts of the upper end")
-    parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--starts", type=int, help="of the lower end's minimisation; whether they agree is told")
-    given = vars(parser.parse_args())
-    scale = given.pop("scale")
-    record = ladder(scale, **given)
-    if scale in scales.SCALES:
-        for name, table in (("bottleneck", "table"), ("bottleneck_growth", "growth")):
-            store.save_results(scale, name, record[table], record)
-    log.info("%s", record["table"].drop(columns="temperature").to_string(index=False, float_format="%.4f"))
-
-
-if __name__ == "__main__":
-    errors.command(main)
