@@ -129,7 +129,7 @@ processors: $(DEVELOP)
 	$(BIN)/python -m tests.processors
 
 bench: .venv-bench/.installed
-	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done
+	for benchmark in distill sae toy; do .venv-bench/bin/python benchmarks/$$benchmark.py || exit 1; done
 
 .venv-bench/.installed: pyproject.toml $(INSTALLED)
 	$(PYTHON) -m venv .venv-bench
