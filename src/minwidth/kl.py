@@ -31,8 +31,10 @@ def divergence(
     student; the teacher is a constant. Accumulates in fp32 at least; under autocast the matrix products use its type.
     With ``per_token`` one number a token instead of their mean; for evaluation, no gradients.
     """
-    _check(student_hidden, student_unembedding, temperature)
-    _check(teacher_hidden, teacher_unembedding, temperature)
+    _check(student_hidden, student_unembedding)
+    _check(teacher_hidden, teacher_unembedding)
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, not {temperature}.")
     tokens, others = list(student_hidden.shape[:-1]), list(teacher_hidden.shape[:-1])
     if tokens != others:
         raise ValueError(f"student and teacher must have hidden states of the same tokens, not {tokens} and {others}.")
@@ -49,7 +51,6 @@ def cross_entropy(
     hidden: Float[Tensor, "*tokens d"],
     unembedding: Float[Tensor, "vocabulary d"],
     targets: Int[Tensor, "*tokens"],
-    temperature: float = 1.0,
     *,
     per_token: bool = False,
 ) -> Float[Tensor, "*tokens"]:
@@ -57,13 +58,13 @@ def cross_entropy(
 
     Targets are compared as they come: shift them before the call. Otherwise like :func:`divergence`.
     """
-    _check(hidden, unembedding, temperature)
+    _check(hidden, unembedding)
     if targets.shape != hidden.shape[:-1] or targets.is_floating_point():
         wanted, given = list(hidden.shape[:-1]), f"{targets.dtype} {list(targets.shape)}"
         raise ValueError(f"targets must be one token number for each of {wanted} tokens, not {given}.")
     if not 0 <= int(targets.min()) <= int(targets.max()) < len(unembedding):
         raise ValueError(f"targets must lie in 0 ... {len(unembedding) - 1}, the vocabulary.")
-    return _loss(hidden, unembedding, targets.reshape(-1, 1), None, _cross_entropy_, temperature, per_token)
+    return _loss(hidden, unembedding, targets.reshape(-1, 1), None, _cross_entropy_, 1.0, per_token)
 
 
 def tokens_at_once(device: str, vocabulary: int) -> int:
@@ -71,14 +72,12 @@ def tokens_at_once(device: str, vocabulary: int) -> int:
     return max(16, (CPU_ELEMENTS if device == "cpu" else GPU_ELEMENTS) // vocabulary)
 
 
-def _check(hidden: Tensor, unembedding: Tensor, temperature: float) -> None:
+def _check(hidden: Tensor, unembedding: Tensor) -> None:
     if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[1]:
         shapes = f"{list(hidden.shape)} and {list(unembedding.shape)}"
         raise ValueError(f"hidden states [..., d] and unembedding [vocabulary, d] must share d, not {shapes}.")
     if not hidden.shape[:-1].numel():
         raise ValueError("no token is left to average over; pass at least one.")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, not {temperature}.")
 
 
 # ------------------------------------------------------------------------- logits -> losses and gradient, in place
