@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minwidth import bottleneck, kl, measured, store, stream, text
+from minwidth import bottleneck, kl, measured, scales, store, stream, text
 from minwidth import bottleneck_kernel as kernel
 from minwidth.errors import ParameterError
 from tests.small_world import save_teacher, token_blocks
@@ -221,7 +221,8 @@ def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypa
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(text, "token_blocks", token_blocks)
     save_teacher(tmp_path / "teacher")
-    folder, given = str(tmp_path / "teacher"), dict(contexts=[80, 160], held_out=60, starts=1)
+    monkeypatch.setitem(scales.FLOORS, "other", scales.FLOORS["other"] | dict(held_out=60, starts=1))
+    folder, given = str(tmp_path / "teacher"), dict(contexts=[80, 160])
     first = bottleneck.ladder(folder, [8], **given)
     calls = []
     monkeypatch.setattr(
@@ -238,7 +239,7 @@ def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypa
     with pytest.raises(ParameterError, match="15 contexts are too few for width 8"):
         bottleneck.ladder(folder, [8], contexts=[15, 80])
     with pytest.raises(ParameterError, match="ask for at most that many"):
-        bottleneck.ladder(folder, [8], contexts=[10**6], held_out=60)
+        bottleneck.ladder(folder, [8], contexts=[10**6])
 
 
 @pytest.mark.parametrize("name", ["ladder", "long", "controls", "depth"])

@@ -193,8 +193,6 @@ def ladder(
     *,
     temperature: float = 2.0,
     contexts: Sequence[int] | None = None,
-    held_out: int | None = None,
-    starts: int | None = None,
 ) -> store.Record:
     """Both ends of the floor at each width, for a teacher on the study's text.
 
@@ -207,7 +205,7 @@ def ladder(
         scale_or_teacher: as ``models.load_teacher``.
         contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
             are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
-            if None, as ``widths``, ``held_out`` and ``starts`` (``scales.FLOORS``).
+            if None, as ``widths``, and as the rest is (``scales.FLOORS``).
 
     Raises:
         ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
@@ -220,16 +218,9 @@ def ladder(
         check_width(width, d_teacher, contexts[0])
     text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
-    p = {
-        "teacher": models.teacher_revision(scale_or_teacher),
-        "temperature": temperature,
-        "held_out": held_out or own["held_out"],
-        "words": None,
-        "starts": starts or own["starts"],
-        "seed": 0,
-        "tolerance": 1e-3,
-        "blocks": own["blocks"],
-    } | {name: text[name] for name in ("text", "length", "percent")}
+    p = {"teacher": models.teacher_revision(scale_or_teacher), "temperature": temperature}
+    p |= {"words": None, "seed": 0, "tolerance": 1e-3} | {name: own[name] for name in ("held_out", "starts", "blocks")}
+    p |= {name: text[name] for name in ("text", "length", "percent")}
 
     @functools.cache
     def data() -> dict[str, Tensor]:
