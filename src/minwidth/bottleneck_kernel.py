@@ -51,11 +51,10 @@ def target_of(hidden: Tensor, unembedding: Tensor, chosen: Int[Tensor, "words"] 
     for rows in _chunks(contexts, len(unembedding), hidden.device):
         logits = hidden[rows] @ unembedding.T
         log_sum[rows] = logits.logsumexp(1)
-        p = (logits if chosen is None else logits[:, chosen]).sub_(log_sum[rows, None])
-        of_part = p.logsumexp(1) if chosen is not None else torch.zeros_like(log_sum[rows])
+        log_p = (logits if chosen is None else logits[:, chosen]).sub_(log_sum[rows, None])
+        p = log_p.exp()
+        of_part = log_p.logsumexp(1) if chosen is not None else torch.zeros_like(log_sum[rows])
         mass[rows] = of_part.exp()
-        log_p = p.clone()
-        p.exp_()
         negentropy[rows] = torch.linalg.vecdot(p, log_p) - mass[rows] * of_part
         if cached is not None:
             cached[rows] = p
