@@ -14,13 +14,13 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 # what make paper and the long jobs make of tables and figures; only make publish changes those that are committed
 OUT ?= $(CURDIR)/runs/paper
-paper results publish sensitivity controls probes known lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
+paper results publish sensitivity brackets controls probes known lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
 # several jobs share the cores, and a thread that spins while it waits would keep theirs
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .PHONY: help install develop texts paper publish test check test-units test-notebooks test-simulated test-measured lab results notebooks \
-  sensitivity controls probes known processors bench book student teacher lock audit clean
+  sensitivity brackets controls probes known processors bench book student teacher lock audit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make notebooks  synchronise the pairs in notebooks/ and execute them in place'
 	@echo 'make sensitivity'
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
+	@echo 'make brackets   what the last state alone costs, from below and above, for 04: minutes at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives, depths and bases for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
 	@echo 'make known      every student of the known language for 07: two hours; can be interrupted'
@@ -115,9 +116,10 @@ notebooks: $(INSTALLED)
 	  notebooks/*.ipynb
 
 sensitivity: JOBS = sensitivity
+brackets: JOBS = brackets
 controls: JOBS = longer controls
 probes: JOBS = probes
-sensitivity controls probes: texts
+sensitivity brackets controls probes: texts
 	$(BIN)/python -m workflow.long $(JOBS) --scale $(SCALE)
 
 known: $(INSTALLED)
@@ -128,7 +130,7 @@ processors: $(DEVELOP)
 	$(BIN)/python -m tests.processors
 
 bench: .venv-bench/.installed
-	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done
+	for benchmark in distill sae toy; do .venv-bench/bin/python benchmarks/$$benchmark.py || exit 1; done
 
 .venv-bench/.installed: pyproject.toml $(INSTALLED)
 	$(PYTHON) -m venv .venv-bench

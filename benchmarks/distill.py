@@ -25,23 +25,17 @@ TRL's GKD trainer does it, and with the offline teacher.
 """
 
 import argparse
-import ctypes
 import functools
-import gc
 import json
-import multiprocessing
-import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import RESULTS, importable, in_fresh_processes, least_cpu_seconds, peak_memory, save
 
 from minwidth import figures, kl, models, scales, students
 
-RESULTS = Path(__file__).parent / "results"
 TEMPERATURE, CHUNK = 2.0, 256  # tokens of a chunk, where a peer lets one choose
 SAME = 1e-5  # relative difference from float64 that counts as none
 WORK = {"tokens": 1024, "vocabulary": 50_304, "d_student": 512, "d_teacher": 1024}
@@ -134,82 +128,45 @@ def products(hidden, matrix, teacher_hidden, teacher_matrix, chunk: int = CHUNK)
         gradient.addmm_(student.T, hidden[rows])
 
 
-def step(contestant: Callable, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    loss = contestant(*tensors)
+def step(name: str, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    loss = CONTESTANTS[name](*tensors)
     return loss.detach(), *torch.autograd.grad(loss, tensors[:2])
 
 
-def importable() -> tuple[dict[str, Callable], dict[str, str]]:
-    """The contestants that run here, and why the others do not."""
-    found, missing = {}, {}
-    small = inputs(8, 16, 4, 4)
-    for name, contestant in CONTESTANTS.items():
-        try:
-            step(contestant, small)
-            found[name] = contestant
-        except Exception as error:
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return found, missing
-
-
-def parity(found: dict[str, Callable], tensors: list[torch.Tensor]) -> dict[str, dict[str, float]]:
+def parity(found: list[str], tensors: list[torch.Tensor]) -> dict[str, dict[str, float]]:
     """Relative difference of each contestant's loss and gradients from the naive ones in float64, all within SAME."""
-    exact = step(naive, [x.detach().double().requires_grad_(x.requires_grad) for x in tensors])
+    exact = step("naive", [x.detach().double().requires_grad_(x.requires_grad) for x in tensors])
     names = ("loss", "hidden_gradient", "unembedding_gradient")
     differences = {
         name: {
             part: float((value.double() - wanted).norm() / wanted.norm())
-            for part, value, wanted in zip(names, step(contestant, tensors), exact, strict=True)
+            for part, value, wanted in zip(names, step(name, tensors), exact, strict=True)
         }
-        for name, contestant in found.items()
+        for name in found
     }
     if any(value > SAME for parts in differences.values() for value in parts.values()):
         raise SystemExit(f"Not all losses and gradients are the same: {differences}.")
     return differences
 
 
-def cpu_seconds(found: dict[str, Callable], tensors: list[torch.Tensor], rounds: int) -> dict[str, float]:
-    """Least CPU seconds of loss and gradients, the contestants taking turns."""
-    runs = {"products": lambda: products(*tensors)}
-    runs |= {name: (lambda contestant=contestant: step(contestant, tensors)) for name, contestant in found.items()}
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - started)
-    return {name: min(values) for name, values in seconds.items()}
-
-
-def peak_rise(name: str, work: dict[str, int]) -> int:
-    """Bytes by which the resident peak of this fresh process rises above its inputs (Linux)."""
+def peak_rise(name: str) -> int:
+    """Bytes by which the resident peak of this fresh process rises above its inputs."""
     torch.set_num_threads(1)
-    tensors = inputs(**work)
+    tensors = inputs(**WORK)
     # imports, compiling and library buffers are not the loss's
-    step(CONTESTANTS[name], inputs(**work) if name in COMPILED else inputs(8, 16, 4, 4))
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
-    kept = step(CONTESTANTS[name], tensors)
-    del kept
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
+    step(name, inputs(**WORK) if name in COMPILED else inputs(8, 16, 4, 4))
+    return peak_memory(lambda: step(name, tensors))["extra"]
 
 
 def loss_benchmark(rounds: int) -> dict:
     """Part (a): the loss alone."""
     torch.set_num_threads(1)
-    found, missing = importable()
+    found, missing = importable(CONTESTANTS, lambda name: step(name, inputs(8, 16, 4, 4)))
     tensors = inputs(**WORK)
     agreement = parity(found, tensors)
-    seconds = cpu_seconds(found, tensors, rounds)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_rise, (name, WORK)) for name in found}
+    runs = {"products": lambda: products(*tensors)}
+    seconds = least_cpu_seconds(runs | {name: functools.partial(step, name, tensors) for name in found}, rounds)
+    memory = in_fresh_processes(peak_rise, found)
     return {
         "work": WORK | {"temperature": TEMPERATURE, "dtype": "float32", "threads": 1, "rounds": rounds},
         "missing": missing,
@@ -298,10 +255,10 @@ def speed_benchmark(rounds: int) -> dict:
             # weights are read in the forward pass and twice in the backward pass; the teacher's unembedding once
             shapes = [(m.out_features, m.in_features, 3) for m in student.modules() if isinstance(m, torch.nn.Linear)]
             shapes.append((*matrix.shape, 1))
-            step, bound = _least(train, rounds), _least(lambda shapes=shapes: _multiply(shapes, ids.numel()), rounds)
-            rows.append(
-                {"ladder": ladder, "width": width, "tokens_per_second": ids.numel() / step, "to_products": step / bound}
-            )
+            runs = {"step": train, "products": functools.partial(_multiply, shapes, ids.numel())}
+            least, row = least_cpu_seconds(runs, rounds), {"ladder": ladder, "width": width}
+            row |= {"tokens_per_second": ids.numel() / least["step"], "to_products": least["step"] / least["products"]}
+            rows.append(row)
     return {"work": {"teacher": "tiny", "tokens": ids.numel(), "threads": 1}, "students": rows}
 
 
@@ -310,15 +267,6 @@ def _multiply(shapes: list[tuple[int, int, int]], tokens: int) -> None:
         left, right = torch.ones(tokens, in_features), torch.ones(in_features, out_features)
         for _ in range(times):
             torch.mm(left, right)
-
-
-def _least(run: Callable[[], None], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds + 1):
-        started = time.process_time()
-        run()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
 
 
 # ----------------------------------------------------------------------------------------------------------- output
@@ -355,26 +303,6 @@ def draw(found: dict[str, dict]):
     return figure
 
 
-def machine() -> dict:
-    return {
-        "machine": {"processor": _processor(), "system": platform.platform()},
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "trl", "liger-kernel")},
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((x.split(": ")[1] for x in lines if x.startswith("model name")), platform.processor())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 PARTS = {"loss": loss_benchmark, "step": step_benchmark, "speed": speed_benchmark}
 
 if __name__ == "__main__":
@@ -382,10 +310,9 @@ if __name__ == "__main__":
     parser.add_argument("--part", choices=list(PARTS), help="one part only")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant is timed")
     options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
     for part in [options.part] if options.part else PARTS:
         result = PARTS[part](options.rounds)
-        (RESULTS / f"distill_{part}.json").write_text(json.dumps(machine() | result, indent=1) + "\n")
+        save(f"distill_{part}", result, "torch", "trl", "liger-kernel")
         print(json.dumps({name: value for name, value in result.items() if name != "work"}, indent=1))
     files = {part: RESULTS / f"distill_{part}.json" for part in PARTS}
     if all(file.exists() for file in files.values()):

@@ -28,25 +28,17 @@ Peers are used where they can be imported, and the result says which were missin
 
 import argparse
 import copy
-import ctypes
-import gc
 import json
 import math
-import multiprocessing
-import platform
-import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
+from common import RESULTS, importable, in_fresh_processes, least_cpu_seconds, peak_memory, save
 
 from minwidth import autoencoder, figures, models, sae, sae_kernel, scales, stream, text
 from minwidth.autoencoder import Sae
 
-RESULTS = Path(__file__).parent / "results"
 D, LATENTS, LAM, RATE = 512, 8192, 0.1, 1e-5
 BATCHES, DENSITIES, HALF = (1024, 4096), (0.10, 0.03, 0.01), 0.5
 SAME = 1e-5  # relative difference of losses that counts as the same
@@ -159,6 +151,13 @@ def autograd(work: Work) -> Contestant:
     return Contestant(float(loss().detach()), step)
 
 
+@torch.no_grad()
+def _give(model: Sae, *places: torch.Tensor) -> None:
+    """Write the initial weights, in the order of ``Sae.parameters()``, to where a peer has them."""
+    for place, value in zip(places, model.parameters(), strict=True):
+        place.copy_(value)
+
+
 def _saelens(work: Work):
     from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
@@ -167,12 +166,7 @@ def _saelens(work: Work):
         peer = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=latents, k=work.model.topk))
     else:
         peer = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d, d_sae=latents, l1_coefficient=work.lam))
-    with torch.no_grad():
-        for parameter, value in (
-            (peer.W_enc, work.model.encoder.T), (peer.W_dec, work.model.decoder),
-            (peer.b_enc, work.model.bias_encoder), (peer.b_dec, work.model.bias_pre),
-        ):  # fmt: skip
-            parameter.copy_(value)
+    _give(work.model, peer.W_enc.T, peer.W_dec, peer.b_dec, peer.b_enc)
     return peer
 
 
@@ -218,13 +212,8 @@ def dictionary_learning(work: Work, bare: bool = False) -> Contestant:
         trainer = TopKTrainer(**shared, k=work.model.topk, device="cpu")
     else:
         trainer = StandardTrainer(**shared, l1_penalty=work.lam, sparsity_warmup_steps=None, device="cpu")
-    with torch.no_grad():
-        for parameter, value in (
-            (trainer.ae.encoder.weight, work.model.encoder), (trainer.ae.decoder.weight, work.model.decoder.T),
-            (trainer.ae.encoder.bias, work.model.bias_encoder),
-            (trainer.ae.b_dec if work.model.topk else trainer.ae.bias, work.model.bias_pre),
-        ):  # fmt: skip
-            parameter.copy_(value)
+    bias_pre = trainer.ae.b_dec if work.model.topk else trainer.ae.bias
+    _give(work.model, trainer.ae.encoder.weight, trainer.ae.decoder.weight.T, bias_pre, trainer.ae.encoder.bias)
     if bare:
         trainer.optimizer = torch.optim.Adam(trainer.ae.parameters(), lr=RATE)
         trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1)
@@ -237,12 +226,7 @@ def sparsify(work: Work) -> Contestant:
 
     (latents, d), x = work.model.decoder.shape, work.x
     peer = SparseCoder(d, SparseCoderConfig(num_latents=latents, k=work.model.topk))
-    with torch.no_grad():
-        for parameter, value in (
-            (peer.encoder.weight, work.model.encoder), (peer.W_dec, work.model.decoder),
-            (peer.encoder.bias, work.model.bias_encoder), (peer.b_dec, work.model.bias_pre),
-        ):  # fmt: skip
-            parameter.copy_(value)
+    _give(work.model, peer.encoder.weight, peer.W_dec, peer.b_dec, peer.encoder.bias)
     optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
     variance = (x - x.mean(0)).square().sum()
 
@@ -268,16 +252,9 @@ CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
 }
 
 
-def importable() -> tuple[list[str], dict[str, str]]:
-    """The contestants that run here, and why the others do not."""
-    found, missing = [], {}
-    for name, contestant in CONTESTANTS.items():
-        try:
-            contestant((topk_work if name in TOPK_ALONE else random_work)(16, 0.1, 8, 64)).step()
-            found.append(name)
-        except Exception as error:
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return found, missing
+def small_step(name: str) -> None:
+    """Imports and compiles."""
+    CONTESTANTS[name]((topk_work if name in TOPK_ALONE else random_work)(16, 0.1, 8, 64)).step()
 
 
 # -------------------------------------------------------------------------------------------------------- measures
@@ -297,14 +274,7 @@ def compare(found: Sequence[str], work: Work, rounds: int) -> dict:
     density = float((work.model.encode(work.x) > 0).float().mean())
     left, right, out = torch.randn(batch, d), torch.randn(latents, d), torch.empty(batch, latents)
     every = {"product": lambda: torch.mm(left, right.T, out=out)} | {name: one.step for name, one in ready.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in every}
-    for number in range(rounds + 1):
-        for name, step in every.items():
-            started = time.process_time()
-            step()
-            if number:  # the first step makes moments and buffers
-                seconds[name].append(time.process_time() - started)
-    least = {name: min(values) for name, values in seconds.items()}
+    least = least_cpu_seconds(every, rounds)
     product = least.pop("product")
     # matrix products a step: encoder, decoder, the gradients of z, both matrices and, by autograd, the input
     products = dict.fromkeys(ready, 6.0) | {"ours": 1 + 4 * density if density < sae_kernel.ACTIVE else 6.0}
@@ -351,38 +321,31 @@ def _from_exact(work: Work, x: torch.Tensor, active: torch.Tensor, gradients: sa
 
 
 def peak(name: str, batch: int, density: float) -> dict[str, int]:
-    """Peak resident bytes of this fresh process, and how far two steps raise it above imports and inputs (Linux)."""
+    """Peak resident bytes of this fresh process, and how far two steps raise it above imports and inputs."""
     torch.set_num_threads(1)
-    CONTESTANTS[name](random_work(16, density, 8, 64)).step()  # imports and compiles
+    small_step(name)
     work = random_work(batch, density)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is no room for the contestant
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
-    contestant = CONTESTANTS[name](work)
-    for _ in range(2):
-        contestant.step()
-    return {"process": _status("VmHWM"), "extra": _status("VmHWM") - before}
 
+    def two_steps() -> None:
+        contestant = CONTESTANTS[name](work)
+        for _ in range(2):
+            contestant.step()
 
-def _status(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
+    return peak_memory(two_steps)
 
 
 def benchmark(rounds: int, trained: Sequence[str]) -> dict:
     torch.set_num_threads(1)
-    found, missing = importable()
+    found, missing = importable(CONTESTANTS, small_step)
     table = [compare(found, random_work(batch, density), rounds) for batch in BATCHES for density in DENSITIES]
     table.append(compare(found, random_work(BATCHES[0], HALF), rounds))
     table += [compare(found, topk_work(BATCHES[0], density), rounds) for density in DENSITIES[1:]]
     table += [compare(found, trained_work(scale, batch), rounds) for scale in trained for batch in BATCHES]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        some = [name for name in found if name not in TOPK_ALONE]
-        memory = {name: pool.apply(peak, (name, BATCHES[1], DENSITIES[-1])) for name in some}
+    some = [name for name in found if name not in TOPK_ALONE]
+    memory = in_fresh_processes(peak, some, BATCHES[1], DENSITIES[-1])
     bars = [{"work": row["work"], "batch": row["batch"], "wanted": BARS[density], "got": row["fastest_peer_times_ours"]}
             for row in table for density in BARS if row["work"] == f"{density:.0%}"]  # fmt: skip
-    return machine() | {
+    return {
         "work": {"lam": LAM, "dtype": "float32", "threads": 1, "rounds": rounds},
         "missing": missing,
         "bars": bars,
@@ -396,7 +359,7 @@ def benchmark(rounds: int, trained: Sequence[str]) -> dict:
 
 def draw(result: dict):
     """Tokens per CPU second of each kind of work, and peak memory."""
-    with matplotlib.rc_context(figures.STYLE):
+    with figures.style():
         figure, ((left, right),) = figures.panels(2, height=3.4, width_ratios=[2, 1])
         rows = [row for row in result["steps"] if row["batch"] == BATCHES[0]]
         rows.sort(key=lambda row: (row["work"].startswith("trained"), "TopK" in row["work"], -row["density"]))
@@ -417,30 +380,12 @@ def draw(result: dict):
         return figure
 
 
-def machine() -> dict:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((x.split(": ")[1] for x in lines if x.startswith("model name")), platform.processor())
-    names = ("torch", "numba", "sae-lens", "dictionary-learning", "eai-sparsify")
-    return {
-        "machine": {"processor": processor, "system": platform.platform()},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant is timed")
     parser.add_argument("--trained", nargs="*", default=["tiny"], help="scales whose autoencoders are timed too")
     result = benchmark(**vars(parser.parse_args()))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sae.json").write_text(json.dumps(result, indent=1) + "\n")
+    save("sae", result, "torch", "numba", "sae-lens", "dictionary-learning", "eai-sparsify")
     draw(result).savefig(RESULTS / "sae.png", dpi=150, metadata={"Software": "minwidth"})
     for row in result["steps"]:
         print(row["work"], row["batch"], {name: round(value, 2) for name, value in row["times_ours"].items()})

@@ -20,19 +20,16 @@ Writes results/toy.json and results/toy.png. Takes about twenty minutes.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import RESULTS, save
 from torch import nn
 
 from minwidth import capacity, figures, toy, toy_kernel
 
-RESULTS = Path(__file__).parent / "results"
 CELL = (20, 0.9, 5)
 SAMPLE = [(10, 0.9, 2), (20, 0.8, 3), (20, 0.9, 5), (20, 0.99, 5), (40, 0.95, 8)]  # n, alpha, width
 SEEDS_OF_MODULES = 2
@@ -224,9 +221,7 @@ def growth(steps: int = 2000) -> dict[str, dict]:
 
 def picture(result: dict) -> None:
     """results/toy.png: speed, cost of floors, growth."""
-    import matplotlib
-
-    with matplotlib.rc_context(figures.STYLE):
+    with figures.style():
         figure, ((speeds, costs, growths),) = figures.panels(3, height=2.9)
         names = list(result["speed"])
         colors = [figures.PALETTE[0] if name == "ours" else figures.PALETTE[7] for name in names]
@@ -257,9 +252,7 @@ def main(steps: int, seeds: int, rounds: int) -> dict:
     checked = parity(found)
     fast = speed(rounds)
     result = {
-        "machine": {"processor": _processor(), "system": platform.platform(), "lanes": toy_kernel.LANES},
-        "versions": {"python": platform.python_version()}
-        | {x: metadata.version(x) for x in ("torch", "numba", "numpy")},
+        "lanes": toy_kernel.LANES,
         "compile_or_load_cpu_seconds": loading,
         "parity": checked,
         "speed": fast,
@@ -269,15 +262,9 @@ def main(steps: int, seeds: int, rounds: int) -> dict:
         "growth": growth(),
         "sizes": {"cell": CELL, "sample": SAMPLE, "steps": steps, "seeds": seeds, "rounds": rounds},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "toy.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
+    save("toy", result, "torch", "numba", "numpy")
     picture(result)
     return result
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((x.split(": ")[1] for x in lines if x.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

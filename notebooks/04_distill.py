@@ -1022,8 +1022,8 @@ pd.DataFrame(rows, columns=["width", "contexts", "low / high", "contexts for a t
 
 # %% [markdown]
 # An extrapolation from two points of one width. So the bracket says less here than at tiny: some nats are
-# unavoidable, and these students lose several times more than the high end. `python -m minwidth.bottleneck --scale
-# smollm2 --contexts 2304` goes on, in twice the time.
+# unavoidable, and these students lose several times more than the high end.
+# `bottleneck.ladder("smollm2", contexts=[2304])` goes on, in twice the time.
 
 # %%
 merged = smol_table.dropna()
@@ -1541,9 +1541,9 @@ figures.save(picture, "width_laws", "public")
 #
 # One width alone, of the smallest model that is that wide: `papermill 04_distill.ipynb -p width 512` trains SmolLM2 cut
 # to 512 dimensions; the bracket of its last state comes from the committed table, which has 64, 128, 256, 384 and 512
-# (another width takes up to half an hour more). `python -m minwidth.bottleneck --scale pythia-410m --temperature 2`
-# computes the paper's own, which needs Pythia's states on a few tens of thousands of tokens of The Pile: by estimate
-# hours of a CPU or minutes of a GPU, and a network.
+# (another width takes up to half an hour more). `make brackets SCALE=pythia-410m` computes the paper's own, which needs
+# Pythia's states on a few tens of thousands of tokens of The Pile: by estimate hours of a CPU or minutes of a GPU, and
+# a network.
 #
 # `papermill 04_distill.ipynb -p scale pythia-410m -p plan True` shows what a run would take. `make controls` trains the
 # longer ladders and the other objectives that sections 6 to 11 read.

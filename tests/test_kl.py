@@ -11,6 +11,14 @@ from hypothesis import strategies as st
 from minwidth import kl
 
 
+@pytest.fixture(autouse=True, scope="module")
+def sixteen_tokens_at_once():
+    """So that most problems here take several chunks, of which the last may be shorter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kl, "CPU_ELEMENTS", 0)
+        yield
+
+
 def problem(tokens, vocabulary, d_student, d_teacher, seed=0, scale=1.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(tokens, d_student), (vocabulary, d_student), (tokens, d_teacher), (vocabulary, d_teacher)]
@@ -50,12 +58,11 @@ def assert_matches(loss, inputs, expected, loss_tolerance=1e-6, gradient_toleran
     d_teacher=st.integers(1, 24),
     temperature=st.floats(0.5, 8),
     direction=st.sampled_from(["forward", "reverse"]),
-    chunk=st.one_of(st.none(), st.integers(1, 50)),
     seed=st.integers(0, 2**16),
 )
-def test_equals_full_logits(tokens, vocabulary, d_student, d_teacher, temperature, direction, chunk, seed):
+def test_equals_full_logits(tokens, vocabulary, d_student, d_teacher, temperature, direction, seed):
     inputs = problem(tokens, vocabulary, d_student, d_teacher, seed, scale=3.0)
-    loss = kl.divergence(*inputs, temperature, direction=direction, chunk=chunk)
+    loss = kl.divergence(*inputs, temperature, direction=direction)
     assert_matches(loss, inputs, reference(inputs, temperature, direction))
 
 
@@ -63,7 +70,7 @@ def test_equals_full_logits(tokens, vocabulary, d_student, d_teacher, temperatur
 def test_large_vocabulary_in_several_blocks(direction, monkeypatch):
     monkeypatch.setattr(kl, "BLOCK_ELEMENTS", 3 * 5000)  # neither the chunk nor the tokens are multiples of 3 rows
     inputs = problem(50, 5000, 24, 32, scale=3.0)
-    loss = kl.divergence(*inputs, 2.0, direction=direction, chunk=16)
+    loss = kl.divergence(*inputs, 2.0, direction=direction)
     assert_matches(loss, inputs, reference(inputs, 2.0, direction))
 
 
@@ -103,17 +110,15 @@ def test_batches_of_blocks_and_one_number_a_token(direction):
 @given(
     tokens=st.integers(1, 30),
     vocabulary=st.integers(2, 200),
-    temperature=st.floats(0.5, 8),
-    chunk=st.one_of(st.none(), st.integers(1, 40)),
     seed=st.integers(0, 2**16),
 )
-def test_cross_entropy_equals_full_logits(tokens, vocabulary, temperature, chunk, seed):
+def test_cross_entropy_equals_full_logits(tokens, vocabulary, seed):
     hidden, matrix, *_ = problem(tokens, vocabulary, 9, 1, seed, scale=3.0)
     targets = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(seed))
-    loss = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk)
+    loss = kl.cross_entropy(hidden, matrix, targets)
     wide = hidden.detach().double().requires_grad_(), matrix.detach().double().requires_grad_()
-    expected = F.cross_entropy(wide[0] @ wide[1].T / temperature, targets)
-    each = kl.cross_entropy(hidden, matrix, targets, temperature, chunk=chunk, per_token=True)
+    expected = F.cross_entropy(wide[0] @ wide[1].T, targets)
+    each = kl.cross_entropy(hidden, matrix, targets, per_token=True)
     assert each.shape == targets.shape
     assert each.mean().item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     assert_matches(loss, (hidden, matrix), (expected.detach(), *torch.autograd.grad(expected, wide)))
@@ -171,7 +176,7 @@ def test_never_holds_tokens_by_vocabulary():
     """No tensor that the loss allocates is near tokens x vocabulary."""
     inputs = problem(512, 3000, 4, 4)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kl.divergence(*inputs, 2.0, chunk=32).backward()
+        kl.divergence(*inputs, 2.0).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 512 * 3000 * 4 / 4
 
@@ -186,7 +191,6 @@ def test_never_holds_tokens_by_vocabulary():
         ({"teacher_unembedding": torch.zeros(11, 4)}, "must share a vocabulary, not 10 and 11"),
         ({"teacher_hidden": torch.zeros(5, 4)}, r"same tokens, not \[6\] and \[5\]"),
         ({"student_hidden": torch.zeros(0, 3)}, "no token is left"),
-        ({"chunk": 0}, "chunk must be at least one token, not 0"),
     ],
 )
 def test_bad_input(changes, message):

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from minwidth import ladders, probe, sae, scales, store, students, training
@@ -31,6 +32,22 @@ def test_one_choice_is_changed_at_a_time_and_what_was_measured_is_found(world, t
     long.sensitivity("tiny")
     with pytest.raises(ValueError, match="no sensitivity; it can be tiny, smollm2"):
         long.sensitivity("pythia-410m")
+
+
+@pytest.mark.parametrize("scale", ["tiny", "smollm2"])
+def test_brackets_are_the_records_of_the_committed_tables(scale, tmp_path, monkeypatch):
+    """Nothing is computed: what counts is what would be asked for."""
+
+    def asked(what, parameters, _):
+        values = dict.fromkeys(("table", "growth"), pd.DataFrame([{"width": 1}]))
+        return store.Record(store.key_of(what, parameters), parameters, values, {})
+
+    monkeypatch.setattr(store, "find_or_compute", asked)
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
+    long.brackets(scale)
+    for name in ("bottleneck.json", "bottleneck_growth.json"):
+        ours, committed = (json.loads((folder / scale / name).read_text()) for folder in (tmp_path, store.COMMITTED))
+        assert ours["record"] == committed["record"]
 
 
 def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(small, monkeypatch):

@@ -13,11 +13,11 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from minwidth import errors, ladders, models, probe, sae, scales, staircase, store, training
+from minwidth import bottleneck, errors, ladders, models, probe, sae, scales, staircase, store, training
 from minwidth.students import Job, losses, read, trained
 
 GRIDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-JOBS = ("sensitivity", "longer", "controls", "probes")
+JOBS = ("sensitivity", "brackets", "longer", "controls", "probes")
 
 
 def grid(job: str, scale: str) -> dict[str, Any]:
@@ -51,6 +51,13 @@ def sensitivity(scale: str) -> None:
     record = store.find(what, parameters) or store.keep(what, parameters, tables, seconds)
     store.save_results(scale, "sae_sensitivity", record["layers"], record)
     store.save_results(scale, "sae_sensitivity_floors", record["floors"], record)
+
+
+def brackets(scale: str) -> None:
+    """Both ends of the floor of the last state: tables ``bottleneck`` and, with the contexts, ``bottleneck_growth``."""
+    record, growth = bottleneck.ladder(scale), bottleneck.ladder(scale, **grid("brackets", scale))
+    store.save_results(scale, "bottleneck", record["table"], record)
+    store.save_results(scale, "bottleneck_growth", growth["growth"], growth)
 
 
 def stretched(p: scales.Distill) -> scales.Distill:
@@ -136,6 +143,8 @@ def main() -> None:
     for job in options.jobs:
         if job == "sensitivity":
             sensitivity(options.scale)
+        elif job == "brackets":
+            brackets(options.scale)
         elif job == "longer":
             longer(ladder)
         elif job == "controls":

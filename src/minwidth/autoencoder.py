@@ -130,13 +130,13 @@ class Settings(NamedTuple):
 class Run:
     """An autoencoder in training: parameters, moments, its curve; the intact state in ``checkpoint`` is continued."""
 
-    PLACE = ("step", "began", "sparse", "curve")  # what a checkpoint holds beside tensors
+    PLACE = ("step", "sparse", "curve")  # what a checkpoint holds beside tensors
 
     def __init__(self, settings: Settings, mean: Float[Tensor, "d"], checkpoint: Path | None = None):
         s = self.settings = settings
         self.sae = Sae.initial(mean, s.latents, s.seed, s.topk)
         self.adam, self.checkpoint, self.due = sae_kernel.Adam(self.sae), checkpoint, checkpointed()
-        self.step, self.began, self.curve = 0, 0, []  # began: the first step on the activations that are given now
+        self.step, self.curve = 0, []
         self.sparse, self.buffers = True, None  # buffers of the sparse step; none on a GPU
         if checkpoint and (found := load_state(checkpoint)):
             tensors, place = found
@@ -146,11 +146,16 @@ class Run:
             self.adam.steps = self.step
 
     def advance(
-        self, x: Float[Tensor, "tokens d"], until: int, seen: Callable[[int], object] = lambda steps: None
+        self,
+        x: Float[Tensor, "tokens d"],
+        until: int,
+        began: int = 0,
+        seen: Callable[[int], object] = lambda steps: None,
     ) -> None:
         """Train up to step ``until`` on batches drawn from ``x``, one epoch of a fresh permutation after the other.
 
-        ``seen`` is told the number of steps done, now and then. Raises ``Diverged`` if the loss is no longer finite.
+        Step ``began`` was the first on ``x``. ``seen`` is told the number of steps done, now and then. Raises
+        ``Diverged`` if the loss is no longer finite.
         """
         s, device, world = self.settings, self.sae.decoder.device, training.state()
         if device.type == "cpu" and self.buffers is None:
@@ -160,7 +165,7 @@ class Run:
             steps = min(until, (self.step // window + 1) * window) - self.step
             error, l0, fired = 0.0, 0.0, torch.zeros(s.latents, dtype=torch.bool, device=device)
             for _ in range(steps):
-                rows = batch_rows(len(x), s.batch, self.step - self.began, s.seed + self.began)
+                rows = batch_rows(len(x), s.batch, self.step - began, s.seed + began)
                 found = _mean(self.gradients(x[training.share(rows)].to(device)))
                 self.adam.step(self.sae, found, s.rate(self.step))
                 self.step += 1
@@ -204,10 +209,10 @@ def train(
     TF32 here, the model's pass included; what is measured afterwards is in float32.
     """
     device = model.model.device
-    files = [work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors" for s in every]
-    jobs = [Run(s, torch.zeros(model.d, device=device), file) for s, file in zip(every, files, strict=True)]
-    bar = tqdm(total=sum(s.steps for s in every), desc="training autoencoders", unit=" steps", leave=False)
-    bar.update(sum(job.step for job in jobs))
+    zero = torch.zeros(model.d, device=device)
+    jobs = [Run(s, zero, work / f"layer{s.layer}-lam{s.lam:g}-steps{s.steps}.safetensors") for s in every]
+    total, done = sum(s.steps for s in every), sum(job.step for job in jobs)
+    bar = tqdm(total=total, initial=done, desc="training autoencoders", unit=" steps", leave=False)
     a_shard = blocks_at_once(model, text, calibration)
     kept = name if text.size * model.d * len(calibration.scale) * 4 > ON_DISK and a_shard >= len(text) else None
     with training.tf32(device):
@@ -221,9 +226,7 @@ def train(
                 x = part[job.settings.layer]
                 if job.step == 0:
                     job.sae.bias_pre.data.copy_(x.mean(0))
-                if job.step == first:
-                    job.began = first
-                job.advance(x, min(until, job.settings.steps), bar.update)
+                job.advance(x, min(until, job.settings.steps), first, bar.update)
 
             side_by_side(advance, sorted(jobs, key=lambda job: -job.settings.steps), model)
     bar.close()

@@ -1,12 +1,9 @@
 """The floor of the last state: the least KL that any student of a width can have from a teacher, in nats per token.
 
-**Theorem.** However deep a student is and however it was trained, if its last state has d numbers, its mean KL from the
-teacher on N contexts is at least floor_N(d) = min over W [V x d] of mean_c min over h of KL(p_c || softmax(W h / T)).
-
-*Proof.* 1. In context c the student's logits are W h_c: its unembedding times its last state. 2. Its mean KL is
-therefore the mean of KL(p_c || softmax(W h_c / T)) at one W and some h_c. 3. The minimum over all W and one free h a
-context can only be lower. 4. Averaged over samples of N contexts it stays below the student's expected loss, and grows
-with N: the W that suits more contexts best suits each of them less. 5. At d = d_T it is 0: take the teacher's own.
+**Theorem** (proved in 01). However deep a student is and however it was trained, if its last state has d numbers, its
+mean KL from the teacher on N contexts is at least floor_N(d) = min over W [V x d] of mean_c min over h of
+KL(p_c || softmax(W h / T)). Averaged over samples of N contexts it stays below the student's expected loss, and grows
+with N: the W that suits more contexts best suits each of them less.
 
 An output bias is one more column of W: the lower end is then that of rank d + 1 (``bias=True``). Of a vocabulary too
 large for all of it the likeliest words S will do, by the chain rule: KL(p || q) >= p(S) KL(p|S || q|S) in each context.
@@ -18,13 +15,9 @@ one fitted on training contexts, with each *held-out* context's own best state, 
 floor of all text, up to the sampling error that the intervals tell.
 
 Known as the softmax bottleneck (Yang et al. 2018, arXiv:1711.03953; Godey et al. 2024, arXiv:2404.07647).
-
-``python -m minwidth.bottleneck --scale tiny --widths 32`` computes both ends for a scale's teacher.
 """
 
-import argparse
 import functools
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -39,8 +32,6 @@ from tqdm.auto import tqdm
 
 from minwidth import bottleneck_kernel as kernel
 from minwidth import errors, measured, models, scales, store, stream, text, training
-
-log = logging.getLogger(__name__)
 
 VALIDATION = 10  # one training context in so many chooses between the two unembeddings of the upper end
 
@@ -100,8 +91,13 @@ def floor(
         ValueError: shapes that do not fit, a width outside 1 ... d_T, a temperature that is not positive, too few
             contexts or words.
     """
-    d_teacher = teacher_hidden.shape[-1]
-    _check(teacher_hidden, teacher_unembedding, held_out, width, temperature, words, starts)
+    _check(teacher_hidden, teacher_unembedding, held_out, temperature)
+    d_teacher = teacher_hidden.shape[1]
+    _check_width(width, d_teacher, len(teacher_hidden))
+    if words is not None and not width < words:
+        raise ValueError(f"words = {words} must exceed the width, {width}: with fewer the lower end is 0.")
+    if starts < 1:
+        raise ValueError(f"starts = {starts}: give at least 1, and more to see whether they agree.")
     documents = _documents(documents, teacher_hidden)
     held_out_documents = _documents(held_out_documents, held_out)
     generator = torch.Generator().manual_seed(seed)
@@ -156,25 +152,27 @@ def floor(
     )
 
 
-def _check(hidden, unembedding, held_out, width, temperature, words, starts) -> None:
+def _check(hidden: Tensor, unembedding: Tensor, held_out: Tensor, temperature: float) -> None:
     if hidden.ndim != 2 or held_out.ndim != 2 or not hidden.shape[1] == held_out.shape[1] == unembedding.shape[1]:
         raise ValueError(
             f"contexts {list(hidden.shape)}, held_out {list(held_out.shape)} and unembedding "
             f"{list(unembedding.shape)} must be matrices that share d_T, their second dimension."
         )
-    if not 1 <= width <= hidden.shape[1]:
-        raise ValueError(f"width = {width} is outside 1 ... {hidden.shape[1]}, the teacher's: give one of those.")
+    if not len(held_out):
+        raise ValueError("No context is held out: give at least one for the upper end.")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature = {temperature} is not positive and finite; the study's is 2.")
-    if len(hidden) < 2 * width or len(held_out) < 1:
-        raise ValueError(
-            f"{len(hidden)} contexts and {len(held_out)} held out are too few for width {width}: give at least "
-            f"{2 * width} and 1, and many times the width for a lower end that says something."
+
+
+def _check_width(width: int, d_teacher: int, contexts: int) -> None:
+    """Raise ``ParameterError`` where the floor of a width cannot be asked for."""
+    if not 1 <= width <= d_teacher:
+        raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one of those.")
+    if contexts < 2 * width:
+        raise errors.ParameterError(
+            f"{contexts} contexts are too few for width {width}: give at least {2 * width}, and many times the width "
+            "for a lower end that says something."
         )
-    if words is not None and not width < words:
-        raise ValueError(f"words = {words} must exceed the width, {width}: with fewer the lower end is 0.")
-    if starts < 1:
-        raise ValueError(f"starts = {starts}: give at least 1, and more to see whether they agree.")
 
 
 def _documents(documents: Tensor | None, hidden: Tensor) -> Tensor:
@@ -195,11 +193,6 @@ def ladder(
     *,
     temperature: float = 2.0,
     contexts: Sequence[int] | None = None,
-    held_out: int | None = None,
-    words: int | None = None,
-    starts: int | None = None,
-    seed: int = 0,
-    tolerance: float = 1e-3,
 ) -> store.Record:
     """Both ends of the floor at each width, for a teacher on the study's text.
 
@@ -212,7 +205,7 @@ def ladder(
         scale_or_teacher: as ``models.load_teacher``.
         contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
             are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
-            if None, as ``widths``, ``held_out`` and ``starts`` (``scales.FLOORS``).
+            if None, as ``widths``, and as the rest is (``scales.FLOORS``).
 
     Raises:
         ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
@@ -220,26 +213,14 @@ def ladder(
     own = scales.FLOORS.get(scale_or_teacher, scales.FLOORS["other"])
     d_teacher = models.load_config(scale_or_teacher).hidden_size
     widths = sorted(widths or own.get("widths") or {max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)})
-    for width in widths:
-        if not 1 <= width <= d_teacher:
-            raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one there.")
     contexts = sorted(contexts or own["contexts"])
-    if contexts[0] < 2 * widths[-1]:
-        raise errors.ParameterError(
-            f"contexts = {contexts[0]} are too few for width {widths[-1]}: give at least {2 * widths[-1]}."
-        )
+    for width in widths:
+        _check_width(width, d_teacher, contexts[0])
     text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
-    p = {
-        "teacher": models.teacher_revision(scale_or_teacher),
-        "temperature": temperature,
-        "held_out": held_out or own["held_out"],
-        "words": words,
-        "starts": starts or own["starts"],
-        "seed": seed,
-        "tolerance": tolerance,
-        "blocks": own["blocks"],
-    } | {name: text[name] for name in ("text", "length", "percent")}
+    p = {"teacher": models.teacher_revision(scale_or_teacher), "temperature": temperature}
+    p |= {"words": None, "seed": 0, "tolerance": 1e-3} | {name: own[name] for name in ("held_out", "starts", "blocks")}
+    p |= {name: text[name] for name in ("text", "length", "percent")}
 
     @functools.cache
     def data() -> dict[str, Tensor]:
@@ -303,27 +284,3 @@ def _row(data: dict[str, Tensor], p: dict[str, Any], width: int, contexts: int) 
     row |= {"starts": len(found.starts), "starts_spread": max(found.starts) - min(found.starts)}
     row |= {name: getattr(found, name) for name in ("converged", "slack", "restricted")}
     return row | {"seconds": time.process_time() - started}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Bracket the floor of the last state at several widths of a student; records found are kept."""
-    parser = argparse.ArgumentParser(prog="python -m minwidth.bottleneck", description=main.__doc__)
-    parser.add_argument("--scale", default="tiny", help="a scale, or a teacher by folder or owner/name@commit")
-    parser.add_argument("--widths", type=int, nargs="+", help="of the last state; the scale's own if left out")
-    parser.add_argument("--contexts", type=int, nargs="+", help="of training text; more make the lower end higher")
-    parser.add_argument("--held-out", type=int, help="contexts of the upper end")
-    parser.add_argument("--words", type=int, help="likeliest words that the lower end looks at")
-    parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--starts", type=int, help="of the lower end's minimisation; whether they agree is told")
-    given = vars(parser.parse_args(arguments))
-    scale = given.pop("scale")
-    record = ladder(scale, **given)
-    if scale in scales.SCALES:
-        for name, table in (("bottleneck", "table"), ("bottleneck_growth", "growth")):
-            store.save_results(scale, name, record[table], record)
-    columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "contexts", "words", "mass"]
-    log.info("%s", record["table"][columns].to_string(index=False, float_format="%.4f"))
-
-
-if __name__ == "__main__":
-    errors.command(main)

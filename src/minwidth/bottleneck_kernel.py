@@ -18,6 +18,7 @@ from minwidth import kl
 CACHE_BYTES = 2**32  # the teacher's probabilities are kept up to this size, and computed anew in each pass beyond it
 MEMORY = 10  # pairs of steps and gradients that L-BFGS remembers
 PATIENCE = 10  # steps over which a fall below the tolerance counts as the end
+NEWTON, CONJUGATE = 10, 12  # steps of Newton's method for a held-out state, and of conjugate gradients in each
 RANK_TOLERANCE = 1e-10  # share of the largest variance (of logits) below which a direction is rounding
 
 
@@ -45,18 +46,15 @@ def _chunks(contexts: int, words: int, device: torch.device) -> Iterator[slice]:
 def target_of(hidden: Tensor, unembedding: Tensor, chosen: Int[Tensor, "words"] | None = None) -> Target:
     matrix = unembedding if chosen is None else unembedding[chosen]
     contexts, words = len(hidden), len(matrix)
-    cached = None
-    if contexts * words * hidden.element_size() <= CACHE_BYTES:
-        cached = hidden.new_empty(contexts, words)
+    cached = hidden.new_empty(contexts, words) if contexts * words * hidden.element_size() <= CACHE_BYTES else None
     log_sum, mass, negentropy = (hidden.new_empty(contexts) for _ in range(3))
     for rows in _chunks(contexts, len(unembedding), hidden.device):
         logits = hidden[rows] @ unembedding.T
         log_sum[rows] = logits.logsumexp(1)
-        p = (logits if chosen is None else logits[:, chosen]).sub_(log_sum[rows, None])
-        of_part = p.logsumexp(1) if chosen is not None else torch.zeros_like(log_sum[rows])
+        log_p = (logits if chosen is None else logits[:, chosen]).sub_(log_sum[rows, None])
+        p = log_p.exp()
+        of_part = log_p.logsumexp(1) if chosen is not None else torch.zeros_like(log_sum[rows])
         mass[rows] = of_part.exp()
-        log_p = p.clone()
-        p.exp_()
         negentropy[rows] = torch.linalg.vecdot(p, log_p) - mass[rows] * of_part
         if cached is not None:
             cached[rows] = p
@@ -108,7 +106,7 @@ def _reduce_(logits: Tensor, p: Tensor, mass: Tensor) -> Tensor:
 class Fit(NamedTuple):
     hidden: Float[Tensor, "contexts d"]
     unembedding: Float[Tensor, "words d"]
-    matrix: Float[Tensor, "d_T d"]  # the A of W = W_T A; of a free W that of where it started
+    matrix: Float[Tensor, "_ d"]  # what was varied: the A of W = W_T A, or W itself
     losses: Float[Tensor, "contexts"]
     loss: float
     fall: float  # share over the last PATIENCE steps
@@ -168,7 +166,7 @@ def minimise(
     hessian, costs = curvature(target, unembedding)
     costs = costs + costs.mean() / 10
     moment = _cholesky(hidden.T @ hidden / contexts)
-    basis, start = None, matrix
+    basis = None
     if not restricted:
         matrix = unembedding
         spread = mean_probabilities(target, hidden.square().sum(1)) / hidden.square().sum(1).mean()
@@ -177,30 +175,29 @@ def minimise(
         basis = target.unembedding - (mean / mean.sum()) @ target.unembedding
         metric = _cholesky((basis.T * mean) @ basis)
 
-    def unembedding_of(x: Tensor) -> tuple[Tensor, Tensor]:
-        states, matrix_ = x[: hidden.numel()].view_as(hidden), x[hidden.numel() :].view_as(matrix)
-        return states, matrix_ if basis is None else basis @ matrix_
+    def joined(states: Tensor, matrix: Tensor) -> Tensor:
+        return torch.cat([states.flatten(), matrix.flatten()])
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[: hidden.numel()].view_as(hidden), x[hidden.numel() :].view_as(matrix)
+
+    def logit_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+        states, varied = parts(x)
+        return states, varied if basis is None else basis @ varied
 
     def value(x: Tensor) -> tuple[Tensor, Tensor]:
-        losses, for_hidden, for_matrix = losses_and_gradients(target, *unembedding_of(x))
-        if basis is not None:
-            for_matrix = basis.T @ for_matrix
-        return losses, torch.cat([for_hidden.flatten(), for_matrix.flatten()]).div_(contexts)
+        losses, for_hidden, for_matrix = losses_and_gradients(target, *logit_factors(x))
+        return losses, joined(for_hidden, for_matrix if basis is None else basis.T @ for_matrix).div_(contexts)
 
     def scaled(gradient: Tensor) -> Tensor:
-        for_hidden = gradient[: hidden.numel()].view_as(hidden) * (contexts / costs).unsqueeze(1)
-        for_matrix = gradient[hidden.numel() :].view_as(matrix)
+        for_hidden, for_matrix = parts(gradient)
         for_matrix = for_matrix / spread.unsqueeze(1) if basis is None else torch.cholesky_solve(for_matrix, metric)
-        for_matrix = torch.cholesky_solve(for_matrix.T, moment).T
-        return torch.cat([for_hidden.flatten(), for_matrix.flatten()])
+        return joined(for_hidden * (contexts / costs).unsqueeze(1), torch.cholesky_solve(for_matrix.T, moment).T)
 
-    x, losses, history = _lbfgs(
-        value, scaled, torch.cat([hidden.flatten(), matrix.flatten()]), steps, tolerance, progress
-    )
-    found = x[hidden.numel() :].view_as(matrix) if restricted else start
+    x, losses, history = _lbfgs(value, scaled, joined(hidden, matrix), steps, tolerance, progress)
     before = history[max(0, len(history) - 1 - PATIENCE)]
     fall = (before - history[-1]) / max(before, 1e-5)  # a loss of 0 is one of rounding
-    return Fit(*unembedding_of(x), found, losses, history[-1], fall)
+    return Fit(*logit_factors(x), parts(x)[1], losses, history[-1], fall)
 
 
 def curvature(
@@ -251,10 +248,9 @@ def _lbfgs(value, scaled, x: Tensor, steps: int, tolerance: float, progress: str
             length *= 0.4
         if not loss < history[-1]:  # rounding is all that is left
             break
-        pairs.append((new - x, new_gradient - gradient, 0.0))
-        product = float(pairs[-1][0] @ pairs[-1][1])
-        pairs[-1] = (*pairs[-1][:2], product)
-        pairs = pairs[-MEMORY:] if product > 0 else pairs[:-1]
+        step, change = new - x, new_gradient - gradient
+        if (product := float(step @ change)) > 0:
+            pairs = [*pairs, (step, change, product)][-MEMORY:]
         x, losses, gradient = new, new_losses, new_gradient
         history.append(loss)
         bar.update()
@@ -291,8 +287,6 @@ def _newton(
     p: Float[Tensor, "rows words"],
     mass: Float[Tensor, "rows"],
     negentropy: Float[Tensor, "rows"],
-    steps: int = 10,
-    inner: int = 12,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """State, loss and Newton decrement of each row, from the state it starts at."""
     tiny, wanted = torch.finfo(h.dtype).tiny, p @ w
@@ -303,16 +297,15 @@ def _newton(
         return losses, logits.add_(p[rows])
 
     losses, q = loss_and_q(h, slice(None))
-    for _ in range(steps):
+    for _ in range(NEWTON):
         mean = q @ w
         gradient = rest = direction = mean - wanted
         step, size = torch.zeros_like(h), gradient.square().sum(1, keepdim=True)
-        for _ in range(inner):
+        for _ in range(CONJUGATE):
             change = direction @ w.T
             moved = torch.linalg.vecdot(q, change).unsqueeze(1) / mass.unsqueeze(1)
-            product = (
-                change.mul_(q) @ w - moved * mean + 1e-4 * direction
-            )  # damped, for states that cost next to nothing
+            damping = 1e-4 * direction  # for states that cost next to nothing
+            product = change.mul_(q) @ w - moved * mean + damping
             length = size / torch.linalg.vecdot(direction, product).unsqueeze(1).clamp_min(tiny)
             step, rest = step + length * direction, rest - length * product
             before, size = size, rest.square().sum(1, keepdim=True)

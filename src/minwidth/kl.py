@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 10 * 2**20, "cuda": 2**26}  # logits of one buffer: large enough for efficient matrix products
+CPU_ELEMENTS, GPU_ELEMENTS = 10 * 2**20, 2**26  # logits of one buffer: enough for efficient matrix products
 BLOCK_ELEMENTS = 2**18  # logits that the in-place passes work on at once on a CPU: they stay in its cache
 
 
@@ -23,20 +23,18 @@ def divergence(
     temperature: float = 2.0,
     *,
     direction: str = "forward",
-    chunk: int | None = None,
     per_token: bool = False,
 ) -> Float[Tensor, "*tokens"]:
     """Mean KL divergence in nats per token between teacher and student at a temperature, without a T^2 factor.
 
     Forward is KL(teacher || student), reverse is KL(student || teacher). Differentiable in both arguments of the
     student; the teacher is a constant. Accumulates in fp32 at least; under autocast the matrix products use its type.
-
-    Args:
-        chunk: tokens whose logits are held at once, chosen for the device if None.
-        per_token: one number a token instead of their mean; for evaluation, no gradients.
+    With ``per_token`` one number a token instead of their mean; for evaluation, no gradients.
     """
-    _check(student_hidden, student_unembedding, temperature, chunk)
-    _check(teacher_hidden, teacher_unembedding, temperature, chunk)
+    _check(student_hidden, student_unembedding)
+    _check(teacher_hidden, teacher_unembedding)
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, not {temperature}.")
     tokens, others = list(student_hidden.shape[:-1]), list(teacher_hidden.shape[:-1])
     if tokens != others:
         raise ValueError(f"student and teacher must have hidden states of the same tokens, not {tokens} and {others}.")
@@ -46,46 +44,40 @@ def divergence(
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}.")
     teacher = teacher_hidden.flatten(0, -2), teacher_unembedding
-    return _loss(student_hidden, student_unembedding, *teacher, DIRECTIONS[direction], temperature, chunk, per_token)
+    return _loss(student_hidden, student_unembedding, *teacher, DIRECTIONS[direction], temperature, per_token)
 
 
 def cross_entropy(
     hidden: Float[Tensor, "*tokens d"],
     unembedding: Float[Tensor, "vocabulary d"],
     targets: Int[Tensor, "*tokens"],
-    temperature: float = 1.0,
     *,
-    chunk: int | None = None,
     per_token: bool = False,
 ) -> Float[Tensor, "*tokens"]:
     """Mean cross-entropy in nats per token of ``targets`` under the logits ``hidden @ unembedding.T``.
 
     Targets are compared as they come: shift them before the call. Otherwise like :func:`divergence`.
     """
-    _check(hidden, unembedding, temperature, chunk)
+    _check(hidden, unembedding)
     if targets.shape != hidden.shape[:-1] or targets.is_floating_point():
         wanted, given = list(hidden.shape[:-1]), f"{targets.dtype} {list(targets.shape)}"
         raise ValueError(f"targets must be one token number for each of {wanted} tokens, not {given}.")
     if not 0 <= int(targets.min()) <= int(targets.max()) < len(unembedding):
         raise ValueError(f"targets must lie in 0 ... {len(unembedding) - 1}, the vocabulary.")
-    return _loss(hidden, unembedding, targets.reshape(-1, 1), None, _cross_entropy_, temperature, chunk, per_token)
+    return _loss(hidden, unembedding, targets.reshape(-1, 1), None, _cross_entropy_, 1.0, per_token)
 
 
 def tokens_at_once(device: str, vocabulary: int) -> int:
-    """Tokens of a chunk on a type of device, where none are asked for."""
-    return max(16, CHUNK_ELEMENTS.get(device, 2**26) // vocabulary)
+    """Tokens of a chunk on a type of device."""
+    return max(16, (CPU_ELEMENTS if device == "cpu" else GPU_ELEMENTS) // vocabulary)
 
 
-def _check(hidden: Tensor, unembedding: Tensor, temperature: float, chunk: int | None) -> None:
+def _check(hidden: Tensor, unembedding: Tensor) -> None:
     if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[1]:
         shapes = f"{list(hidden.shape)} and {list(unembedding.shape)}"
         raise ValueError(f"hidden states [..., d] and unembedding [vocabulary, d] must share d, not {shapes}.")
     if not hidden.shape[:-1].numel():
         raise ValueError("no token is left to average over; pass at least one.")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, not {temperature}.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least one token, not {chunk}; leave it out to have it chosen.")
 
 
 # ------------------------------------------------------------------------- logits -> losses and gradient, in place
@@ -158,7 +150,7 @@ class _ChunkedMean(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # the only reference goes out: no copy when they are stored
         if not upstream.is_cpu or upstream != 1:  # to look at the number would make a GPU wait
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _factors(hidden: Tensor, unembedding: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -177,7 +169,6 @@ def _losses_and_gradients(
     teacher_unembedding: Float[Tensor, "vocabulary d_T"] | None,
     reduce_: Callable,
     temperature: float,
-    chunk: int | None,
     wanted: tuple[bool, bool],
 ) -> tuple[Float[Tensor, " tokens"], Tensor | None, Tensor | None]:
     """Loss of each token, and the mean loss's gradients for ``hidden`` and ``unembedding`` where wanted."""
@@ -185,8 +176,8 @@ def _losses_and_gradients(
     states, matrix = _factors(hidden, unembedding, temperature)
     if teacher_unembedding is not None:
         teacher, teacher_matrix = _factors(teacher, teacher_unembedding, temperature)
-    chunk = chunk or tokens_at_once(device.type, vocabulary)
-    chunk = -(-tokens // -(-tokens // chunk))  # as many chunks, but of one size
+    chunks = -(-tokens // tokens_at_once(device.type, vocabulary))
+    chunk = -(-tokens // chunks)  # of one size
     block = min(chunk, max(1, BLOCK_ELEMENTS // vocabulary)) if hidden.is_cpu else chunk
     weight = 1 / tokens if any(wanted) else None
 

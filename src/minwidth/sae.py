@@ -10,6 +10,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,10 +112,10 @@ def statistics(sums: Sums, weights: Float[np.ndarray, "documents"] | None = None
     return Statistics(alive, l0, frequency, weights @ sums.squares / tokens)
 
 
-def bootstrap(sums: Sums, draws: int, seed: int) -> list[Statistics]:
-    """Statistics of samples of as many documents, drawn with replacement."""
+def bootstrap(sums: Sums, seed: int) -> list[Statistics]:
+    """Statistics of ``DRAWS`` samples of as many documents, drawn with replacement."""
     documents = len(sums.tokens)
-    weights = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), draws)
+    weights = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), DRAWS)
     return [statistics(sums, row) for row in weights.astype(float)]
 
 
@@ -141,29 +143,26 @@ def mean_and_covariance(moments: Float[Tensor, "d+1 d+1"]) -> tuple[Float[Tensor
 # ---------------------------------------------------------------------------------------------------------- in nats
 
 
-class Reference(NamedTuple):
-    """What other models are compared with."""
-
-    teacher: models.Teacher
-    blocks: Int[np.ndarray, "blocks length"]
-    states: Float[np.ndarray, "blocks length d"]  # of stream.offline_teacher
-
-
 @torch.no_grad()
-def divergence(reference: Reference, model: nn.Module) -> float:
-    """Mean KL(teacher || model) over all positions of the blocks, in nats per token at T = ``TEMPERATURE``."""
-    matrices, start, total = (models.unembedding(model), models.unembedding(reference.teacher.model)), 0, 0.0
-    for ids in stream.batches(reference.blocks, reference.teacher.model.device):
-        states = torch.from_numpy(reference.states[start : start + len(ids)].copy()).to(ids.device)
-        hidden, start = models.final_hidden(model, ids), start + len(ids)
-        total += float(kl.divergence(hidden, matrices[0], states, matrices[1], TEMPERATURE, per_token=True).sum())
-    return total / reference.blocks.size
-
-
-def spliced_divergence(
-    reference: Reference, layer: int, calibration: stream.Calibration, reconstruct: Callable[[Tensor], Tensor]
+def divergence(
+    teacher: models.Teacher,
+    blocks: Int[np.ndarray, "blocks length"],
+    states: Float[np.ndarray, "blocks length d"],
+    model: nn.Module,
 ) -> float:
-    """KL in nats when the model continues from ``reconstruct(x)`` at a layer; tokens left out stay as they are."""
+    """Mean KL(teacher || model) over all tokens of the blocks, in nats at T = ``TEMPERATURE``; the states are its."""
+    matrix, own, start, total = models.unembedding(teacher.model), models.unembedding(model), 0, 0.0
+    for ids in stream.batches(blocks, teacher.model.device):
+        of_teacher = torch.from_numpy(states[start : start + len(ids)].copy()).to(ids.device)
+        hidden, start = models.final_hidden(model, ids), start + len(ids)
+        total += float(kl.divergence(hidden, own, of_teacher, matrix, TEMPERATURE, per_token=True).sum())
+    return total / blocks.size
+
+
+def continued(
+    teacher: models.Teacher, layer: int, calibration: stream.Calibration, reconstruct: Callable[[Tensor], Tensor]
+) -> AbstractContextManager[nn.Module]:
+    """The teacher as it continues from ``reconstruct(x)`` at a layer; tokens left out stay as they are."""
 
     def replace(x: Tensor) -> Tensor:
         keep, scale = stream.kept_tokens({layer: x}, calibration), calibration.scale[layer]
@@ -171,8 +170,7 @@ def spliced_divergence(
         x[keep] = reconstruct(x[keep] * scale) / scale
         return x
 
-    with stream.spliced(reference.teacher.model, layer, replace) as model:
-        return divergence(reference, model)
+    return stream.spliced(teacher.model, layer, replace)
 
 
 # --------------------------------------------------------------------------------------------------- the measurement
@@ -208,11 +206,11 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     moments, every_sums, left_out = _held_out(teacher, unseen, calibration, trained)
 
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
-    reference = Reference(teacher, blocks, stream.offline_teacher(teacher, blocks, f"{p.scale}-sae"))
+    nats = partial(divergence, teacher, blocks, stream.offline_teacher(teacher, blocks, f"{p.scale}-sae"))
     of_cut = [math.nan] * len(p.widths)
     try:
         basis = projection.stream_basis(teacher.model, stream.batches(text[: len(blocks)], "cpu"))
-        of_cut = [divergence(reference, cut.cut_to_width(teacher.model, basis, width)) for width in p.widths]
+        of_cut = [nats(cut.cut_to_width(teacher.model, basis, width)) for width in p.widths]
     except ValueError as error:  # of a family that can't be cut
         log.warning("%s", error)
     spectra, variance, ablated = {}, {}, {}
@@ -220,29 +218,26 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
         tokens, (mean, covariance) = int(moments[layer][-1, -1]), mean_and_covariance(moments[layer])
         spectra[layer] = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).numpy()
         variance[layer] = (tokens - 1) * float(covariance.trace())
-        mean = mean.float().to(teacher.model.device)
-        ablated[layer] = spliced_divergence(reference, layer, calibration, mean.expand_as)
+        with continued(teacher, layer, calibration, mean.float().to(teacher.model.device).expand_as) as model:
+            ablated[layer] = nats(model)
 
-    rows, floors, curves, doubling, values = [], [], [], [], {}
+    rows, floors, curves, values = [], [], [], {}
     for run, sums in zip(tqdm(trained, desc="feature statistics", leave=False), every_sums, strict=True):
         s, sae = run.settings, run.sae
         names = {"layer": s.layer, "lam": s.lam, "expansion": p.expansion, "tokens": p.tokens, "seed": s.seed}
-        found, draws = statistics(sums), bootstrap(sums, DRAWS, s.seed)
-        counted = {name: getattr(found, name) for name in COUNTED}
-        spliced = spliced_divergence(reference, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x)))
-        quality = {"fvu": sums.error / variance[s.layer], "kl_spliced": spliced, "kl_ablated": ablated[s.layer]}
-        is_default = (s.layer, s.lam) == (p.layer, p.lam)
-        if is_default:
-            doubling.append({"steps": s.steps, "alive": found.alive, "l0": found.l0, "d_star": found.d_star} | quality)
-        if s.steps != p.steps:
-            continue
+        found, draws, is_default = statistics(sums), bootstrap(sums, s.seed), (s.layer, s.lam) == (p.layer, p.lam)
         row = {"steps": s.steps, "held_out_tokens": int(sums.tokens.sum()), "documents": len(sums.tokens)}
         row["g"] = float(capacity.g(found.alpha))
+        counted = {name: getattr(found, name) for name in COUNTED}
         for name, value in counted.items():
             low, high = interval(value, [getattr(draw, name) for draw in draws])
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        with continued(teacher, s.layer, calibration, lambda x, sae=sae: sae.decode(sae.encode(x))) as model:
+            row |= {"fvu": sums.error / variance[s.layer], "kl_spliced": nats(model), "kl_ablated": ablated[s.layer]}
         rest = {"kind": p.kind, "latents": s.latents, "d_teacher": teacher.d, "default": is_default}
-        rows.append(names | row | quality | rest)
+        rows.append(names | row | rest)
+        if s.steps != p.steps:
+            continue
         floors.append(pd.DataFrame(names | predictions(p.widths, found, draws, spectra[s.layer]) | {"kl_cut": of_cut}))
         curves += [names | point | {"tokens_seen": point["step"] * s.batch} for point in run.curve]
         values[f"importance/{s.layer}/{s.lam:g}"] = found.tail.astype(np.float32)
@@ -254,8 +249,10 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     values |= {"lam": p.lam, "layer": p.layer, "d_teacher": teacher.d, "left_out": left_out}
     values["topk"] = p.topk if p.kind == "topk" else None
     values["calibration"] = {"limit": calibration.limit[p.layer], "scale": calibration.scale[p.layer]}
-    tables = {"layers": pd.DataFrame(rows), "floors": pd.concat(floors, ignore_index=True)}
-    return values | tables | {"curves": pd.DataFrame(curves), "doubling": pd.DataFrame(doubling)}
+    every = pd.DataFrame(rows)
+    doubling = every[every["default"]][["steps", "alive", "l0", "d_star", "fvu", "kl_spliced", "kl_ablated"]]
+    tables = {"layers": every[every.steps == p.steps], "floors": pd.concat(floors), "doubling": doubling}
+    return values | tables | {"curves": pd.DataFrame(curves)}
 
 
 def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:

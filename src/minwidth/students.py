@@ -205,7 +205,6 @@ def objective(
     states: Tensor,
     matrix: Tensor,
     each: bool = False,
-    chunk: int | None = None,
 ) -> Tensor:
     """Loss a student learns from, in nats per token: its mean, or one number a token where ``each`` is set.
 
@@ -217,7 +216,6 @@ def objective(
         model: the student, or None for a uniform guess.
         states: the teacher's final states on ``ids``.
         matrix: the teacher's unembedding.
-        chunk: tokens whose logits are held at once (``kl``), chosen for the device if None.
     """
     if model is None:
         hidden, vocabulary = matrix.new_zeros(*ids.shape, 1), matrix.new_zeros(len(matrix), 1)
@@ -226,9 +224,9 @@ def objective(
     else:
         hidden, vocabulary = models.final_hidden(model, ids), models.unembedding(model)
     if p.objective == "cross_entropy":
-        return kl.cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], chunk=chunk, per_token=each)
-    how = {"direction": "reverse" if p.objective == "reverse" else "forward", "chunk": chunk, "per_token": each}
-    value = kl.divergence(hidden, vocabulary, states, matrix, p.temperature, **how)
+        return kl.cross_entropy(hidden[:, :-1], vocabulary, ids[:, 1:], per_token=each)
+    direction = "reverse" if p.objective == "reverse" else "forward"
+    value = kl.divergence(hidden, vocabulary, states, matrix, p.temperature, direction=direction, per_token=each)
     if p.objective == "hidden":
         missed = states if model is None else states - model.match(hidden)
         value = value + missed.square().sum(-1) / states.square().sum(-1)
