@@ -50,8 +50,7 @@ evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 layers = None  # of random students, if not the teacher's
 basis = None  # of those of width alone: "principal", "channels", "uncut" or "local" (`students.untrained`)
-plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
-gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
+plan = False  # show FLOPs, memory, disk and hours on some GPUs, and run nothing
 processes = None  # devices of this machine that train together
 
 # %% tags=["colab", "remove-cell"]
