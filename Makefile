@@ -124,7 +124,7 @@ known: $(INSTALLED)
 	$(BIN)/python -m minwidth.known_teacher
 
 processors: $(DEVELOP)
-	$(BIN)/python -m tests.processors
+	$(BIN)/python -m workflow.processors
 
 bench: .venv-bench/.installed
 	for benchmark in benchmarks/*.py; do .venv-bench/bin/python $$benchmark || exit 1; done
