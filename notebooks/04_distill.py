@@ -1337,7 +1337,8 @@ table("carried", carried.rename(columns="{} times ahead".format).reset_index(), 
 
 # %% [markdown]
 # Shapes can be exchanged for one another; the two kinds cannot. Paths level off sooner, so what was learnt from them
-# promises finished runs too small a fall. Students here are finished runs and get that calibration.
+# promises finished runs too small a fall. Students here are finished runs and get the calibration by all of those,
+# `curves.FINISHED`.
 
 # %%
 with figures.style():
