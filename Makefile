@@ -127,7 +127,7 @@ known: $(INSTALLED)
 	$(BIN)/python -m minwidth.known_teacher
 
 processors: $(DEVELOP)
-	$(BIN)/python -m tests.processors
+	$(BIN)/python -m workflow.processors
 
 bench: .venv-bench/.installed
 	for benchmark in distill sae toy; do .venv-bench/bin/python benchmarks/$$benchmark.py || exit 1; done

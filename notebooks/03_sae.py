@@ -46,8 +46,7 @@ length = None  # tokens a block
 widths = None  # of students to predict
 doubling = None  # train the default once more, for twice the steps
 seed = None
-plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing that takes long
-gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
+plan = False  # show FLOPs, memory, disk and hours on some GPUs, and run nothing that takes long
 processes = None  # devices of this machine that train together
 
 # %% tags=["colab", "remove-cell"]
@@ -850,8 +849,8 @@ assert spread[0.1] < 5 and spread[three].max() < 50
 # - **Any causal language model** is measured by `papermill 03_sae.ipynb -p teacher <folder, or owner/name@commit>
 #   -p layer 6`; notebook 08 goes on from there. Its tables and figures go to folders named `other`, and the sentences
 #   above remain about the tiny teacher.
-# - **What would it take?** `-p plan True -p gpu A100` shows FLOPs, memory, disk and hours before anything long is run,
-#   and ends there. **On several devices**, `-p processes 4` trains each autoencoder on four of them; so does
+# - **What would it take?** `-p plan True` shows FLOPs, memory, disk and hours before anything long is run, and ends
+#   there. **On several devices**, `-p processes 4` trains each autoencoder on four of them; so does
 #   `accelerate launch --num_processes 4 -m minwidth.sae --scale pythia-410m` on a cluster.
 # - **Interrupted runs** continue where they stopped, to the same numbers; what was measured before is found.
 # - **SAELens**: `autoencoder.save_saelens(best, folder, rule.scale[layer])` writes the autoencoder as SAELens reads it,

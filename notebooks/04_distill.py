@@ -50,8 +50,7 @@ evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 layers = None  # of random students, if not the teacher's
 basis = None  # of those of width alone: "principal", "channels", "uncut" or "local" (`students.untrained`)
-plan = False  # show FLOPs, memory, disk and hours on `gpu`, and run nothing
-gpu = None  # "H100", "A100", "L40S" or "RTX 4090"
+plan = False  # show FLOPs, memory, disk and hours on some GPUs, and run nothing
 processes = None  # devices of this machine that train together
 
 # %% tags=["colab", "remove-cell"]
@@ -71,7 +70,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import minimize_scalar, nnls
 
 from minwidth import (
     bottleneck,
@@ -1192,19 +1191,87 @@ again[["width", "alpha", "alive", "own", "teachers"]].round(3)
 # a new model's last fall is the half-width. By hand, on one held-out model:
 
 # %%
-public = {kind: curves.public(kind) for kind in ("finished", "path")}
-places = pd.concat([curves.cases(frame).assign(kind=kind) for kind, frame in public.items()], ignore_index=True)
-known = {kind: curves.alternate(frame) for kind, frame in public.items()}  # by size, every other model
+AHEAD, METHODS = (2, 4, 8), ("last value", "geometric", "power law", "shared exponent")
+EXPONENTS = np.geomspace(0.02, 4, 80)  # searched for a power law
+series = pd.read_csv(DATA / "public" / "over_training.csv").query("eval_corpus == 'c4_val' and flag == 0")
+series = series.assign(model=series.train_data + "-" + series.width.astype(str))
+public = {
+    "finished": series[series.groupby("model").tokens.transform("size") >= 4],  # of four budgets or more
+    "path": pd.read_csv(DATA / "public" / "gemstones.csv"),
+}
+
+
+def power_law(steps, losses):
+    """Limit, scale and exponent, all at least 0, of L = limit + scale t^-exponent by least squares."""
+    steps, losses = np.asarray(steps, float), np.asarray(losses, float)
+    fits = [nnls(np.stack([np.ones_like(steps), (steps / steps[-1]) ** -b], 1), losses) for b in EXPONENTS]
+    best = int(np.argmin([rest for _, rest in fits]))
+    (limit, scale), exponent = fits[best][0], EXPONENTS[best]
+    return limit, scale * steps[-1] ** exponent, exponent
+
+
+def cases(runs):
+    """Each place of each curve from which an end can be predicted and is known, and the falls that methods promise."""
+
+    def at(tokens, value):
+        return next(iter(np.flatnonzero(np.isclose(tokens, value, rtol=0.01))), None)
+
+    rows = []
+    for model, curve in runs.sort_values("tokens").groupby("model"):
+        tokens, losses = curve.tokens.to_numpy(float), curve.loss.to_numpy()
+        for place, (now, last) in enumerate(zip(tokens, losses, strict=True)):
+            back = [at(tokens, now / step) for step in (4, 2, 1)]
+            ends = {ahead: then for ahead in AHEAD if (then := at(tokens, now * ahead)) is not None}
+            if None in back or not ends:
+                continue
+            unit, ratio = curves.last_fall(losses[back])
+            limit, scale, exponent = power_law(tokens[: place + 1], losses[: place + 1])
+            for ahead, then in ends.items():
+                falls = (0.0, unit * curves.doublings(ratio, ahead), last - limit - scale * tokens[then] ** -exponent)
+                row = {"model": model, "tokens": now, "ahead": ahead, "unit": unit, "fall": last - losses[then]}
+                rows.append(row | dict(zip(METHODS, falls, strict=False)))
+    return pd.DataFrame(rows)
+
+
+def error(rows, method, exponent):
+    """Of the loss that a method predicts, above 0 where it is too high."""
+    if method != "shared exponent":
+        return rows.fall - rows[method]
+    return rows.fall - rows.unit * curves.doublings(2.0**-exponent, rows.ahead)
+
+
+def calibrate(rows, method="shared exponent", confidence=0.9):
+    """The exponent of least absolute error, and the half-widths in last falls; every model counts the same."""
+    weights, exponent = 1 / rows.groupby(["model", "ahead"]).model.transform("size").to_numpy(), np.nan
+    if method == "shared exponent":
+        scaled, ahead = (rows.fall / rows.unit).to_numpy(), rows.ahead.to_numpy()
+        exponent = minimize_scalar(lambda b: weights @ abs(scaled - curves.doublings(2.0**-b, ahead)), bounds=(0, 2)).x
+    errors, radius = (error(rows, method, exponent).abs() / rows.unit).to_numpy(), {}
+    for ahead, group in rows.groupby("ahead").indices.items():
+        order = group[errors[group].argsort()]
+        reached = np.cumsum(weights[order]) / weights[order].sum()
+        level = confidence * (1 + 1 / rows.model.iloc[group].nunique())  # beyond 1 with few models: the largest error
+        radius[int(ahead)] = errors[order[min(np.searchsorted(reached, level), order.size - 1)]]
+    return curves.Calibration(exponent, radius)
+
+
+def judged(rows, calibration, method="shared exponent"):
+    """With the ``error``, ``half`` of the interval, and whether the end was a ``hit``."""
+    errors, half = error(rows, method, calibration.exponent), rows.unit * rows.ahead.map(calibration.radius)
+    return rows.assign(error=errors, half=half, hit=errors.abs() <= half)
+
+
+places = pd.concat([cases(runs).assign(kind=kind) for kind, runs in public.items()], ignore_index=True)
+by_size = {kind: runs.drop_duplicates("model").sort_values(["params", "model"]) for kind, runs in public.items()}
+known = {kind: set(each.model[::2]) for kind, each in by_size.items()}  # every other one, to calibrate on
 used = np.array([model in known[kind] for model, kind in zip(places.model, places.kind, strict=True)])
 found = {
-    (kind, method): curves.calibrate(places[used & (places.kind == kind)], method)
-    for kind in public
-    for method in curves.METHODS
+    (kind, method): calibrate(places[used & (places.kind == kind)], method) for kind in public for method in METHODS
 }
 
 shared = found["finished", "shared exponent"]
 assert "rpj-576" not in known["finished"]
-losses = public["finished"].query("model == 'rpj-576'").set_index("tokens").loss
+losses = public["finished"].query("model == 'rpj-576'").sort_values("tokens").set_index("tokens").loss
 quarter, half, at_hand, then = losses.iloc[:4]  # after 5, 10, 20 and 40 tokens a parameter
 fall, margin = (half - at_hand) * 2**-shared.exponent, (half - at_hand) * shared.radius[2]
 by_hand = (at_hand - fall, at_hand - fall - margin, at_hand - fall + margin)
@@ -1225,7 +1292,7 @@ def scores(rows):
 
 def judge(chosen):
     rows = [
-        curves.judged(places[chosen & (places.kind == kind)], calibration).assign(method=method)
+        judged(places[chosen & (places.kind == kind)], calibration, method).assign(method=method)
         for (kind, method), calibration in found.items()
     ]
     return pd.concat(rows)
@@ -1258,22 +1325,26 @@ transfers = {
 transfers |= {"path from finished": (finished, path), "finished from path": (path, finished)}
 carried = pd.DataFrame(
     {
-        name: curves.judged(unseen, curves.calibrate(seen)).groupby("ahead").hit.mean()
+        name: judged(unseen, calibrate(seen)).groupby("ahead").hit.mean()
         for name, (seen, unseen) in transfers.items()
     }
 ).T.rename_axis("predicted")
 assert carried.loc["finished from path", 4] < 0.8 < carried.loc["path from finished", 4]
+every_one = calibrate(finished)
+np.testing.assert_allclose(every_one.exponent, curves.FINISHED.exponent, rtol=1e-4)
+np.testing.assert_allclose(list(every_one.radius.values()), list(curves.FINISHED.radius.values()), rtol=1e-4)
 table("carried", carried.rename(columns="{} times ahead".format).reset_index(), keys="predicted")
 
 # %% [markdown]
 # Shapes can be exchanged for one another; the two kinds cannot. Paths level off sooner, so what was learnt from them
-# promises finished runs too small a fall. Students here are finished runs and get that calibration.
+# promises finished runs too small a fall. Students here are finished runs and get the calibration by all of those,
+# `curves.FINISHED`.
 
 # %%
 with figures.style():
     picture, ((left, right),) = figures.panels(columns=2, height=3.3)
     jitter, outside = np.random.default_rng(0), 0
-    for column, (kind, ahead) in enumerate((kind, ahead) for kind in public for ahead in curves.AHEAD):
+    for column, (kind, ahead) in enumerate((kind, ahead) for kind in public for ahead in AHEAD):
         calibration_of = found[kind, "shared exponent"]
         middle, radius = curves.doublings(2**-calibration_of.exponent, ahead), calibration_of.radius[ahead]
         left.fill_between([column - 0.38, column + 0.38], middle - radius, middle + radius, color="0.85", linewidth=0)
@@ -1289,18 +1360,18 @@ with figures.style():
             left.plot(x, share, "o", markersize=3, color=color, markerfacecolor=face, markeredgewidth=0.7,
                       label=label if not column else None)  # fmt: skip
     left.set(
-        ylim=(-0.2, 3), xlim=(-0.5, 5.5), xticks=range(6), xticklabels=[f"{a} N" for _ in public for a in curves.AHEAD]
+        ylim=(-0.2, 3), xlim=(-0.5, 5.5), xticks=range(6), xticklabels=[f"{a} N" for _ in public for a in AHEAD]
     )
     left.set(xlabel="finished runs                paths", ylabel="further fall (falls from N/2 to N)")
     left.legend(loc="upper left")
     by_kind = held_out.groupby(["kind", "ahead", "method"])[held_out.columns].apply(scores)
-    for method, color in zip(curves.METHODS[1:], figures.PALETTE[1:], strict=False):
+    for method, color in zip(METHODS[1:], figures.PALETTE[1:], strict=False):
         for kind, dash in (("finished", "o-"), ("path", "s--")):
             line = 100 * by_kind["error of last"].loc[kind, :, method]
             right.plot(line.index, line, dash, markersize=4, color=color, label=f"{method}, {kind}")
     right.axhline(50, color="0.4", linewidth=0.8)
     right.set_xscale("log", base=2)
-    right.set(ylim=(0, 60), xticks=curves.AHEAD, xticklabels=[f"{ahead} N" for ahead in curves.AHEAD])
+    right.set(ylim=(0, 60), xticks=AHEAD, xticklabels=[f"{ahead} N" for ahead in AHEAD])
     right.set(xlabel="how far ahead", ylabel="error (% of carrying the last loss on)")
     picture.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 assert outside == 1
@@ -1388,7 +1459,7 @@ def multi_power_law(known_rates, steps, losses, rates):
     best = (np.inf, np.nan)
     for speed in np.geomspace(1e-3, 10, 9):
         gain = np.concatenate([decay_gain(rate, at, speed) for rate, at in places])
-        for exponent in curves.EXPONENTS[::4]:
+        for exponent in EXPONENTS[::4]:
             design = np.stack([np.ones_like(sums), sums**-exponent, -gain], 1)
             fitted_law, rest = nnls(design[:-1], np.asarray(losses))
             best = min(best, (rest, float(design[-1] @ fitted_law)))
@@ -1404,7 +1475,7 @@ written_out = [
     for t in seen_at
 ]
 assert np.allclose(decay_gain(eta, seen_at - 1, 0.1), written_out)
-by_law = 2 + eta.cumsum() ** -curves.EXPONENTS[40] - 0.3 * decay_gain(eta, np.arange(70), 0.1)
+by_law = 2 + eta.cumsum() ** -EXPONENTS[40] - 0.3 * decay_gain(eta, np.arange(70), 0.1)
 assert np.isclose(multi_power_law(eta, seen_at, by_law[seen_at - 1], eta), by_law[-1], atol=1e-6)
 
 # %% [markdown]
@@ -1420,7 +1491,7 @@ for _, runs in history.groupby(["ladder", "width", "seed"]):
         for steps in (longest_steps // 2, longest_steps)
     )
     true, part, rates = whole.held_out.iloc[-1], whole[whole.step <= longest_steps // 2], cosine(longest_steps)
-    limit, scale_of, exponent = curves.power_law(part.step, part.held_out)
+    limit, scale_of, exponent = power_law(part.step, part.held_out)
     from_short = multi_power_law(cosine(longest_steps // 2), short.step, short.held_out, rates)
     from_part = multi_power_law(rates, part.step, part.held_out, rates)
     carried_on, power = short.held_out.iloc[-1], limit + scale_of * longest_steps**-exponent

@@ -18,7 +18,6 @@ import torch
 from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text
 from minwidth import known_language as known
 from minwidth import known_teacher as taught
-from minwidth import toy as toys
 from minwidth.training import Schedule
 from minwidth.wheels import Document
 from tests import small_world, test_students
@@ -85,18 +84,6 @@ def small(tmp_path, monkeypatch):
     test_students.build_small_world(tmp_path, monkeypatch.setattr, monkeypatch.setitem)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # or others would train beside it
     return test_students.settings(ladders=["random", "width_alone"], steps=10, warmup=2, evaluations=2)
-
-
-def test_the_toy_sweep(survives):
-    def sweeps():
-        for seeds in ([0, 1], [2, 3]):
-
-            def compute(seeds=seeds):
-                return toys.train_all(4, 0.9, [1, 2], seeds, 50)._asdict()
-
-            store.find_or_compute(f"toy/tiny/{seeds[0]}", {"seeds": seeds}, compute)
-
-    survives(sweeps, toys, "_fit", call=6, finished=1)  # 2 widths x 2 seeds in the first
 
 
 @pytest.fixture

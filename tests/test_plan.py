@@ -42,12 +42,13 @@ def test_a_passes_flops_are_those_that_are_counted():
     assert plan.weights(config, 64)[:2] == tuple(number / 2 for number in plan.weights(config)[:2])  # half the stream
 
 
-def test_the_overview_says_which_gpu_is_too_small(monkeypatch):
+def test_a_plan_has_a_sum_and_says_which_gpu_is_too_small(monkeypatch):
     monkeypatch.setitem(scales.GPUS, "L40S", scales.GPUS["L40S"]._replace(gib=2))
-    table = plan.overview("tiny").set_index("part")
-    assert np.isnan(table.loc["03: autoencoders, 9", "hours, L40S"]) and np.isnan(table.loc["all", "hours, L40S"])
+    found = plan.plan(scales.parameters("03_sae", "tiny"))
+    table = found.set_index("part")
+    assert np.isnan(table.loc["Autoencoders, 9", "hours, L40S"]) and np.isnan(table.loc["all", "hours, L40S"])
     assert table.loc["all", "hours, H100"] == pytest.approx(table["hours, H100"][:-1].sum())
-    assert "| too large |" in plan.as_markdown(table.reset_index()).splitlines()[-1]
+    assert "| too large |" in plan.as_markdown(found).splitlines()[-1]
 
 
 def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_disk():
@@ -59,11 +60,13 @@ def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_dis
 
 
 def test_asking_for_a_plan_changes_no_record():
-    assert not {"plan", "gpu"} & set(scales.parameters("03_sae", "tiny", plan=True, gpu="A100").model_dump())
+    assert "plan" not in scales.parameters("03_sae", "tiny", plan=True).model_dump()
 
 
-def test_the_documentation_has_the_plan_of_the_paper():
-    assert plan.as_markdown(plan.overview("pythia-410m")) in (ROOT / "docs" / "running.md").read_text()
+@pytest.mark.parametrize("notebook", ["03_sae", "04_distill"])
+def test_the_documentation_has_the_plan_of_the_paper(notebook):
+    table = plan.as_markdown(plan.plan(scales.parameters(notebook, "pythia-410m")))
+    assert table in (ROOT / "docs" / "running.md").read_text()
 
 
 @pytest.mark.slow

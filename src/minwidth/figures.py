@@ -125,14 +125,9 @@ def save(figure: Figure, name: str, scale: str, record=None) -> Image:
     """Write ``figures/<scale>/<name>.svg`` and ``.png``, the record's key in their metadata; return the picture."""
     origin = {"Description": record.key if record is not None else "computed from the paper's own numbers"}
     metadata = {"svg": {"Date": None, "Creator": "minwidth"} | origin, "png": {"Software": "minwidth"} | origin}
-    for kind in metadata:
-        drawn = _drawn(figure, format=kind, metadata=metadata[kind], dpi=50 if kind == "svg" else STYLE["savefig.dpi"])
-        replace_file(FIGURES / scale / f"{name}.{kind}", drawn)
-    return Image(data=drawn, width=WIDTH * STYLE["figure.dpi"])
-
-
-def _drawn(figure: Figure, **options) -> bytes:
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, **options)
-    return buffer.getvalue()
+    for kind, said in metadata.items():
+        drawn = io.BytesIO()
+        with style():
+            figure.savefig(drawn, format=kind, metadata=said, dpi=50 if kind == "svg" else STYLE["savefig.dpi"])
+        replace_file(FIGURES / scale / f"{name}.{kind}", drawn.getvalue())
+    return Image(data=drawn.getvalue(), width=WIDTH * STYLE["figure.dpi"])

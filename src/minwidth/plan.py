@@ -4,11 +4,8 @@ FLOPs are exact (a test counts them with PyTorch's FlopCounterMode): six a weigh
 forward pass, and those of attention. The constants of bytes moved and held were fitted once to a count over every
 operation of our own steps, and give it within one per cent. Time is arithmetic at the share of a data sheet's rate that
 such programs reach, plus bytes, plus a launch for each operation.
-
-``python -m minwidth.plan --scale pythia-410m`` prints the table of docs/running.md.
 """
 
-import argparse
 import copy
 import warnings
 from collections.abc import Iterator
@@ -156,27 +153,15 @@ def _forward(part: str, steps: float, w: Weights, tokens: int, length: int, form
     return Part(part, steps, **{form: flops}, moved=moved, memory=memory, operations=39 * layers)
 
 
-def plan(p: scales.Distill | scales.Sae, gpus: tuple[str, ...] = ()) -> pd.DataFrame:
-    """What 03 or 04 would take on one of each GPU, ``p.gpu`` if none is named: a row for each part, and their sum."""
+def plan(p: scales.Distill | scales.Sae) -> pd.DataFrame:
+    """What 03 or 04 would take: a row for each part, and their sum; hours are NaN on a GPU that is too small."""
     rows = [
         {"part": part.part, "10^18 FLOPs": part.steps * (part.bf16 + part.tf32 + part.fp32) / 1e18,
          "GPU memory, GiB": part.memory / GIB, "disk, GiB": part.disk / GIB,
-         **{f"hours, {name}": part.hours(scales.GPUS[name]) for name in gpus or (p.gpu,)}}
+         **{f"hours, {name}": part.hours(gpu) for name, gpu in scales.GPUS.items()}}
         for part in (_students(p) if isinstance(p, scales.Distill) else _autoencoders(p))
     ]  # fmt: skip
-    return _with_sum(pd.DataFrame(rows))
-
-
-def overview(scale: str) -> pd.DataFrame:
-    """What 03 and 04 would take at a scale on each GPU of ``scales.GPUS``; hours are NaN where it is too small."""
-    tables = []
-    for notebook in ("03_sae", "04_distill"):
-        table = plan(scales.parameters(notebook, scale), tuple(scales.GPUS))[:-1]
-        tables.append(table.assign(part=[f"{notebook[:2]}: {part[0].lower()}{part[1:]}" for part in table.part]))
-    return _with_sum(pd.concat(tables, ignore_index=True))
-
-
-def _with_sum(table: pd.DataFrame) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
     total = table.sum(numeric_only=True, skipna=False)
     total["GPU memory, GiB"] = table["GPU memory, GiB"].max()
     return pd.concat([table, pd.DataFrame([{"part": "all"} | dict(total)])], ignore_index=True)
@@ -199,9 +184,3 @@ def end_with_plan(p: scales.Distill | scales.Sae) -> None:
     ))  # fmt: skip
     warnings.filterwarnings("ignore", message="To exit: use")
     raise SystemExit
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m minwidth.plan", description="What 03 and 04 would take on GPUs.")
-    parser.add_argument("--scale", default="pythia-410m", choices=list(scales.SCALES))
-    print(as_markdown(overview(parser.parse_args().scale)))

@@ -193,7 +193,6 @@ class Costly(Parameters):
     """Of a notebook that may take days: it tells its costs first, or runs on several devices. No result hangs on it."""
 
     plan: Annotated[bool, Field(exclude=True)] = False  # show what a run would take, and run nothing
-    gpu: Annotated[Literal[tuple(GPUS)], Field(exclude=True)] = "H100"  # that it would run on
     processes: Annotated[int, Field(gt=0, le=1024, exclude=True)] = 1  # devices of this machine that train together
 
 

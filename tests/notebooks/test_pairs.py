@@ -1,16 +1,12 @@
 """Committed notebooks: each is a pair in step, executed from top to bottom, with nothing of papermill in it."""
 
-import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.cli import jupytext
-from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
 from minwidth.scales import NOTEBOOKS
 from minwidth.store import ROOT
@@ -67,17 +63,3 @@ def test_its_first_code_cells_are_parameters_installation_on_colab_and_validatio
         assert [tag in found for found in tags] == [at == place for at in range(len(tags))]
     assert f'validate("{name}", globals())' in code_cells(notebook)[2].source
     assert notebook.metadata.kernelspec.name == "python3"  # papermill asks for it
-
-
-def test_jupyterlab_opens_either_side_and_saves_both(tmp_path: Path):
-    enabled = json.loads((Path(sys.prefix) / "etc/jupyter/jupyter_server_config.d/jupytext.json").read_text())
-    assert enabled["ServerApp"]["jpserver_extensions"]["jupyterlab_jupytext"]
-    shutil.copy(FOLDER / "jupytext.toml", tmp_path)
-    (tmp_path / "pair.py").write_text("# %%\nx = 1\n")
-    lab = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(tmp_path))
-    lab.save(lab.get("pair.py", type="notebook"), "pair.py")
-    assert nbformat.read(tmp_path / "pair.ipynb", as_version=4).cells[0].source == "x = 1"
-    opened = lab.get("pair.ipynb", type="notebook")
-    opened["content"].cells[0].source = "x = 2"
-    lab.save(opened, "pair.ipynb")
-    assert "x = 2" in (tmp_path / "pair.py").read_text()

@@ -4,7 +4,7 @@ Each lane runs the notebooks with what libraries offer to stand for another proc
 it is read when they are loaded. Records, tables and executed copies stay in ``runs/processors/<lane>``, so that an
 interrupted run goes on. docs/processors.md tells what each setting does.
 
-``python -m tests.processors --notebooks 06_ledger --lanes own`` runs a part of it; with ``--spreads
+``python -m workflow.processors --notebooks 06_ledger --lanes own`` runs a part of it; with ``--spreads
 runs/processors/*/`` it widens the spreads of the committed numbers (``minwidth.measured``) by what those lanes have.
 """
 
@@ -81,7 +81,7 @@ def measure_spreads(scale: str, folders: Iterable[Path]) -> pd.DataFrame:
 
 def main() -> None:
     """Run the lanes that have not passed yet, one after the other, and print a line for each notebook."""
-    parser = argparse.ArgumentParser(prog="python -m tests.processors", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.processors", description=main.__doc__)
     parser.add_argument("--notebooks", nargs="+", default=NOTEBOOKS, metavar="NAME")
     parser.add_argument("--lanes", nargs="+", default=LANES, choices=LANES, metavar="LANE", help=", ".join(LANES))
     parser.add_argument("--spreads", nargs="+", type=Path, metavar="FOLDER", help="run nothing; take the spreads")
@@ -102,7 +102,7 @@ def main() -> None:
                 said.write_text(json.dumps(found, indent=1) + "\n")
             if name in found:
                 print(f"{name}: {found[name]}", flush=True)
-    print(f"The spreads come from: python -m tests.processors --spreads {said.parent}/*/")
+    print(f"The spreads come from: python -m workflow.processors --spreads {said.parent}/*/")
     raise SystemExit("failed" in found.values())
 
 
