@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text
+from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text, wheels
 from minwidth import known_language as known
 from minwidth import known_teacher as taught
 from minwidth import toy as toys
@@ -185,7 +185,7 @@ def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
     schedule = Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
     for name, value in dict(VOCABULARY=300, CONTEXT=16, SCHEDULE=schedule).items():
         monkeypatch.setattr(teacher, name, value)
-    monkeypatch.setattr(text, "documents", lambda source="wheels": texts)
+    monkeypatch.setattr(wheels, "documents", lambda: texts)
     monkeypatch.setattr(text, "RUNS", tmp_path / "tokens")
     found = {}
     for name in ("killed", "whole"):
