@@ -167,12 +167,12 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
         stream.offline_teacher(model, blocks, "text")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_states", deadly(stream._states, 2))
+        patch.setattr(stream, "write_part", deadly(stream.write_part, 2))
         assert in_child(compute) == "SIGKILL"
     (sums,) = tmp_path.glob("states/*.json")
     assert list(store.load_json(sums)) == ["0"]
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_states", deadly(stream._states, 3))
+        patch.setattr(stream, "write_part", deadly(stream.write_part, 3))
         assert in_child(compute) == "done", "two of three shards were missing"
     assert sorted(store.load_json(sums)) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
