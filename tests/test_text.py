@@ -171,7 +171,7 @@ def test_a_passage_seen_before_is_dropped_whatever_its_case_and_punctuation():
     one = " ".join(f"Word{number}," for number in range(30))
     other = " ".join(f"other{number}" for number in range(30))
     source = [("a", "news", one), ("b", text.OWN, one.lower().replace(",", "")), ("c", "x", other), ("d", text.OWN, "")]
-    assert [passage.document for passage in text.passages(Document(*each) for each in source)] == ["a", "c"]
+    assert [passage.id for passage in text.passages(Document(*each) for each in source)] == ["a", "c"]
 
 
 def test_samples_are_nested_and_five_per_cent_are_held_out_of_each():

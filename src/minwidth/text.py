@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -40,14 +39,6 @@ DIGEST = 12  # bytes by which a passage is known
 BUFFER = 10_000  # documents that are shuffled among themselves and make a shard: about 15 million tokens of The Pile
 SEED = 0  # of their order
 BEGUN = {"ends": dict.fromkeys(("train", "held_out", "passages"), 0), "sha256": {}, "position": {}}  # before any shard
-
-
-class Passage(NamedTuple):
-    """A piece of one document, 20 to 100 words long; of a text of your own, the document."""
-
-    document: str
-    domain: str
-    text: str
 
 
 # ------------------------------------------------------------------------------------------------------- documents
@@ -159,15 +150,18 @@ def held_out(document: str) -> bool:
     return hashlib.sha256(document.encode()).digest()[0] * 100 < HELD_OUT_PERCENT * 256
 
 
-def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Passage]:
-    """Cut documents into passages and drop those whose letters and digits have been seen; ``seen`` holds digests."""
+def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Document]:
+    """Passages of 20 to 100 words, each under its document's name; of a text of your own, the documents as they are.
+
+    Those whose letters and digits have been seen are dropped; ``seen`` holds digests.
+    """
     seen = {} if seen is None else seen
     for document in source:
         for text in [document.text] if document.domain == OWN else _cut(document):
             digest = hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).digest()[:DIGEST]
             if digest not in seen and text.strip():
                 seen[digest] = None
-                yield Passage(document.id, document.domain, text)
+                yield document._replace(text=text)
 
 
 def _cut(document: Document) -> Iterator[str]:
@@ -271,7 +265,7 @@ def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: floa
         chosen = (document for document in part if sampled(document.id, percent))
         progress = f"{title(source)}, part {len(shards)}"
         for passage in tqdm(passages(chosen, seen), progress, unit=" passages", leave=False):
-            texts.setdefault(passage.document, []).append(passage.text)
+            texts.setdefault(passage.id, []).append(passage.text)
         if source == "wheels":
             texts = dict(sorted(texts.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()[1:]))
         found = _tokenize(texts, tokenizer, dtype) | {"passages": b"".join(islice(seen, start, None))}

@@ -21,7 +21,7 @@ from minwidth.store import CORPORA_LOCK, WHEELS, alone, sha256
 
 
 class Document(NamedTuple):
-    """One document as its source delivers it; ``id`` is stable, ``domain`` is what it is about."""
+    """One document as its source delivers it, or a passage of it; ``id`` is stable, ``domain`` what it is about."""
 
     id: str
     domain: str
