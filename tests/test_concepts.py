@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minwidth import concepts, scales, store
-from minwidth.text import Passage
+from minwidth.wheels import Document
 from tests import pile_world
 
 DOCUMENTS = {  # (domain, document with its number to come): how many documents
@@ -35,7 +35,7 @@ DOCUMENTS = {  # (domain, document with its number to come): how many documents
 }
 
 
-def make_passages() -> list[Passage]:
+def make_passages() -> list[Document]:
     """Of every source: 20 to 100 words in sentences of which one asks, one exclaims and one quotes."""
     rng, made = np.random.default_rng(0), []
     for (domain, place), count in DOCUMENTS.items():
@@ -45,7 +45,7 @@ def make_passages() -> list[Passage]:
                 f"What is {' '.join(words[:8])}? It is {' '.join(words[8:16])}. "
                 f'He asked: "Is it {" ".join(words[16:20])}?" Then {" ".join(words[20:])} (as said). Indeed it is so!'
             )
-            made.append(Passage(place.format(number % 7 if "meetings" in place else number, number), domain, text))
+            made.append(Document(place.format(number % 7 if "meetings" in place else number, number), domain, text))
     return made
 
 
@@ -158,8 +158,8 @@ def test_of_a_long_document_and_of_a_common_subset_only_a_part_is_read(pile, mon
     monkeypatch.setattr(concepts, "PASSAGES_A_DOCUMENT", 2)
     monkeypatch.setattr(concepts, "PERCENT_OF_OTHERS", 30.0)
     read = pd.DataFrame(concepts._pile_passages(str(pile), 10_000))
-    assert read.groupby("document").size().max() == 2
-    documents = read.groupby("domain").document.nunique()
+    assert read.groupby("id").size().max() == 2
+    documents = read.groupby("domain").id.nunique()
     assert documents["EuroParl"] == 120 and 5 < documents["FreeLaw"] < 35
     assert "Enron Emails" not in documents
-    assert read.document.nunique() > pd.DataFrame(concepts._pile_passages(str(pile), 100)).document.nunique()
+    assert read.id.nunique() > pd.DataFrame(concepts._pile_passages(str(pile), 100)).id.nunique()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text
+from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text, wheels
 from minwidth import known_language as known
 from minwidth import known_teacher as taught
 from minwidth.training import Schedule
@@ -154,12 +154,12 @@ def test_the_teachers_states(tmp_path, monkeypatch, small):
         stream.offline_teacher(model, blocks, "text")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_states", deadly(stream._states, 2))
+        patch.setattr(stream, "write_part", deadly(stream.write_part, 2))
         assert in_child(compute) == "SIGKILL"
     (sums,) = tmp_path.glob("states/*.json")
     assert list(store.load_json(sums)) == ["0"]
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_states", deadly(stream._states, 3))
+        patch.setattr(stream, "write_part", deadly(stream.write_part, 3))
         assert in_child(compute) == "done", "two of three shards were missing"
     assert sorted(store.load_json(sums)) == ["0", "16", "32"]
     expected = models.final_hidden(model.model, torch.from_numpy(blocks.astype(np.int64))).numpy()
@@ -172,7 +172,7 @@ def test_the_tiny_teachers_training(tmp_path, every_step, monkeypatch):
     schedule = Schedule(steps=12, batch=4, learning_rate=1e-3, evaluations=2)
     for name, value in dict(VOCABULARY=300, CONTEXT=16, SCHEDULE=schedule).items():
         monkeypatch.setattr(teacher, name, value)
-    monkeypatch.setattr(text, "documents", lambda source="wheels": texts)
+    monkeypatch.setattr(wheels, "documents", lambda: texts)
     monkeypatch.setattr(text, "RUNS", tmp_path / "tokens")
     found = {}
     for name in ("killed", "whole"):

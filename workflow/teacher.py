@@ -89,7 +89,7 @@ def train() -> None:
     """Train tokenizer and teacher, resuming if interrupted, and replace ``data/teacher/``, whole or not at all."""
     work = RUNS / "teacher"
     if not (work / "tokenizer").exists():
-        seen = (p.text for p in texts.passages(texts.documents()) if not texts.held_out(p.document))
+        seen = (p.text for p in texts.passages(texts.documents()) if not texts.held_out(p.id))
         with replace_folder(work / "tokenizer") as folder:
             tokenizer_from(seen).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")

@@ -20,7 +20,7 @@ import yaml
 
 from minwidth import store
 from minwidth import text as texts
-from minwidth.text import Passage
+from minwidth.wheels import Document
 
 QUESTION_WORDS = (6, 60)  # shortest and longest sentence
 FRENCH_SHARE = 0.1  # of a passage's words, in The Pile
@@ -47,7 +47,7 @@ def labelled(per_class: int, seed: int, source: str = "wheels", documents: int =
     return store.find_or_compute(f"probe/text/{label}", {"per_class": per_class, "seed": seed} | origin, compute)
 
 
-def build(passages: Iterable[Passage], per_class: int, seed: int, source: str = "wheels") -> pd.DataFrame:
+def build(passages: Iterable[Document], per_class: int, seed: int, source: str = "wheels") -> pd.DataFrame:
     """Draw ``per_class`` positives of each concept and as many negatives.
 
     Returns:
@@ -58,7 +58,7 @@ def build(passages: Iterable[Passage], per_class: int, seed: int, source: str = 
         ValueError: a concept has fewer passages than ``per_class``.
     """
     known = collection(source)
-    found = ((_source_of(passage, known), passage.document, passage.text) for passage in passages)
+    found = ((_source_of(passage, known), passage.id, passage.text) for passage in passages)
     pool = pd.DataFrame([row for row in found if row[0]], columns=["source", "document", "text"])
     questions, statements = _sentences(pool, "|".join(known["concepts"]["question"]["positives"]))
     rng, drawn = np.random.default_rng(seed), {}
@@ -87,9 +87,9 @@ def collection(source: str) -> dict[str, Any]:
     return yaml.safe_load((store.DATA / "concepts.yaml").read_text())["wheels" if source == "wheels" else "pile"]
 
 
-def _source_of(passage: Passage, known: dict[str, Any]) -> str | None:
+def _source_of(passage: Document, known: dict[str, Any]) -> str | None:
     if "sources" in known:
-        place = f"{passage.domain} {passage.document}"
+        place = f"{passage.domain} {passage.id}"
         found = ((name, re.match(pattern, place)) for name, pattern in known["sources"].items())
         return next((match.expand(name) for name, match in found if match), None)
     words = re.findall(r"[^\W\d_]+", passage.text.lower())
@@ -102,7 +102,7 @@ def _source_of(passage: Passage, known: dict[str, Any]) -> str | None:
     return passage.domain if passage.domain in known["plain"] else None
 
 
-def _pile_passages(source: str, documents: int) -> Iterator[Passage]:
+def _pile_passages(source: str, documents: int) -> Iterator[Document]:
     """Passages of the first ``documents`` documents, of each subset the share that is needed."""
     shares = dict.fromkeys([*collection(source)["everyday"], *collection(source)["plain"]], PERCENT_OF_OTHERS)
     shares["EuroParl"] = 100.0
@@ -111,7 +111,7 @@ def _pile_passages(source: str, documents: int) -> Iterator[Passage]:
         for document in islice(texts.documents(source), documents)
         if document.domain in shares and texts.sampled(document.id, shares[document.domain])
     )
-    for _, passages in groupby(texts.passages(chosen), attrgetter("document")):
+    for _, passages in groupby(texts.passages(chosen), attrgetter("id")):
         yield from islice(passages, PASSAGES_A_DOCUMENT)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import sklearn
 import torch
 from jaxtyping import Float, Int
 from sklearn.decomposition import TruncatedSVD
@@ -46,7 +47,7 @@ DEPTHS = 9  # of the teacher's layer curve, at most
 
 @torch.no_grad()
 def pooled(
-    model: nn.Module, ids: list[list[int]], start: int, layers: list[int], progress: str = "probing"
+    model: nn.Module, ids: list[list[int]], start: int, layers: list[int]
 ) -> Float[np.ndarray, "layers passages d"]:
     """Mean residual stream of each passage at each layer (0: the embedding).
 
@@ -56,7 +57,7 @@ def pooled(
     features = np.zeros((len(layers), len(ids), model.config.hidden_size), np.float32)
     lengths = np.array([len(passage) for passage in ids])
     parts = np.array_split(np.argsort(lengths, kind="stable"), -(-len(ids) * (1 + lengths.max()) // FORWARD_TOKENS))
-    for rows in tqdm(parts, desc=progress, leave=False):
+    for rows in tqdm(parts, desc="reading passages", leave=False):
         batch = pad_sequence([torch.tensor([start, *ids[row]]) for row in rows], batch_first=True).to(model.device)
         place, length = torch.arange(batch.shape[1]), torch.tensor(lengths[rows])[:, None]
         weights = (((place > 0) & (place <= length)) / length).to(model.device)
@@ -66,12 +67,7 @@ def pooled(
     return features
 
 
-Split = tuple[np.ndarray, np.ndarray, list]  # rows that train, rows that test, folds of places among the former
-
-
-def split(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Split:
-    """A split of given sides; the folds of its training side, which choose the penalty, keep groups whole too."""
-    return train, test, list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train]))
+Split = tuple[np.ndarray, np.ndarray]  # rows that train, rows that test
 
 
 def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
@@ -81,7 +77,7 @@ def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int,
     """
     dealt = (StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + n) for n in range(-(-count // FOLDS)))
     sides = chain.from_iterable(folds.split(rows, labels[rows], groups[rows]) for folds in dealt)
-    return [split(rows[train], rows[test], labels, groups) for train, test in islice(sides, count)]
+    return [(rows[train], rows[test]) for train, test in islice(sides, count)]
 
 
 class Task(NamedTuple):
@@ -109,17 +105,17 @@ def tasks(passages: pd.DataFrame, p: scales.Probe) -> list[Task]:
         for pair in concepts.collection(p.text)["concepts"][concept].get("unseen", []):
             hidden = np.where(labels == 1, *(table.source.str.fullmatch(of) for of in pair))
             kept = main & ~hidden & ~np.isin(groups, groups[hidden])
-            unseen.append(split(np.flatnonzero(kept), np.flatnonzero(hidden), labels, groups))
+            unseen.append((np.flatnonzero(kept), np.flatnonzero(hidden)))
         asked = [("none", labels, parts), ("shuffled", dealt, parts), ("unseen_source", labels, unseen)]
         found += [Task(concept, name, table.index.to_numpy(), truth, groups, of) for name, truth, of in asked if of]
     return found
 
 
-def classifier(penalties: tuple[float, ...], folds: list, **options) -> LogisticRegressionCV:
-    """A logistic regression whose penalty is chosen on ``folds`` of the training side by its likelihood."""
+def classifier(penalties: tuple[float, ...], **options) -> LogisticRegressionCV:
+    """A logistic regression whose penalty is chosen by its likelihood, on folds that keep the groups given whole."""
     return LogisticRegressionCV(
-        Cs=penalties, cv=folds, scoring=log_likelihood, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
-        **options,
+        Cs=penalties, cv=StratifiedGroupKFold(INNER), scoring=log_likelihood, max_iter=1000, l1_ratios=(0,),
+        use_legacy_attributes=False, **options,
     )  # fmt: skip
 
 
@@ -128,30 +124,32 @@ def log_likelihood(probe, features: np.ndarray, labels: np.ndarray) -> float:
     return -float(np.logaddexp(0, np.where(labels == 1, -1, 1) * probe.decision_function(features)).mean())
 
 
-def state_probe(folds: list) -> Pipeline:
+def state_probe() -> Pipeline:
     """A probe of hidden states ``[passages, d]``."""
-    return make_pipeline(StandardScaler(), classifier(PENALTIES, folds))
+    return make_pipeline(StandardScaler(), classifier(PENALTIES))
 
 
-def word_probe(folds: list, width: int | None = None) -> Pipeline:
-    """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers if given.
+def word_probe(width: int = 0) -> Pipeline:
+    """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers, if any.
 
     The projection keeps the leading singular vectors of the training side's bags (latent semantic analysis).
     """
     bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
-    if width is None:  # liblinear is much faster on words
-        return make_pipeline(bag, classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0))
-    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds))
+    if not width:  # liblinear is much faster on words
+        return make_pipeline(bag, classifier(WORD_PENALTIES, solver="liblinear", random_state=0))
+    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe())
 
 
-def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
-    """Train a probe a split, on hidden states ``[passages, d]`` or texts, and apply it to the split's test side.
+def scores(probe: Pipeline, features: np.ndarray, task: Task) -> pd.DataFrame:
+    """Train a probe on each split, on hidden states ``[passages, d]`` or texts, and apply it to the split's test side.
 
     One row a tested passage: ``split``, ``row``, ``label``, ``group`` and ``score``, the log-odds of the concept.
     """
     tables = []
-    for number, (train, test, folds) in enumerate(task.splits):
-        odds = probe(folds).fit(features[train], task.labels[train]).decision_function(features[test])
+    for number, (train, test) in enumerate(task.splits):
+        with sklearn.config_context(enable_metadata_routing=True):  # which hands the groups on to the folds
+            probe.fit(features[train], task.labels[train], groups=task.groups[train])
+        odds = probe.decision_function(features[test])
         tested = {"split": number, "row": test, "label": task.labels[test], "group": task.groups[test], "score": odds}
         tables.append(pd.DataFrame(tested))
     return pd.concat(tables, ignore_index=True)
@@ -187,7 +185,7 @@ def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, stor
         for ladder in d.ladders
         if ladder != "head"
         for width in d.widths_of(ladder)
-        if width in p.widths and not (ladder == "width_alone" and width == p.shape.width)
+        if width in p.widths and (ladder, width) != ("width_alone", p.shape.width)
     ]
     there = [job for job in wanted if p.train_students or store.find(*students.key(d, job)) is not None]
     if not there:
@@ -220,23 +218,6 @@ def side_by_side(p: scales.Probe, compute: Callable[[Job], Any], jobs: Iterable[
         return [future.result() for future in tqdm(waiting, desc="models", unit=" models", leave=False)]
 
 
-def read(p: scales.Probe) -> tuple[models.Teacher, list[list[int]], list[Task]]:
-    """Teacher, first tokens of the passages of the chosen concepts, and what is asked of them."""
-    passages = concepts.labelled(p.passages, p.seed, p.text, p.documents)["passages"]
-    passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
-    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
-    ids = teacher.tokenizer(list(passages.text), add_special_tokens=False)["input_ids"]
-    return teacher, [of_passage[: p.tokens] for of_passage in ids], tasks(passages, p)
-
-
-def _settings(p: scales.Probe) -> dict[str, Any]:
-    """All that a probe depends on besides its model."""
-    chosen = p.model_dump(include={"concepts", "layer", "tokens", "splits", "seed"})
-    chosen |= {"folds": [FOLDS, INNER], "penalties": [PENALTIES, WORD_PENALTIES]}
-    chosen["text"] = concepts.labelled(p.passages, p.seed, p.text, p.documents).key
-    return chosen | {"teacher": models.teacher_revision(p.shape.teacher)}
-
-
 def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     """Probe the teacher and the students of ``d`` for every concept, with all controls; each model once, then found.
 
@@ -246,26 +227,28 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
         loss in nats per token); its parameter ``missing`` names students that are not trained.
     """
     trained, missing = trained_students(p, d)
-    teacher, settings = Job("", p.shape.width, 0, 0), _settings(p)
+    text, teacher = concepts.labelled(p.passages, p.seed, p.text, p.documents), Job("", p.shape.width, 0, 0)
+    settings = p.model_dump(include={"concepts", "layer", "tokens", "splits", "seed"})  # all that no model differs in
+    settings |= {"folds": [FOLDS, INNER], "penalties": [PENALTIES, WORD_PENALTIES]}
+    settings |= {"text": text.key, "teacher": models.teacher_revision(p.shape.teacher)}
     twins = {teacher: Job("random", p.shape.width, d.seeds[0], 0)} | {job: job._replace(steps=0) for job in trained}
-    keys = {  # a student's says what it was trained on and how
-        job: settings | job._asdict() | ({"run": trained[job].key} if job in trained else {})
-        for job in [*twins, *twins.values()]
-    }
-    keys = {job: (f"probe/{p.scale}/{label(job)}", parameters) for job, parameters in keys.items()}
-    inputs = cache(partial(read, p))  # by the first model that has no record yet
+    keys = {}
+    for job in [*twins, *twins.values()]:
+        run = {"run": trained[job].key} if job in trained else {}  # what a student was trained on and how
+        keys[job] = f"probe/{p.scale}/{label(job)}", settings | job._asdict() | run
+    inputs = cache(partial(_read, p, text["passages"]))  # by the first model that has no record yet
     found = side_by_side(p, lambda job: probed(p, d, job, keys[job], inputs), keys)
     records, bags = dict(zip(keys, found, strict=True)), words(p, settings, inputs)
 
     def assemble():
-        tables, right = [], {job: of["scores"].score.gt(0) == of["scores"].label for job, of in records.items()}
+        tables, tested = [], records[teacher]["scores"]  # the same passages as in every record
+        right = {job: (record["scores"].score > 0) == tested.label for job, record in records.items()}
         for job, twin in twins.items():
             gain = right[job].astype(float) - right[teacher]
-            shifts = []
-            for concept, part in records[job]["scores"].groupby("concept"):
-                of_concept = gain[part.index]
-                ends = measured.interval(of_concept, part.group, p.seed, RESAMPLES)
-                shifts.append((concept, "none", float(of_concept.mean()), *ends))
+            shifts = [
+                (concept, "none", part.mean(), *measured.interval(part, tested.group[part.index], p.seed, RESAMPLES))
+                for concept, part in gain.groupby(tested.concept)
+            ]
             shifts = pd.DataFrame(shifts, columns=["concept", "control", "shift", "shift_low", "shift_high"])
             # the width-alone student starts from the teacher's own weights: before training it is cut, not ignorant
             before = records[twin]["accuracy"].assign(control="cut" if twin.ladder == "width_alone" else "untrained")
@@ -283,6 +266,14 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     return store.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
 
 
+def _read(p: scales.Probe, passages: pd.DataFrame) -> tuple[models.Teacher, list[list[int]], list[Task]]:
+    """Teacher, first tokens of the passages of the chosen concepts, and what is asked of them."""
+    passages = passages[passages.concept.isin(p.concepts)].reset_index(drop=True)
+    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
+    ids = teacher.tokenizer(list(passages.text), add_special_tokens=False)["input_ids"]
+    return teacher, [of_passage[: p.tokens] for of_passage in ids], tasks(passages, p)
+
+
 def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], inputs: Callable) -> store.Record:
     """The record ``key`` of one model's probes, found or computed from what ``inputs`` reads; see ``probe_states``."""
     learned = bool(job.steps or not job.ladder)
@@ -293,8 +284,7 @@ def probed(p: scales.Probe, d: scales.Distill, job: Job, key: tuple[str, dict], 
     def compute():
         with READING:
             teacher, ids, todo = inputs()
-            start, progress = teacher.tokenizer.eos_token_id, f"reading by {label(job)}"
-            states = pooled(model_of(d, job, teacher), ids, start, sorted(layers), progress)
+            states = pooled(model_of(d, job, teacher), ids, teacher.tokenizer.eos_token_id, sorted(layers))
         return probe_states(dict(zip(sorted(layers), states, strict=True)), todo, p, controls=learned)
 
     return store.find_or_compute(*key, compute)
@@ -311,7 +301,7 @@ def probe_states(
     rows, curve, kept = [], [], []
     for task in todo if controls else [task for task in todo if task.control == "none"]:
         for layer in states if task.control == "none" else [p.layer]:
-            found = scores(state_probe, states[layer][task.place], task)
+            found = scores(state_probe(), states[layer][task.place], task)
             row = {"concept": task.concept} | summary(found, p.seed)
             rows += [row | {"control": task.control}] if layer == p.layer else []
             if task.control == "none":
@@ -333,13 +323,12 @@ def words(p: scales.Probe, settings: dict[str, Any], inputs: Callable) -> store.
         teacher, ids, todo = inputs()
         texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
         for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
-            probes = [("bag_of_words" if task.control == "none" else "bag_of_words_unseen_source", 0, word_probe)]
-            if task.control == "none":
-                most = min(len(train) for train, *_ in task.splits) - 1
-                probes += [("projected_words", width, partial(word_probe, width=min(width, most))) for width in widths]
-            for control, width, probe in probes:
+            most, alone = min(len(train) for train, _ in task.splits) - 1, task.control == "none"
+            for width in [0, *widths] if alone else [0]:
+                control = "projected_words" if width else "bag_of_words" if alone else "bag_of_words_unseen_source"
+                found = scores(word_probe(min(width, most)), texts[task.place], task)
                 row = {"concept": task.concept, "control": control, "width": width}
-                rows.append(row | summary(scores(probe, texts[task.place], task), p.seed))
+                rows.append(row | summary(found, p.seed))
         return {"accuracy": pd.DataFrame(rows)}
 
     with threadpool_limits(1):

@@ -59,6 +59,7 @@ def states_file(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"
     return RUNS / "states" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name)}-{content.hexdigest()[:8]}.bin"
 
 
+@torch.no_grad()
 def on_disk(
     teacher: models.Teacher,
     blocks: Int[np.ndarray, "blocks length"],
@@ -85,7 +86,8 @@ def on_disk(
             if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start))
         ]
         for start in tqdm(stale, f"teacher on {name}", unit=" shards", leave=False):
-            states = _states(teacher, blocks[start : start + a_shard], compute)
+            parts = batches(blocks[start : start + a_shard], teacher.model.device)
+            states = np.concatenate([compute(ids).float().cpu().numpy() for ids in parts])
             sums[str(start)] = write_part(target, start * a_block, states)
             save_json(journal, sums)
     return np.memmap(target, "float32", "r", shape=shape)
@@ -102,11 +104,6 @@ def _reserve(target: Path, size: int) -> None:
         except OSError:
             target.unlink()
             raise
-
-
-@torch.no_grad()
-def _states(teacher: models.Teacher, blocks: np.ndarray, compute: Callable) -> np.ndarray:
-    return np.concatenate([compute(ids).float().cpu().numpy() for ids in batches(blocks, teacher.model.device)])
 
 
 def batches(blocks: np.ndarray, device: torch.device | str) -> Iterator[Int[Tensor, "batch length"]]:
@@ -168,10 +165,9 @@ def spliced(model: nn.Module, layer: int, replace: Callable[[Tensor], Tensor | N
     """While the block lasts, the model continues from ``replace(stream)`` at ``layer``; None changes nothing."""
 
     def before(_, args, kwargs):
-        if not args:
-            args = (kwargs.pop("hidden_states"),)
-        new = replace(args[0])
-        return (args[0] if new is None else new, *args[1:]), kwargs
+        stream, *rest = args or [kwargs.pop("hidden_states")]
+        new = replace(stream)
+        return (stream if new is None else new, *rest), kwargs
 
     def after(_, __, output):
         new = replace(output[0] if isinstance(output, tuple) else output)

