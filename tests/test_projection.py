@@ -20,8 +20,10 @@ def test_the_norms_that_read_the_stream_are_found_by_what_they_do():
     inner = [f"layers.{n}.{name}_layernorm" for n in range(3) for name in ("input", "pre_feedforward")]
     assert [norm.name for norm in found] == [*inner, "norm"]
     assert [norm.site for norm in found] == list(range(7)) and not any(norm.centred for norm in found)
-    found = projection.stream_norms(model_of(config_of("gpt_neox")))
+    model = model_of(config_of("gpt_neox"))
+    found, first = projection.stream_norms(model), model.gpt_neox.layers[0]
     assert [norm.site for norm in found] == [0, 0, 1, 1, 2, 2, 3] and all(norm.centred for norm in found)
+    assert [norm.readers for norm in found[:2]] == [[first.attention.query_key_value], [first.mlp.dense_h_to_4h]]
 
 
 @pytest.mark.parametrize("architecture, offset", [("gemma3_text", 1), ("llama", 0), ("gpt2", 0)])

@@ -5,8 +5,6 @@ depth, heads and FFN stay, and at full width the student *is* the teacher. It co
 says, which any architecture can be asked for; to be built, one must be described in ``FAMILIES``.
 """
 
-from typing import NamedTuple
-
 import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
@@ -15,55 +13,20 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from minwidth import models
+from minwidth import models, stream
 from minwidth.errors import ParameterError
-from minwidth.projection import StreamNorm, asked, stream_norms, zero_mean_basis
+from minwidth.projection import MATRICES, StreamNorm, asked, stream_norms, zero_mean_basis
 
-
-class Family(NamedTuple):
-    """What an architecture calls the parts of a layer that read from the residual stream and write to it."""
-
-    reads: dict[str, tuple[str, ...]]  # norm -> the matrices that read through it
-    writes: tuple[str, ...]  # matrices
-    final_norm: str
-    epsilon: str  # of its norms, in the config
-    post_norms: tuple[str, ...] = ()  # that a write passes through, in the order of ``writes``
-    layers: str = "layers"
-    changes: tuple[tuple[str, object], ...] = ()  # to the config: biases that those of norms are folded into
-
-
-LLAMA = Family(
-    reads={
-        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-    },
-    writes=("self_attn.o_proj", "mlp.down_proj"),
-    final_norm="norm",
-    epsilon="rms_norm_eps",
-)
-FAMILIES = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"), LLAMA),
-    "phi3": LLAMA._replace(
-        reads={"input_layernorm": ("self_attn.qkv_proj",), "post_attention_layernorm": ("mlp.gate_up_proj",)}
+FAMILIES = {  # and what their configs call the epsilon of their norms
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "phi3", "gemma3_text"), "rms_norm_eps"
     ),
-    "gemma3_text": LLAMA._replace(
-        reads=dict(zip(("input_layernorm", "pre_feedforward_layernorm"), LLAMA.reads.values(), strict=True)),
-        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
-    ),
-    "gpt2": Family(
-        reads={"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
-        writes=("attn.c_proj", "mlp.c_proj"),
-        final_norm="ln_f",
-        epsilon="layer_norm_epsilon",
-        layers="h",
-    ),
-    "gpt_neox": Family(
-        reads={"input_layernorm": ("attention.query_key_value",), "post_attention_layernorm": ("mlp.dense_h_to_4h",)},
-        writes=("attention.dense", "mlp.dense_4h_to_h"),
-        final_norm="final_layer_norm",
-        epsilon="layer_norm_eps",
-        changes=(("attention_bias", True),),
-    ),
+    "gpt2": "layer_norm_epsilon",
+    "gpt_neox": "layer_norm_eps",
+}
+POST_NORMS = {  # of Gemma 3: what these matrices write to the stream passes a norm
+    "self_attn.o_proj": "post_attention_layernorm",
+    "mlp.down_proj": "post_feedforward_layernorm",
 }
 
 
@@ -86,24 +49,25 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
         ValueError: a width below the number of heads or above the teacher's, a basis that is not as described, or a
             family that cannot be cut.
     """
-    family, d = family_of(teacher_model.config), teacher_model.config.hidden_size
+    check_family(teacher_model.config)
+    d = teacher_model.config.hidden_size
     least = max(2, teacher_model.config.num_attention_heads)
     if not least <= width <= d:
         raise ValueError(f"This teacher of width {d} can be cut to widths from {least} to {d}, not to {width}.")
     basis = basis.to(teacher_model.device, torch.float64)
     if basis.shape != (d, d) or not (basis.T @ basis - torch.eye(d).to(basis)).abs().max() < 1e-5:
         raise ValueError(f"The basis must be {d} x {d} with orthonormal columns; stream_basis computes one.")
-    norms = {norm.name: norm for norm in stream_norms(teacher_model)}
+    norms = stream_norms(teacher_model)
+    through, final = {matrix: norm for norm in norms for matrix in norm.readers}, norms[-1]
     rotation = basis[:, :width]
-    if centred := norms[family.final_norm].centred:
+    if final.centred:
         if not basis[:, :-1].sum(0).abs().max() < 1e-4:
             raise ValueError("A basis for LayerNorm must end with the constant direction; stream_basis computes one.")
         rotation = basis[:, : width - 1] @ zero_mean_basis(width).to(basis).T
 
     student = models.from_config(cut_config(teacher_model.config, width)).to(basis.device).eval()  # no dropout: exact
-    old, new = teacher_model.base_model, student.base_model
+    old, new, same = teacher_model.base_model, student.base_model, dict(teacher_model.named_parameters())
     with torch.no_grad():
-        same = dict(teacher_model.named_parameters())
         for name, parameter in student.named_parameters():  # what has no axis along the stream, such as norms of keys
             if name in same and same[name].shape == parameter.shape:
                 parameter.copy_(same[name])
@@ -112,57 +76,51 @@ def cut_to_width(teacher_model: PreTrainedModel, basis: Float[Tensor, "d d"], wi
                 target = new.get_submodule(name)
                 scale, own = (getattr(table, "scalar_embed_scale", 1.0) for table in (source, target))  # Gemma 3
                 target.weight.copy_(scale / own * source.weight.double() @ rotation)
-        for number in range(teacher_model.config.num_hidden_layers):
-            layer = f"{family.layers}.{number}."
-            for norm, readers in family.reads.items():
-                _set_gain(new.get_submodule(layer + norm), (d / width) ** 0.5)
-                for name in readers:
-                    weight, bias = _folded(old.get_submodule(layer + name), norms[layer + norm], rotation)
-                    _set(new.get_submodule(layer + name), weight, bias)
-            for place, name in enumerate(family.writes):
-                source, target = old.get_submodule(layer + name), new.get_submodule(layer + name)
-                if family.post_norms:
-                    _set(target, _matrix(source).double(), source.bias)
-                    norm, into = new.get_submodule(layer + family.post_norms[place])
-                    norm.load_state_dict(old.get_submodule(layer + family.post_norms[place]).state_dict())
-                    into.weight.copy_(rotation.T)
-                else:
-                    bias = None if source.bias is None else rotation.T @ source.bias.double()
-                    _set(target, rotation.T @ _matrix(source).double(), bias)
-        final, head = new.get_submodule(family.final_norm), student.get_output_embeddings()
-        _set_gain(final, (d / width) ** 0.5)
-        matrix, bias = _folded(teacher_model.get_output_embeddings(), norms[family.final_norm], rotation)
-        if centred:
-            final.bias.fill_(1)
+            elif source in through:
+                _set(new.get_submodule(name), *_folded(source, through[source], rotation))
+            elif isinstance(source, MATRICES) and not student.config.written_width:  # it writes to the stream
+                bias = None if source.bias is None else rotation.T @ source.bias.double()
+                _set(new.get_submodule(name), rotation.T @ _matrix(source).double(), bias)
+        for name, module in new.named_modules():
+            if isinstance(module, nn.Sequential):  # as ``_widen`` left it
+                norm, into = module
+                norm.load_state_dict(old.get_submodule(name).state_dict())
+                into.weight.copy_(rotation.T)
+        for norm in norms:
+            _set_gain(new.get_submodule(norm.name), (d / width) ** 0.5)
+        matrix, bias = _folded(teacher_model.get_output_embeddings(), final, rotation)
+        if final.centred:
+            new.get_submodule(final.name).bias.fill_(1)
             matrix = matrix + bias[:, None] / width
-        head.weight.copy_(matrix)
+        student.get_output_embeddings().weight.copy_(matrix)
     return student
 
 
 def cut_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
     """The architecture of ``cut_to_width``: only the residual stream is narrower."""
-    family, d = family_of(config), config.hidden_size
+    check_family(config)
+    d, epsilon = config.hidden_size, FAMILIES[config.model_type]
     changes = {
         "hidden_size": width,
         "head_dim": getattr(config, "head_dim", None) or d // config.num_attention_heads,
-        "written_width": d if family.post_norms else None,
+        "written_width": d if config.model_type == "gemma3_text" else None,
         "tie_word_embeddings": False,
-        family.epsilon: getattr(config, family.epsilon) * d / width,
-        **dict(family.changes),
+        epsilon: getattr(config, epsilon) * d / width,
     }
     changes |= {name: getattr(config, name) or 4 * d for name in models.FFN_WIDTHS if hasattr(config, name)}
+    if config.model_type == "gpt_neox":
+        changes["attention_bias"] = True  # that of its norms is folded into it
     names = {config.attribute_map.get(name, name): value for name, value in changes.items()}
     return CONFIGS[config.model_type](**(models.settings_of(config) | names))
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """How an architecture's parts are called; ParameterError where none can be built narrower."""
+def check_family(config: PreTrainedConfig) -> None:
+    """Raise ParameterError unless the architecture is one that can be built narrower."""
     if config.model_type not in FAMILIES:
         raise ParameterError(
             f"A {config.model_type} cannot be built at another width of its stream alone, only {', '.join(FAMILIES)}; "
             "08_your_model measures any pre-norm decoder."
         )
-    return FAMILIES[config.model_type]
 
 
 def _folded(linear: nn.Module, norm: StreamNorm, rotation: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -182,8 +140,6 @@ def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     _matrix(linear).copy_(weight)
     if linear.bias is not None:
         linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
-    elif bias is not None:
-        raise ValueError(f"A bias of {bias.abs().max():.2g} has no place in {linear}.")
 
 
 def _set_gain(norm: nn.Module, gain: float) -> None:
@@ -196,9 +152,8 @@ def _set_gain(norm: nn.Module, gain: float) -> None:
 
 def _widen(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Give a model that was built for its narrow width the wider parts that its config tells of."""
-    family = FAMILIES[config.model_type.removeprefix("minwidth_")]
     inner = config.num_attention_heads * config.head_dim
-    for layer in model.base_model.get_submodule(family.layers):
+    for layer in stream.blocks_of(model):
         if config.model_type == "minwidth_gpt2":
             attention = layer.attn
             attention.num_heads, attention.head_dim = config.num_attention_heads, config.head_dim
@@ -213,7 +168,7 @@ def _widen(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             attention.rotary_ndims = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
             attention.query_key_value = nn.Linear(config.hidden_size, 3 * inner, bias=config.attention_bias)
             attention.dense = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
-        for write, norm in zip(family.writes, family.post_norms, strict=bool(family.post_norms)):
+        for write, norm in POST_NORMS.items() if config.written_width else ():
             matrix, narrow = layer.get_submodule(write), layer.get_submodule(norm)
             wide = nn.Linear(matrix.in_features, config.written_width, bias=matrix.bias is not None)
             layer.set_submodule(write, wide)

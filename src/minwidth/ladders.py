@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
 from minwidth import errors, models, scales, store, training
-from minwidth.students import LADDERS, Job, fall_per_doubling, key, moments, read, save, student
+from minwidth.students import LADDERS, SAME, Job, key, moments, read, save, student
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
         half = records.get(job._replace(steps=job.steps // 2)) if job.steps % 2 == 0 else None
         row = job._asdict() | {"tokens": job.steps * p.batch * p.length}
         row |= {name: record[name] for name in ("floor", "low", "high", "untrained", "uniform", "params", "d_teacher")}
-        row["fall_per_doubling"] = fall_per_doubling(half["floor"], record["floor"]) if half else float("nan")
+        row["fall_per_doubling"] = _fall(half["floor"], record["floor"]) if half else float("nan")
         rows.append(row | {"raw_kl": record["floor"] * p.length * p.temperature**2})  # the paper's unit (Table 3)
     order = ["ladder", "seed", "width", "steps"]
     columns = [*order, "step", "train", "held_out"]
@@ -126,6 +126,11 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
         "ladder": pd.DataFrame(rows).sort_values(order, ignore_index=True),
         "curves": pd.concat(curves).sort_values([*order, "step"], ignore_index=True)[columns],
     }
+
+
+def _fall(short: float, long: float) -> float:
+    """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
+    return 0.0 if max(short, long) < SAME else 1 - long / short
 
 
 # -------------------------------------------------------------------------------------------------------- command line

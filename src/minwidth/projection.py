@@ -20,9 +20,12 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from minwidth import models, stream
 from minwidth.errors import ParameterError
+
+MATRICES = (nn.Linear, Conv1D)
 
 
 class StreamNorm(NamedTuple):
@@ -35,36 +38,41 @@ class StreamNorm(NamedTuple):
     epsilon: float
     centred: bool  # LayerNorm takes the mean out, RMSNorm does not
     site: int  # norms of one site read the same stream (the two of a parallel block)
+    readers: list[nn.Module]  # the matrices that read what it gives; all others of a block write to the stream
 
 
 @torch.no_grad()
 def stream_norms(model: PreTrainedModel) -> list[StreamNorm]:
     """The norms through which ``model`` reads its residual stream, in the order of its forward pass.
 
-    One pass records what every norm of width d reads and gives. In a second one a vector is added to the stream before
-    the first block, while all norms give what they gave: a norm that reads the stream sees its input move by just this
-    vector, one that reads what a block writes, or queries and keys, sees it stay. Raises ParameterError where something
-    else happens: a block reads the stream without a norm (OLMo 2), or a norm stands behind the sum (post-norm).
+    One pass records what every norm of width d and every matrix reads and gives. In a second one a vector is added to
+    the stream before the first block, while all norms give what they gave: a norm that reads the stream sees its input
+    move by just this vector, one that reads what a block writes, or queries and keys, sees it stay. Raises
+    ParameterError where something else happens: a block reads the stream without a norm (OLMo 2), or a norm stands
+    behind the sum (post-norm).
     """
     ids = torch.arange(1, 25, device=model.device).view(2, 12) % model.get_input_embeddings().num_embeddings
     d, name = model.config.hidden_size, type(model).__name__
     candidates = {m: n for n, m in model.base_model.named_modules() if not list(m.children()) and is_norm(m, d)}
-    entered: list[Tensor] = []
-    with _watching(candidates) as seen, stream.spliced(model, 0, lambda stream: entered.append(stream.clone())):
+    matrices = [module for module in model.base_model.modules() if isinstance(module, MATRICES)]
+    with _watching([*candidates, *matrices]) as calls:
         final = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    kick = torch.randn(d, generator=torch.Generator().manual_seed(0)).to(final) * entered[0].square().mean().sqrt()
+    seen = [call for call in calls if call[0] in candidates]
+    size = stream.streams(model, ids, [0])[0].square().mean().sqrt()
+    kick = size * torch.randn(d, generator=torch.Generator().manual_seed(0)).to(final)
     outputs = [given for *_, given in seen]
     with _watching(candidates, outputs) as moved, stream.spliced(model, 0, lambda stream: stream + kick):
         model.base_model(input_ids=ids, use_cache=False)
 
     norms: list[StreamNorm] = []
     sites: list[Tensor] = []
-    for (module, before, _), (_, after, _) in zip(seen, moved, strict=True):
+    for (module, before, given), (_, after, _) in zip(seen, moved, strict=True):
         rounding = 1e-3 * kick.abs().max() + 1e-5 * before.abs().max()
         if (after - before - kick).abs().max() <= rounding:
             if not sites or not torch.equal(before, sites[-1]):
                 sites.append(before)
-            norms.append(StreamNorm(module, candidates[module], *asked(module, d), len(sites) - 1))
+            readers = [m for m, read, _ in calls if m not in candidates and torch.equal(read, given)]
+            norms.append(StreamNorm(module, candidates[module], *asked(module, d), len(sites) - 1, readers))
         elif (after - before).abs().max() > rounding:
             raise ParameterError(
                 f"{name} ({model.config.model_type}) cannot be cut: what {candidates[module]} reads moves with the "

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
 BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
+USUAL = {"objective": "forward", "parts": 1, "layers": None, "basis": "principal"}  # go without saying in a key
 LADDERS = {"random": "random weights", "width_alone": "width alone", "head": "last state alone"}
 
 
@@ -75,34 +76,26 @@ class Head(nn.Module):
 def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     """``train`` or ``held_out`` text with the offline teacher's states, computed once for all students.
 
-    There is enough training text for the longest run without repetition, if the corpus has that much.
+    There is enough training text for the longest run without repetition, if the corpus has that much. States beyond
+    ``STATES_BYTES``, or what the disk has free, are not kept: the teacher then runs beside each student, which learns
+    the same, up to rounding.
     """
     count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
     blocks, name = _blocks(teacher, p, split, count), f"{p.scale}-{split}"
-    if reason := why_beside(teacher, blocks, name):
-        _say(reason)
-        return Text(blocks, None)
-    return Text(blocks, stream.offline_teacher(teacher, blocks, name))
-
-
-def why_beside(teacher: models.Teacher, blocks: Int[np.ndarray, "blocks length"], name: str) -> str:
-    """Why the teacher runs beside the student instead of leaving its states on disk, in a sentence; empty if it does.
-
-    They stay within ``STATES_BYTES`` and within what the disk has free. Either way students learn from the same states,
-    up to rounding.
-    """
     size, target = 4 * blocks.size * teacher.d, stream.states_file(teacher, blocks, name)
-    fill = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.4g} GiB"
-    if size > STATES_BYTES:
-        return f"{fill}, more than the {STATES_BYTES / 2**30:g} GiB set apart for them, so it runs beside each student."
     there = target.stat().st_size if target.exists() else 0
     free = shutil.disk_usage(existing(target.parent)).free
-    if size - there > free:
-        return (
+    if size <= STATES_BYTES and size - there <= free:
+        return Text(blocks, stream.offline_teacher(teacher, blocks, name))
+    fill = f"The teacher's states on {blocks.size:,} tokens would fill {size / 2**30:,.4g} GiB"
+    if size > STATES_BYTES:
+        _say(f"{fill}, more than the {STATES_BYTES / 2**30:g} GiB set apart for them, so it runs beside each student.")
+    else:
+        _say(
             f"{fill} and {target.parent} has {free / 2**30:.3g} GiB free, so it runs beside each student; make room "
             "there, or name another folder with MINWIDTH_RUNS, and it runs but once."
         )
-    return ""
+    return Text(blocks, None)
 
 
 @functools.cache
@@ -182,20 +175,10 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
 def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a run's record: everything that its numbers depend on."""
     left_out = {"scale", "teacher", "width", "widths", "random_widths", "ladders", "doubled", "seeds", "steps"}
-    if p.objective == "forward":
-        left_out.add("objective")  # the ladder's own goes without saying
-    if p.parts == 1:
-        left_out.add("parts")
-    if p.layers is None:
-        left_out.add("layers")
-    if p.basis == "principal":
-        left_out.add("basis")
+    left_out |= {name for name, usual in USUAL.items() if getattr(p, name) == usual}
     chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
-    chosen |= job._asdict() | {
-        "teacher": models.teacher_revision(p.shape.teacher),
-        "text_blocks": 2 * p.steps * p.batch,
-    }
-    return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen
+    chosen |= {"teacher": models.teacher_revision(p.shape.teacher), "text_blocks": 2 * p.steps * p.batch}
+    return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen | job._asdict()
 
 
 def objective(
@@ -362,8 +345,3 @@ def floor(history: pd.DataFrame) -> float:
     """Mean held-out loss over the last tenth of the evaluations, in nats per token (paper, appendix E)."""
     evaluated = history[history.step > 0] if len(history) > 1 else history
     return float(evaluated.tail(max(1, round(0.1 * len(evaluated)))).held_out.mean())
-
-
-def fall_per_doubling(short: float, long: float) -> float:
-    """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
-    return 0.0 if max(short, long) < SAME else 1 - long / short

@@ -59,7 +59,7 @@ def read(teacher: models.Teacher, p: scales.YourModel) -> Text:
             its family cannot be built and is to be distilled.
     """
     if p.steps:
-        cut.family_of(teacher.model.config)
+        cut.check_family(teacher.model.config)
     context = getattr(teacher.model.config, "max_position_embeddings", None) or p.length
     if p.length > context:
         raise ParameterError(f"length = {p.length} exceeds the context of {teacher.name}; give at most {context}.")
