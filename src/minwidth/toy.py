@@ -12,6 +12,7 @@ sum_i I_i (x_i - x_hat_i)^2. 02 has it as a dozen lines; ``minwidth.toy_kernel``
 Floors are measured on a fixed set of fresh rows that no model was trained on.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,10 +233,9 @@ def train_all(
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     _check(counts, alphas, students, teachers, seeds, steps, target, activation, rate)
     importances = {n: _weights(importance, n) for n in counts}
-    found: dict[tuple, tuple] = {}
     trained = sum(teacher == 0 or width <= teacher for teacher in teachers for width in students)
     total = len(counts) * len(alphas) * len(seeds) * trained
-    bar = tqdm(total=total, desc="toy models", unit="model", leave=False, delay=3)
+    bar, found = tqdm(total=total, desc="toy models", unit="model", leave=False, delay=3), {}
 
     def learn(n, alpha, training, measuring, teacher, seed):
         rows, fresh, weights = training, measuring, importances[n]
@@ -257,19 +257,12 @@ def train_all(
         for n, alpha in itertools.product(counts, alphas):
             training = pool(n, alpha, POOL_ROWS, TRAINING, activation)
             measuring = pool(n, alpha, EVALUATION_ROWS, MEASURING, activation)
-            models = itertools.product(teachers, seeds)
-            jobs = [workers.submit(learn, n, alpha, training, measuring, *which) for which in models]
-            try:
-                for job in jobs:
-                    job.result()
-            finally:  # an interrupt need not wait for those that have not begun
-                for job in jobs:
-                    job.cancel()
-    order = sorted(found)
+            cell = functools.partial(learn, n, alpha, training, measuring)
+            list(workers.map(cell, *zip(*itertools.product(teachers, seeds), strict=True)))  # raises what they raise
+    rows, curves, parameters = zip(*(found[key] for key in sorted(found)), strict=True)
     columns = ["n", "alpha", "teacher_width", "width", "target", "seed", "floor", "standard_error", "loss_against_x"]
-    floors = pd.DataFrame([found[k][0] for k in order], columns=[*columns, "loss_against_teacher", "represented"])
-    curves = np.array([found[k][1] for k in order], dtype=np.float32)
-    return Sweep(floors, curves, np.concatenate([found[k][2].ravel() for k in order]))
+    floors = pd.DataFrame(rows, columns=[*columns, "loss_against_teacher", "represented"])
+    return Sweep(floors, np.array(curves, dtype=np.float32), np.concatenate([each.ravel() for each in parameters]))
 
 
 def _fit(n, alpha, teacher, width, seed, rows, importance, steps, rate):
