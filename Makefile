@@ -134,7 +134,7 @@ bench: .venv-bench/.installed
 
 .venv-bench/.installed: pyproject.toml $(INSTALLED)
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 book: .venv/.book

@@ -21,7 +21,7 @@ fresh process: as a whole, and by how much it rises above imports and inputs (Li
 
 Peers are used where they can be imported, and the result says which were missing. In an environment of its own::
 
-    pip install -e '.[bench]' sae-lens==6.54.12 eai-sparsify==1.3.3
+    pip install -e . sae-lens==6.54.12 eai-sparsify==1.3.3
     pip install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7 bidict python-socketio python-engineio \\
         simple-websocket wsproto h11 websocket-client lazy-importer diffusers importlib-metadata zipp
 """

@@ -492,11 +492,15 @@ figures.save(picture, "known_students", p.place)
 
 # %%
 random = rungs[rungs.student.str.startswith("random")].assign(low=lambda t: np.maximum(t.low, t.proved))
-ends = random.pivot(index="width", columns="depth", values=["low", "high"])
+ends = random.pivot(index="width", columns="depth", values=["low", "high", "least", "most"])
 ends["high"] = np.maximum(ends["high"], ends["low"])  # where a curve falls too fast to say more than the bracket does
-depths = pd.DataFrame({f"{end}, {depth}": ends[end][depth] for depth in (1, 2) for end in ("low", "high")})
-depths["lower with two"] = depths["high, 2"] < depths["low, 1"]
-table("depths", depths.reset_index(), keys=["width", "lower with two"])
+numbers = [f"{depth} block{'s' * (depth > 1)}, {end}" for depth in (1, 2, 4) for end in ("low", "high")]
+depths = pd.DataFrame(dict(zip(numbers, (ends[end][d] for d in (1, 2, 4) for end in ("low", "high")), strict=True)))
+for fewer, more in ((1, 2), (2, 4)):
+    by_end, by_seed = ends["high"][more] < ends["low"][fewer], ends["most"][more] < ends["least"][fewer]
+    lower = pd.DataFrame({"ends": by_end, "seeds": by_seed})
+    depths[f"{more} below {fewer}"] = lower.apply(lambda row: " and ".join(row.index[row]) or "neither", axis=1)
+table("depths", depths.reset_index(), keys=["width", "2 below 1", "4 below 2"])
 
 # %%
 assert depths["lower with two"].all()
