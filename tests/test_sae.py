@@ -93,6 +93,8 @@ def planted(tokens: int) -> torch.Tensor:
 def test_the_sparse_path_trains_the_same_autoencoder_and_leaves_dense_batches_to_autograd(monkeypatch):
     model, dense_x = random_sae(16, 64, 0, 2 * sae_kernel.ACTIVE)
     assert sae_kernel.gradients(model, dense_x, 0.2, sae_kernel.Buffers(len(dense_x), 64, 16)) is None
+    with pytest.raises(ValueError, match="do not fit buffers for"):
+        sae_kernel.gradients(model, dense_x[:-1], 0.2, sae_kernel.Buffers(len(dense_x), 64, 16))
     x = planted(2000)
     setting = Settings(0, 3.0, 80, 250, 64, 1e-2, 0)
     sparse, dense = Run(setting, x.mean(0)), Run(setting, x.mean(0))

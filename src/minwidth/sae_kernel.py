@@ -48,7 +48,12 @@ class Buffers:
 
 @torch.no_grad()
 def gradients(sae: nn.Module, x: Float[Tensor, "tokens d"], lam: float, buffers: Buffers) -> Gradients | None:
-    """Gradients of ``sae.loss(x, lam)``; None if more than ``ACTIVE`` of the entries are positive."""
+    """Gradients of ``sae.loss(x, lam)``; None if more than ``ACTIVE`` of the entries are positive.
+
+    Raises ValueError where the buffers are for another number of tokens: compiled loops look at no bounds.
+    """
+    if len(x) != len(buffers.residual):
+        raise ValueError(f"{len(x)} tokens do not fit buffers for {len(buffers.residual)}: make them for as many.")
     b, centred, bias = buffers, x - sae.bias_pre, sae.bias_encoder.detach()
     if sae.topk is None:
         torch.mm(centred, sae.encoder.T, out=b.pre)
