@@ -60,13 +60,17 @@ from minwidth import scales
 p = scales.validate("08_your_model", globals())
 
 # %% tags=["nbval-ignore-output"]
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
 
-from minwidth import cut, figures, models, projection, store, stream, your_model
+from minwidth import cut, figures, kl, models, projection, store, stream, training, your_model
 from minwidth.exercises import check
+from minwidth.measured import interval
+from minwidth.text import token_blocks
 
 teacher = models.load_teacher(p.teacher, p.revision or None)
 blocks_read = your_model.read(teacher, p)
@@ -151,16 +155,69 @@ Markdown(built)
 # more. Training takes it down from there, and how far is what remains unknown.
 #
 # **A try**, with `-p steps N`: the narrowest width that the floor does not exclude is cut out of the teacher and
-# distilled, for N steps of eight blocks.
+# distilled, for N steps of eight blocks. The cell below is all that it takes; what is interrupted there goes on.
 
 # %% tags=["nbval-ignore-output"]
 record = your_model.measure(teacher, blocks_read, p)
-table = record["table"]
+table = ladder = record["table"].apply(pd.to_numeric)  # a column without any number, too
 sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
 excluded = sure > p.target
 tried = table.width[~excluded & (table.width >= teacher.model.config.num_attention_heads)]
 tried = int(tried.min() if len(tried) else table.width.max())
-table = table.merge(your_model.distilled(teacher, blocks_read, p, tried), "left", on="width")
+
+batch = 8
+rate = 0.1 / teacher.d  # at its peak: what is stable falls with the width
+names = ("text", "percent", "length", "temperature", "steps", "seed")
+what, parameters = your_model.key(teacher, f"distilled-w{tried}", blocks_read.train, blocks_read.held_out)
+parameters |= {name: getattr(p, name) for name in names} | {"width": tried}
+
+
+def distil():
+    """What the cut student of width `tried` loses after `p.steps` steps down its KL from the teacher."""
+    student, matrix = cut.cut_to_width(teacher.model, basis, tried), models.unembedding(teacher.model)
+    lessons = token_blocks(teacher.tokenizer, "train", p.length, p.percent, p.text, p.steps * batch)[: p.steps * batch]
+
+    def states(ids):
+        with torch.no_grad():
+            return models.final_hidden(teacher.model, ids)
+
+    def loss(student, rows):
+        ids = torch.from_numpy(lessons[rows].astype(np.int64))
+        hidden, own = models.final_hidden(student, ids), models.unembedding(student)
+        return kl.divergence(hidden, own, states(ids), matrix, p.temperature)
+
+    held_out = [(ids, states(ids)) for ids in stream.batches(blocks_read.held_out, "cpu")]
+
+    @torch.no_grad()
+    def judged(student):
+        divergences, losses = [], []
+        for ids, of_teacher in held_out:
+            hidden, own = models.final_hidden(student, ids), models.unembedding(student)
+            divergences.append(kl.divergence(hidden, own, of_teacher, matrix, p.temperature, per_token=True).flatten())
+            losses.append(kl.cross_entropy(hidden[:, :-1], own, ids[:, 1:], per_token=True).flatten())
+        return torch.cat(divergences), torch.cat(losses)
+
+    history = training.train(
+        student,
+        loss,
+        evaluate=lambda student: float(judged(student)[0].mean()),
+        rows=len(lessons),
+        schedule=training.Schedule(p.steps, batch, rate, warmup=p.steps // 10, evaluations=10),
+        seed=p.seed,
+        checkpoint=store.work_folder(what, parameters) / "checkpoint",
+        progress=f"distilling width {tried}",
+    )
+    divergence, losses = judged(student)
+    low, high = interval(divergence, blocks_read.held_out_documents.ravel())
+    ends = {"trained": float(divergence.double().mean()), "trained_low": low, "trained_high": high}
+    return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
+
+
+trained = pd.DataFrame(columns=["width", "trained", "trained_low", "trained_high", "trained_loss"], dtype=float)
+if p.steps:
+    distilled = store.find_or_compute(what, parameters, distil)
+    trained.loc[0] = [tried, *(distilled[name] for name in trained.columns[1:])]
+table = table.merge(trained, "left", on="width")
 
 # %%
 shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss", "trained"]]
@@ -171,14 +228,26 @@ shown = shown.rename(
 HTML(shown.to_html(index=False, float_format="{:.3f}".format, na_rep=""))
 
 # %%
-fails = record["loss"] >= record["unigram"]
+def word_frequencies(train, held_out, vocabulary):
+    """Held-out loss in nats per token of word frequencies, mixed with the uniform as Witten and Bell do."""
+    counts = np.bincount(train.ravel(), minlength=vocabulary)
+    kinds = (counts > 0).sum()
+    probability = (counts + kinds / vocabulary) / (counts.sum() + kinds)
+    return float(-np.log(probability[held_out[:, 1:]]).mean())
+
+
+of_three = word_frequencies(np.array([[0, 0, 0, 1]]), np.array([[2, 0, 1, 2]]), 3)  # a block's first is not scored
+assert np.isclose(of_three, -np.log([11 / 18, 5 / 18, 2 / 18]).mean())  # (3 + 2/3) / 6 and so on
+
+loss, vocabulary = float(table.teacher_loss[0]), len(teacher.model.get_output_embeddings().weight)
+unigram = word_frequencies(blocks_read.train, blocks_read.held_out, vocabulary)
 Markdown(
     f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "
     f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. *Its own loss* is "
-    f"the cut student's of the next token at T = 1, in which the teacher has **{record['loss']:.2f}** and word "
-    f"frequencies **{record['unigram']:.2f}**."
+    f"the cut student's of the next token at T = 1, in which the teacher has **{loss:.2f}** and word frequencies "
+    f"**{unigram:.2f}**."
     + (p.steps > 0) * f" *Trained* is the KL after {p.steps:,} steps."
-    + fails
+    + (loss >= unigram)
     * "\n\n**This teacher does worse than word frequencies: wrong text, wrong tokenizer, or no BOS? Nothing "
     "that follows means anything.**"
 )
@@ -210,7 +279,43 @@ figures.save(figure, "your_model_loss", p.place, record)
 # where a norm stands behind what a block writes (Gemma 2) they are not known.
 
 # %%
-costs = table[["width", "cut_parameters", "cut_flops", "paper_width", "paper_parameters", "paper_flops"]]
+def size_of(model):
+    """Parameters, a tied embedding counted once, and FLOPs a token: two for each weight that multiplies."""
+    weights = {module: getattr(module, "weight", None) for module in model.modules()}
+    matrices = [w for m, w in weights.items() if getattr(w, "ndim", 0) == 2 and not isinstance(m, torch.nn.Embedding)]
+    return models.parameter_count(model), 2 * sum(weight.numel() for weight in matrices)
+
+
+def unbuilt(config):
+    with torch.device("meta"):
+        return size_of(models.from_config(config))
+
+
+model, rows = teacher.model, []
+uncut = dict(zip(("parameters", "flops"), size_of(model), strict=True))
+head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+untied = uncut["parameters"] + (head is embedding) * head.numel(), uncut["flops"]
+parts = [module for module in stream.blocks_of(model).modules() if not list(module.children())]
+others = set(parts) - {norm.module for norm in norms}
+shared = not any(projection.is_norm(module, teacher.d) for module in others)  # each matrix reads or writes the stream
+shared = shared and all(parameter.ndim < 3 for parameter in model.parameters())  # experts may be packed in three axes
+
+for narrow in your_model.widths_of(p, teacher.d):
+    of_cut = [narrow / teacher.d * of_all if shared else np.nan for of_all in untied]
+    with suppress(ValueError, RuntimeError):
+        of_cut = unbuilt(cut.cut_config(model.config, narrow))
+    of_paper = [np.nan] * 3
+    nearest = sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other, narrow=narrow: abs(other - narrow))
+    for near in nearest[:32]:  # that divides into heads
+        with suppress(ValueError, RuntimeError):
+            of_paper = near, *unbuilt(models.student_config(model.config, near))
+            break
+    rows.append((narrow, *of_cut, *of_paper))
+columns = ["width", "cut_parameters", "cut_flops", "paper_width", "paper_parameters", "paper_flops"]
+costs = pd.DataFrame(rows, columns=columns)
+table = ladder.merge(costs).merge(trained, "left", on="width")
+if teacher.model.config.model_type in cut.FAMILIES and student.config.hidden_size == width:
+    assert costs.cut_parameters[0] == models.parameter_count(student)
 millions = costs.set_index("width")[["cut_parameters", "cut_flops", "paper_parameters", "paper_flops"]] / 1e6
 HTML(millions.rename(columns=lambda name: f"{name.replace('_', ' ')}, million").to_html(float_format="{:.2f}".format))
 
@@ -220,7 +325,7 @@ for axis, what, unit in zip(axes[0], ("parameters", "flops"), ("parameters", "FL
     of_cut, of_paper = table[f"cut_{what}"] / 1e6, table[f"paper_{what}"] / 1e6
     axis.plot(table.width, of_cut, color=figures.PALETTE[0], **figures.OURS, label="cut")
     axis.plot(table.paper_width, of_paper, color=figures.PALETTE[1], marker="s", label="the paper's student")
-    axis.axhline(record[what] / 1e6, color="0.4", linestyle=":", label="the teacher")
+    axis.axhline(uncut[what] / 1e6, color="0.4", linestyle=":", label="the teacher")
     axis.set(xlabel="width, $d_S$", ylabel=f"{unit}, million")
     figures.plain_log(axis, "y")
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -246,7 +351,7 @@ if np.isnan(above):
 else:
     measured = f"width {above:.0f} is enough, cut out of the teacher"
     if not np.isnan(size := cost.cut_parameters.iloc[0]):  # known of most architectures
-        measured += f", with {size / 1e6:.2f} million parameters where it has {record['parameters'] / 1e6:.2f} million"
+        measured += f", with {size / 1e6:.2f} million parameters where it has {uncut['parameters'] / 1e6:.2f} million"
     measured += "."
 last = "" if np.isnan(free) else f"From width {free:.0f} on the last state alone would allow it. "
 if p.steps:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import HfApi
 from jaxtyping import Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -96,18 +96,9 @@ def load_teacher(scale_or_name: str, revision: str | None = None, device: str | 
     """
     import minwidth.cut  # noqa: F401 - a saved student of width alone is a teacher too; it needs this module itself
 
-    source, commit = _source(scale_or_name, revision)
-    pinned, record = _pinned(scale_or_name, source, commit), TINY / "training.json"
-    if source == TINY and record.exists() and (said := json.loads(record.read_text()).get("revision")) != pinned:
-        raise SourceError(
-            f"The files in {TINY} have the digest {pinned} and the record of their training says {said}: restore them "
-            "with `git checkout data/teacher`, or train the teacher again with `make teacher`."
-        )
-    options = _options(source, commit)
     transformers_logging.disable_progress_bar()  # of reading weights: a second, and it would stay in a notebook
-    with _readable(scale_or_name, source):
-        load_config(scale_or_name, commit)  # refuses what is no decoder
-        place = _converted(scale_or_name, source, pinned)
+    with _found(scale_or_name, revision) as (place, options, pinned):
+        check_decoder(AutoConfig.from_pretrained(place, **options))
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
@@ -128,18 +119,10 @@ def load_config(scale_or_name: str, revision: str | None = None) -> PreTrainedCo
     """A teacher's architecture without its weights, which are not fetched for a scale; raises as ``load_teacher``."""
     if scale_or_name in OWN:
         return AutoConfig.for_model(**OWN[scale_or_name])
-    source, commit = _source(scale_or_name, revision)
-    with _readable(scale_or_name, source):
-        place = _converted(scale_or_name, source, _pinned(scale_or_name, source, commit))
-        config = AutoConfig.from_pretrained(place, **_options(source, commit))
+    with _found(scale_or_name, revision) as (place, options, _):
+        config = AutoConfig.from_pretrained(place, **options)
         check_decoder(config)
     return config
-
-
-def _options(source: str | Path, commit: str | None) -> dict[str, Any]:
-    """How transformers reads it: no code of its own, from the disk or at a commit."""
-    where = {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
-    return {"trust_remote_code": False} | where
 
 
 def from_config(config: PreTrainedConfig) -> PreTrainedModel:
@@ -208,21 +191,37 @@ def _pinned(name: str, source: str | Path, commit: str | None) -> str:
         hint = "; `make teacher` trains it" if source == TINY else ""
         hint = "; give its .gguf file itself" if any(source.glob("*.gguf")) else hint
         raise ParameterError(f"The folder {source} of teacher {name!r} holds no safetensors{hint}.")
-    return digest_of(source)
+    pinned, record = digest_of(source), TINY / "training.json"
+    if source == TINY and record.exists() and (said := json.loads(record.read_text()).get("revision")) != pinned:
+        raise SourceError(
+            f"The files in {TINY} have the digest {pinned} and the record of their training says {said}: restore them "
+            "with `git checkout data/teacher`, or train the teacher again with `make teacher`."
+        )
+    return pinned
 
 
 @contextmanager
-def _readable(name: str, place: str | Path) -> Iterator[None]:
-    """Whatever transformers finds wrong with a model, in one sentence."""
+def _found(name: str, revision: str | None) -> Iterator[tuple[str | Path, dict[str, Any], str]]:
+    """Where transformers reads a teacher, with which options, and what pins it; whatever it objects in one sentence.
+
+    A GGUF file is converted to a folder of safetensors the first time.
+    """
+    source, commit = _source(name, revision)
+    pinned, place = _pinned(name, source, commit), source
+    options = {"local_files_only": True} if isinstance(source, Path) else {"revision": commit}
     try:
-        yield
+        if source == "smollm2":
+            place = sealed(RUNS / "models" / f"smollm2-{pinned}", _convert_wheel)
+        elif isinstance(source, Path) and source.is_file():
+            place = sealed(RUNS / "models" / f"{source.stem}-{pinned}", lambda folder: _convert_gguf(source, folder))
+        yield place, options | {"trust_remote_code": False}, pinned
     except Fault:
         raise
     except Exception as error:  # of configs, files, tokenizers and readers, each of its own type
         reason = _first_line(error)
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "it needs code of its own, which is never run here"
-        raise ParameterError(f"The teacher {name!r} could not be read from {place}: {reason.rstrip('.')}.") from error
+        raise ParameterError(f"The teacher {name!r} could not be read from {source}: {reason.rstrip('.')}.") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -237,15 +236,6 @@ def check_decoder(config: PreTrainedConfig) -> None:
     if quantized := getattr(config, "quantization_config", None):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
         raise ValueError(f"its weights are quantized ({method}); give those it was made from, or a GGUF file")
-
-
-def _converted(name: str, source: str | Path, pinned: str) -> str | Path:
-    """Where a teacher can be read from: GGUF files are converted to a folder of safetensors the first time."""
-    if source == "smollm2":
-        return sealed(RUNS / "models" / f"smollm2-{pinned}", _convert_wheel)
-    if isinstance(source, Path) and source.is_file():
-        return sealed(RUNS / "models" / f"{source.stem}-{pinned}", lambda folder: _convert_gguf(source, folder))
-    return source
 
 
 def _convert_wheel(folder: Path) -> None:
@@ -348,12 +338,6 @@ def compile_transformer(model: PreTrainedModel, **options) -> None:
 def parameter_count(model: PreTrainedModel) -> int:
     """Number of parameters, a tied embedding counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def flops_per_token(model: PreTrainedModel) -> int:
-    """FLOPs of one token's forward pass: 2 for each weight that multiplies, so not for embeddings, nor for scores."""
-    matrices = {m: m.weight for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
-    return 2 * sum(weight.numel() for module, weight in matrices.items() if not isinstance(module, nn.Embedding))
 
 
 # ---------------------------------------------------------------------------------------- students: the paper's ladder

@@ -1,15 +1,12 @@
 """How narrow can the student of a given teacher be? The measurements of 08_your_model, a record a width.
 
-Of each width: the floor that no student passes (``bottleneck.floor``), what a teacher loses whose stream keeps only
-that many directions, untrained (``projection``), and what the cut and the paper's student would cost. Of one width, if
-asked for, what the cut student loses once it is distilled.
+Of each width: the floor that no student passes (``bottleneck.floor``), and what a teacher loses whose stream keeps only
+that many directions, untrained (``projection``).
 """
 
 import functools
 import hashlib
-import math
 import re
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +15,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
 
-from minwidth import bottleneck, cut, kl, measured, models, projection, scales, store, stream, text, training
+from minwidth import bottleneck, cut, measured, models, projection, scales, store, stream, text
 from minwidth.errors import ParameterError
-
-BATCH = 8  # blocks a step of a distilled student
-RATE = 0.1  # its peak learning rate times the teacher's width, as what is stable falls with the width
 
 
 class Text(NamedTuple):
@@ -79,21 +72,23 @@ def read(teacher: models.Teacher, p: scales.YourModel) -> Text:
     return Text(train, held_out, train_documents, held_out_documents)
 
 
+def key(teacher: models.Teacher, what: str, *blocks: np.ndarray) -> tuple[str, dict[str, Any]]:
+    """Name of a record about a teacher, and what pins the teacher and the token blocks: the first of its parameters."""
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", teacher.name.rstrip("/").rpartition("/")[2]).strip("_.") or "teacher"
+    digest = hashlib.sha256()
+    for part in blocks:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64))
+        digest.update(str(part.shape).encode())
+    return f"your_model/{label}/{what}", {"teacher": teacher.revision, "blocks": digest.hexdigest()[:16]}
+
+
 def measure(teacher: models.Teacher, text: Text, p: scales.YourModel) -> store.Record:
-    """``table`` with a row a width, of ``untrained``, ``floors`` and ``sizes``; the teacher's own costs and losses."""
+    """``untrained`` and ``floors`` as one ``table`` with a row a width."""
+    what, parameters = key(teacher, "ladder", text.train, text.held_out)
+    parameters |= p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"})
+    parameters |= {"widths": widths_of(p, teacher.d)}
     students, ends = untrained(teacher, text, p), floors(teacher, text, p)
-
-    def compute() -> dict[str, Any]:
-        costs = sizes(teacher, widths_of(p, teacher.d))
-        table = students.merge(ends, "left", on="width").merge(costs, on="width")
-        vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
-        own = {"parameters": models.parameter_count(teacher.model), "flops": models.flops_per_token(teacher.model)}
-        losses = {"loss": float(students.teacher_loss.iloc[0]), "unigram": unigram_loss(text, vocabulary)}
-        return {"table": table} | own | losses
-
-    given = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"})
-    parameters = _made_of(teacher, text.train, text.held_out) | given | {"widths": widths_of(p, teacher.d)}
-    return store.find_or_compute(_name(teacher, "ladder"), parameters, compute)
+    return store.find_or_compute(what, parameters, lambda: {"table": students.merge(ends, "left", on="width")})
 
 
 def untrained(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
@@ -120,18 +115,18 @@ def principal_basis(teacher: models.Teacher, text: Text) -> Tensor:
         moments = projection.stream_moments(teacher.model, stream.batches(text.train, "cpu"))
         return {"moments": moments.cpu().numpy()}
 
-    record = store.find_or_compute(_name(teacher, "moments"), _made_of(teacher, text.train), compute)
+    record = store.find_or_compute(*key(teacher, "moments", text.train), compute)
     return projection.principal_basis(teacher.model, torch.from_numpy(record["moments"]))
 
 
 def _cut(teacher, text: Text, p: scales.YourModel, directions: Tensor | None, norms) -> store.Record:
     width = teacher.d if directions is None else directions.shape[1] + norms[-1].centred
-    parameters = _made_of(teacher, text.train, text.held_out) | {"width": width, "temperature": p.temperature}
+    what, parameters = key(teacher, f"w{width}", text.train, text.held_out)
 
     def compute() -> dict[str, Any]:
         return projection.untrained(teacher.model, text.held_out, directions, p.temperature, norms)._asdict()
 
-    return store.find_or_compute(_name(teacher, f"w{width}"), parameters, compute)
+    return store.find_or_compute(what, parameters | {"width": width, "temperature": p.temperature}, compute)
 
 
 def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataFrame:
@@ -160,12 +155,11 @@ def floors(teacher: models.Teacher, text: Text, p: scales.YourModel) -> pd.DataF
         return ends | {"low_interval": list(found.low_interval), "high_interval": list(found.high_interval)}
 
     names = ("temperature", "contexts", "held_out_contexts", "words", "starts", "floor_steps", "seed")
-    parameters = _made_of(teacher, text.train, text.held_out) | {name: getattr(p, name) for name in names}
     rows = []
     for width in tqdm(widths_of(p, teacher.d), desc="floors", unit=" widths", leave=False):
-        record = store.find_or_compute(
-            _name(teacher, f"floor-w{width}"), parameters | {"width": width}, lambda width=width: compute(width)
-        )
+        what, parameters = key(teacher, f"floor-w{width}", text.train, text.held_out)
+        parameters |= {name: getattr(p, name) for name in names} | {"width": width}
+        record = store.find_or_compute(what, parameters, functools.partial(compute, width))
         low, high = (record["low"], *record["low_interval"]), (record["high"], *record["high_interval"])
         rows.append(dict(zip(columns, (width, *low, *high, record["converged"]), strict=True)))
     return pd.DataFrame(rows)
@@ -181,118 +175,3 @@ def _contexts(teacher: models.Teacher, text: Text, p: scales.YourModel) -> dict[
         found[split] = torch.cat(states)[rows]
         found[f"{split}_documents"] = torch.from_numpy(documents.ravel()[rows])
     return found
-
-
-def sizes(teacher: models.Teacher, widths: list[int]) -> pd.DataFrame:
-    """Parameters and FLOPs a token of the cut and of the paper's student at each width; NaN where they are not known.
-
-    Where the cut student cannot be built, its width's share of the teacher's: every matrix reads from the stream or
-    writes to it. That is exact but for biases, and not known where norms stand behind the writes (Gemma 2), or experts
-    are packed in parameters of three axes.
-
-    The paper's, whose heads and FFN shrink along, at the nearest width that divides into heads.
-    """
-    model, rows = teacher.model, []
-    through = {norm.module for norm in projection.stream_norms(model)}
-    parts = [module for module in stream.blocks_of(model).modules() if not list(module.children())]
-    shared = all(module in through or not projection.is_norm(module, teacher.d) for module in parts)
-    shared = shared and all(parameter.ndim < 3 for parameter in model.parameters())
-    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    whole = models.parameter_count(model) + (head is table) * head.numel(), models.flops_per_token(model)
-    for width in widths:
-        of_cut = [width / teacher.d * of_all if shared else math.nan for of_all in whole]
-        with suppress(ValueError, RuntimeError):
-            of_cut = _size(cut.cut_config(model.config, width))
-        row = {"width": width} | dict(zip(("cut_parameters", "cut_flops"), of_cut, strict=True))
-        row |= dict.fromkeys(("paper_width", "paper_parameters", "paper_flops"), math.nan)
-        for near in sorted(range(scales.SMALLEST_HEAD, teacher.d + 1), key=lambda other: abs(other - width))[:32]:
-            with suppress(ValueError, RuntimeError):
-                of_paper = near, *_size(models.student_config(model.config, near))
-                row |= dict(zip(("paper_width", "paper_parameters", "paper_flops"), of_paper, strict=True))
-                break
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _size(config: PreTrainedConfig) -> tuple[int, int]:
-    with torch.device("meta"):
-        student = models.from_config(config)
-    return models.parameter_count(student), models.flops_per_token(student)
-
-
-def unigram_loss(text: Text, vocabulary: int) -> float:
-    """Held-out loss in nats per token of word frequencies, mixed with the uniform as Witten and Bell do."""
-    counts = np.bincount(text.train.ravel(), minlength=vocabulary)
-    kinds = (counts > 0).sum()
-    probability = (counts + kinds / vocabulary) / (counts.sum() + kinds)
-    return float(-np.log(probability[text.held_out[:, 1:]]).mean())
-
-
-def distilled(teacher: models.Teacher, text: Text, p: scales.YourModel, width: int) -> pd.DataFrame:
-    """The cut student of ``width`` after ``p.steps`` steps down its KL from the teacher: one row, none without steps.
-
-    Columns: width, trained, trained_low, trained_high (as ``kl`` of ``untrained``), trained_loss. AdamW with warm-up
-    and a cosine, on ``BATCH`` blocks of training text a step; an interrupted run goes on.
-    """
-    columns = ["width", "trained", "trained_low", "trained_high", "trained_loss"]
-    if not p.steps:
-        return pd.DataFrame(columns=columns, dtype=float)
-    names = ("text", "percent", "length", "temperature", "steps", "seed")
-    parameters = _made_of(teacher, text.train, text.held_out) | {name: getattr(p, name) for name in names}
-    what, parameters = _name(teacher, f"distilled-w{width}"), parameters | {"width": width}
-    record = store.find_or_compute(what, parameters, lambda: _distil(teacher, text, p, width, what, parameters))
-    return pd.DataFrame([{"width": width} | {name: record[name] for name in columns[1:]}])
-
-
-def _distil(teacher, text_: Text, p: scales.YourModel, width: int, what: str, parameters: dict) -> dict[str, Any]:
-    student = cut.cut_to_width(teacher.model, principal_basis(teacher, text_), width)
-    matrix, wanted = models.unembedding(teacher.model), p.steps * BATCH
-    blocks = text.token_blocks(teacher.tokenizer, "train", p.length, p.percent, p.text, wanted)[:wanted]
-
-    def states(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return models.final_hidden(teacher.model, ids)
-
-    def loss(student, rows) -> Tensor:
-        ids = torch.from_numpy(blocks[rows].astype(np.int64))
-        given = models.final_hidden(student, ids), models.unembedding(student), states(ids), matrix
-        return kl.divergence(*given, p.temperature)
-
-    held_out = [(ids, states(ids)) for ids in stream.batches(text_.held_out, "cpu")]
-
-    @torch.no_grad()
-    def losses_of(student) -> tuple[Tensor, Tensor]:
-        divergences, losses = [], []
-        for ids, of_teacher in held_out:
-            hidden, own = models.final_hidden(student, ids), models.unembedding(student)
-            divergences.append(kl.divergence(hidden, own, of_teacher, matrix, p.temperature, per_token=True).flatten())
-            losses.append(kl.cross_entropy(hidden[:, :-1], own, ids[:, 1:], per_token=True).flatten())
-        return torch.cat(divergences), torch.cat(losses)
-
-    history = training.train(
-        student,
-        loss,
-        evaluate=lambda student: float(losses_of(student)[0].mean()),
-        rows=len(blocks),
-        schedule=training.Schedule(p.steps, BATCH, RATE / teacher.d, warmup=p.steps // 10, evaluations=10),
-        seed=p.seed,
-        checkpoint=store.work_folder(what, parameters) / "checkpoint",
-        progress=f"distilling width {width}",
-    )
-    found, losses = losses_of(student)
-    low, high = measured.interval(found, text_.held_out_documents.ravel())
-    ends = {"trained": float(found.double().mean()), "trained_low": low, "trained_high": high}
-    return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
-
-
-def _made_of(teacher: models.Teacher, *blocks: np.ndarray) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for part in blocks:
-        digest.update(np.ascontiguousarray(part, dtype=np.int64))
-        digest.update(str(part.shape).encode())
-    return {"teacher": teacher.revision, "blocks": digest.hexdigest()[:16]}
-
-
-def _name(teacher: models.Teacher, what: str) -> str:
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", teacher.name.rstrip("/").rpartition("/")[2]).strip("_.") or "teacher"
-    return f"your_model/{label}/{what}"
