@@ -159,7 +159,7 @@ Markdown(built)
 
 # %% tags=["nbval-ignore-output"]
 record = your_model.measure(teacher, blocks_read, p)
-table = ladder = record["table"].apply(pd.to_numeric)  # a column without any number, too
+table = ladder = record["table"]
 sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
 excluded = sure > p.target
 tried = table.width[~excluded & (table.width >= teacher.model.config.num_attention_heads)]

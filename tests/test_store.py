@@ -20,9 +20,8 @@ import torch
 from minwidth import errors, store, training
 
 WHAT = "toy/tiny/sweep"
-TABLE = pd.DataFrame(
-    {"width": [16, 32], "floor": [0.25, math.nan], "ladder": ["random", None], "floored": [True, False]}
-)
+FLOORS = {"floor": [0.25, math.nan], "low": [math.nan] * 2, "floored": [True, False]}
+TABLE = pd.DataFrame({"width": [16, 32], "ladder": ["random", None]} | FLOORS)
 VALUES = {
     "mean": 0.1 + 0.2,
     "widths": [16, 32],

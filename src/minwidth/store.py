@@ -81,7 +81,11 @@ def find(what: str, parameters: dict[str, Any]) -> Record | None:
     content, arrays = load(folder_of(what, parameters)) or ({}, {})
     if content.get("key") != (key := key_of(what, parameters)):  # nothing, or what was copied there
         return None
-    tables = {name: pd.DataFrame(**table) for name, table in content["tables"].items()}
+    tables = {}
+    for name, table in content["tables"].items():
+        frame = pd.DataFrame(**table)
+        empty = frame.columns[frame.isna().all() & bool(len(frame))]  # a null does not say that it was a number
+        tables[name] = frame.astype(dict.fromkeys(empty, float))
     return Record(key, content["parameters"], content["values"] | tables | arrays, content["provenance"])
 
 
