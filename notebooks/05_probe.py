@@ -161,7 +161,7 @@ right = (log_odds > 0) == labels[test]
 
 rows = small.index.to_numpy()
 parts = probe.splits(rows, labels, of_document, 1, p.seed)
-kernel = probe.scores(probe.state_probe(), states, probe.Task(p.concepts[-1], "none", rows, labels, of_document, parts))
+kernel = probe.scores(probe.state_probe, states, probe.Task(p.concepts[-1], "none", rows, labels, of_document, parts))
 assert np.allclose(log_odds, kernel["score"]), "the survey below uses this very pipeline"
 
 # %% [markdown]

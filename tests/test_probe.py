@@ -4,11 +4,9 @@ import jupytext
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import StratifiedGroupKFold
 
 from minwidth import concepts, figures, ladders, probe, scales, staircase, store
 from minwidth.errors import ParameterError
@@ -30,10 +28,13 @@ def test_no_group_stands_on_both_sides_of_a_split(seed, groups, count):
     member = rng.integers(0, groups, 240)
     found = probe.splits(rows, labels, member, count, seed)
     assert len(found) == count
-    for train, test in found:
+    for train, test, folds in found:
         assert not set(member[train]) & set(member[test]) and sorted([*train, *test]) == list(rows)
         assert 0.1 < len(test) / 200 < 0.35 and 0.3 < labels[test].mean() < 0.7
-    tested = np.concatenate([test for _, test in found[:5]])
+        for fit, choose in folds:
+            assert sorted([*fit, *choose]) == list(range(len(train))), "the penalty is chosen on the training side"
+            assert not set(member[train][fit]) & set(member[train][choose])
+    tested = np.concatenate([test for _, test, _ in found[:5]])
     assert len(tested) == len(set(tested)), "five splits test on different passages"
 
 
@@ -52,14 +53,16 @@ def test_labels_are_dealt_at_random_within_main_and_unseen_sources_are_in_no_tra
         assert set(table.concept) == {task.concept} and (task.groups == table.group).all()
         agree = (task.labels == table.label)[table.set == "main"].mean()
         assert 0.2 < agree < 0.8 if task.control == "shuffled" else agree == 1
-        for train, test in ((table.iloc[train], table.iloc[test]) for train, test in task.splits):
+        for train, test in ((table.iloc[train], table.iloc[test]) for train, test, _ in task.splits):
             assert set(train.set) == {"main"} and not set(train.group) & set(test.group)
             assert set(train.label) == set(test.label) == {0, 1}
             if task.control == "unseen_source":
                 assert not set(train.source) & set(test.source)
             else:
                 assert set(test.set) == {"main"}
-    ((_, test),) = unseen["sport"].splits
+    true, dealt = ([t.splits for t in tasks if t.control == name] for name in ("none", "shuffled"))
+    np.testing.assert_equal(dealt, true)  # folds too: those of the true labels
+    ((_, test, _),) = unseen["sport"].splits
     assert set(passages.iloc[unseen["sport"].place].iloc[test].source) == {"sport news", "news"}
 
 
@@ -75,37 +78,35 @@ def problem():
     return features * np.logspace(0, 3, 10), labels, np.arange(400) // 4
 
 
-def test_the_test_side_changes_no_probe(problem, monkeypatch):
+def test_the_test_side_changes_no_probe(problem):
     """Leak: what is measured on the test side must not depend on the other passages there, nor on their words."""
     features, labels, groups = problem
     rows = np.arange(400)
     task = probe.Task("x", "none", rows, labels, groups, probe.splits(rows, labels, groups, 1, seed=0))
-    (train, test), strange = task.splits[0], features.copy()
+    test, strange = task.splits[0][1], features.copy()
     strange[test[1:]] *= 100
     flipped = task._replace(labels=np.where(np.isin(rows, test), 1 - labels, labels))
-    whole, real = [], StratifiedGroupKFold.split
-    monkeypatch.setattr(StratifiedGroupKFold, "split", lambda *a, groups: whole.append(groups) or real(*a, groups))
-    one, two = (probe.scores(probe.state_probe(), x, of) for x, of in ((features, task), (strange, flipped)))
+    one, two = (probe.scores(probe.state_probe, x, of) for x, of in ((features, task), (strange, flipped)))
     assert one.score[0] == two.score[0]
-    np.testing.assert_array_equal(whole, [groups[train]] * 2, "the penalty is chosen on whole groups of this side")
     texts = np.array([f"w{n % 7} {'yes' if n % 3 and label else 'no'}" for n, label in enumerate(labels)], dtype=object)
     strange = texts.copy()
     strange[test[1:]] = "nowhere else"
-    for words in (probe.word_probe(), probe.word_probe(width=3)):
-        one, two = (probe.scores(words, x, task) for x in (texts, strange))
+    for make in (probe.word_probe, lambda folds: probe.word_probe(folds, width=3)):
+        one, two = (probe.scores(make, x, task) for x in (texts, strange))
         assert one.score[0] == pytest.approx(two.score[0], rel=1e-9)
 
 
-def test_words_are_present_or_not_in_any_order_and_projected_to_their_leading_directions():
+def test_words_are_present_or_not_in_any_order_and_projected_as_an_svd_does():
     labels, rng = np.tile([0, 1], 30), np.random.default_rng(0)
     texts = np.array([" ".join(f"w{n}" for n in rng.integers(0, 30, 8)) + " yes" * y for y in labels], dtype=object)
-    with sklearn.config_context(enable_metadata_routing=True):
-        every, two = (probe.word_probe(width).fit(texts, labels, groups=np.arange(60)) for width in (0, 2))
-    a, b = every.decision_function([texts[1], " ".join(reversed(texts[1].split() * 2))])
+    folds = [(np.arange(40), np.arange(40, 60))]
+    fitted = probe.word_probe(folds).fit(texts, labels)
+    a, b = fitted.decision_function([texts[1], " ".join(reversed(texts[1].split() * 2))])
     assert a == b > 0
-    bags = every[0].transform(texts).toarray()
+    projected = probe.word_probe(folds, width=2).fit(texts, labels)[:2].transform(texts)
+    bags = fitted[0].transform(texts).toarray()
     *_, directions = np.linalg.svd(bags)
-    np.testing.assert_allclose(np.abs(two[:2].transform(texts)[:, 0]), np.abs(bags @ directions[0]), rtol=1e-2)
+    np.testing.assert_allclose(np.abs(projected[:, 0]), np.abs(bags @ directions[0]), rtol=1e-2)
 
 
 def table_of(odds, labels, groups):

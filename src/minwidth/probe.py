@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import sklearn
 import torch
 from jaxtyping import Float, Int
 from sklearn.decomposition import TruncatedSVD
@@ -67,7 +66,12 @@ def pooled(
     return features
 
 
-Split = tuple[np.ndarray, np.ndarray]  # rows that train, rows that test
+Split = tuple[np.ndarray, np.ndarray, list]  # rows that train, rows that test, folds of places among the former
+
+
+def split(train: np.ndarray, test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Split:
+    """A split of given sides; the folds of its training side, which choose the penalty, keep groups whole too."""
+    return train, test, list(StratifiedGroupKFold(INNER).split(train, labels[train], groups[train]))
 
 
 def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> list[Split]:
@@ -77,7 +81,7 @@ def splits(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int,
     """
     dealt = (StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + n) for n in range(-(-count // FOLDS)))
     sides = chain.from_iterable(folds.split(rows, labels[rows], groups[rows]) for folds in dealt)
-    return [(rows[train], rows[test]) for train, test in islice(sides, count)]
+    return [split(rows[train], rows[test], labels, groups) for train, test in islice(sides, count)]
 
 
 class Task(NamedTuple):
@@ -105,17 +109,18 @@ def tasks(passages: pd.DataFrame, p: scales.Probe) -> list[Task]:
         for pair in concepts.collection(p.text)["concepts"][concept].get("unseen", []):
             hidden = np.where(labels == 1, *(table.source.str.fullmatch(of) for of in pair))
             kept = main & ~hidden & ~np.isin(groups, groups[hidden])
-            unseen.append((np.flatnonzero(kept), np.flatnonzero(hidden)))
+            unseen.append(split(np.flatnonzero(kept), np.flatnonzero(hidden), labels, groups))
+        # labels dealt at random keep the splits of the true ones, and their folds
         asked = [("none", labels, parts), ("shuffled", dealt, parts), ("unseen_source", labels, unseen)]
         found += [Task(concept, name, table.index.to_numpy(), truth, groups, of) for name, truth, of in asked if of]
     return found
 
 
-def classifier(penalties: tuple[float, ...], **options) -> LogisticRegressionCV:
-    """A logistic regression whose penalty is chosen by its likelihood, on folds that keep the groups given whole."""
+def classifier(penalties: tuple[float, ...], folds: list, **options) -> LogisticRegressionCV:
+    """A logistic regression whose penalty is chosen on ``folds`` of the training side by its likelihood."""
     return LogisticRegressionCV(
-        Cs=penalties, cv=StratifiedGroupKFold(INNER), scoring=log_likelihood, max_iter=1000, l1_ratios=(0,),
-        use_legacy_attributes=False, **options,
+        Cs=penalties, cv=folds, scoring=log_likelihood, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
+        **options,
     )  # fmt: skip
 
 
@@ -124,32 +129,30 @@ def log_likelihood(probe, features: np.ndarray, labels: np.ndarray) -> float:
     return -float(np.logaddexp(0, np.where(labels == 1, -1, 1) * probe.decision_function(features)).mean())
 
 
-def state_probe() -> Pipeline:
+def state_probe(folds: list) -> Pipeline:
     """A probe of hidden states ``[passages, d]``."""
-    return make_pipeline(StandardScaler(), classifier(PENALTIES))
+    return make_pipeline(StandardScaler(), classifier(PENALTIES, folds))
 
 
-def word_probe(width: int = 0) -> Pipeline:
+def word_probe(folds: list, width: int = 0) -> Pipeline:
     """The same of a bag of words: which of the most frequent words a text has; projected to ``width`` numbers, if any.
 
     The projection keeps the leading singular vectors of the training side's bags (latent semantic analysis).
     """
     bag = CountVectorizer(binary=True, max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
     if not width:  # liblinear is much faster on words
-        return make_pipeline(bag, classifier(WORD_PENALTIES, solver="liblinear", random_state=0))
-    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe())
+        return make_pipeline(bag, classifier(WORD_PENALTIES, folds, solver="liblinear", random_state=0))
+    return make_pipeline(bag, TruncatedSVD(width, n_iter=2, random_state=0), *state_probe(folds))
 
 
-def scores(probe: Pipeline, features: np.ndarray, task: Task) -> pd.DataFrame:
-    """Train a probe on each split, on hidden states ``[passages, d]`` or texts, and apply it to the split's test side.
+def scores(probe: Callable[[list], Pipeline], features: np.ndarray, task: Task) -> pd.DataFrame:
+    """Train a probe a split, on hidden states ``[passages, d]`` or texts, and apply it to the split's test side.
 
     One row a tested passage: ``split``, ``row``, ``label``, ``group`` and ``score``, the log-odds of the concept.
     """
     tables = []
-    for number, (train, test) in enumerate(task.splits):
-        with sklearn.config_context(enable_metadata_routing=True):  # which hands the groups on to the folds
-            probe.fit(features[train], task.labels[train], groups=task.groups[train])
-        odds = probe.decision_function(features[test])
+    for number, (train, test, folds) in enumerate(task.splits):
+        odds = probe(folds).fit(features[train], task.labels[train]).decision_function(features[test])
         tested = {"split": number, "row": test, "label": task.labels[test], "group": task.groups[test], "score": odds}
         tables.append(pd.DataFrame(tested))
     return pd.concat(tables, ignore_index=True)
@@ -228,7 +231,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     """
     trained, missing = trained_students(p, d)
     text, teacher = concepts.labelled(p.passages, p.seed, p.text, p.documents), Job("", p.shape.width, 0, 0)
-    settings = p.model_dump(include={"concepts", "layer", "tokens", "splits", "seed"})  # all that no model differs in
+    settings = p.model_dump(include={"concepts", "layer", "tokens", "splits", "seed"})  # what all models share
     settings |= {"folds": [FOLDS, INNER], "penalties": [PENALTIES, WORD_PENALTIES]}
     settings |= {"text": text.key, "teacher": models.teacher_revision(p.shape.teacher)}
     twins = {teacher: Job("random", p.shape.width, d.seeds[0], 0)} | {job: job._replace(steps=0) for job in trained}
@@ -301,7 +304,7 @@ def probe_states(
     rows, curve, kept = [], [], []
     for task in todo if controls else [task for task in todo if task.control == "none"]:
         for layer in states if task.control == "none" else [p.layer]:
-            found = scores(state_probe(), states[layer][task.place], task)
+            found = scores(state_probe, states[layer][task.place], task)
             row = {"concept": task.concept} | summary(found, p.seed)
             rows += [row | {"control": task.control}] if layer == p.layer else []
             if task.control == "none":
@@ -323,10 +326,10 @@ def words(p: scales.Probe, settings: dict[str, Any], inputs: Callable) -> store.
         teacher, ids, todo = inputs()
         texts, rows = np.array(teacher.tokenizer.batch_decode(ids), dtype=object), []
         for task in tqdm([task for task in todo if task.control != "shuffled"], desc="words", leave=False):
-            most, alone = min(len(train) for train, _ in task.splits) - 1, task.control == "none"
+            most, alone = min(len(train) for train, *_ in task.splits) - 1, task.control == "none"
             for width in [0, *widths] if alone else [0]:
                 control = "projected_words" if width else "bag_of_words" if alone else "bag_of_words_unseen_source"
-                found = scores(word_probe(min(width, most)), texts[task.place], task)
+                found = scores(partial(word_probe, width=min(width, most)), texts[task.place], task)
                 row = {"concept": task.concept, "control": control, "width": width}
                 rows.append(row | summary(found, p.seed))
         return {"accuracy": pd.DataFrame(rows)}
