@@ -56,7 +56,7 @@ def pooled(
     features = np.zeros((len(layers), len(ids), model.config.hidden_size), np.float32)
     lengths = np.array([len(passage) for passage in ids])
     parts = np.array_split(np.argsort(lengths, kind="stable"), -(-len(ids) * (1 + lengths.max()) // FORWARD_TOKENS))
-    for rows in tqdm(parts, desc="reading passages", leave=False):
+    for rows in tqdm(parts, desc="probing", leave=False):
         batch = pad_sequence([torch.tensor([start, *ids[row]]) for row in rows], batch_first=True).to(model.device)
         place, length = torch.arange(batch.shape[1]), torch.tensor(lengths[rows])[:, None]
         weights = (((place > 0) & (place <= length)) / length).to(model.device)
