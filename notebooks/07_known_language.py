@@ -501,8 +501,8 @@ figures.save(picture, "known_students", p.place)
 random = rungs[rungs.student.str.startswith("random")].assign(low=lambda t: np.maximum(t.low, t.proved))
 ends = random.pivot(index="width", columns="depth", values=["low", "high", "least", "most"])
 ends["high"] = np.maximum(ends["high"], ends["low"])  # where a curve falls too fast to say more than the bracket does
-numbers = [f"{depth} block{'s' * (depth > 1)}, {end}" for depth in (1, 2, 4) for end in ("low", "high")]
-depths = pd.DataFrame(dict(zip(numbers, (ends[end][d] for d in (1, 2, 4) for end in ("low", "high")), strict=True)))
+depths = {f"{d} block{'s' * (d > 1)}, {end}": ends[end][d] for d in (1, 2, 4) for end in ("low", "high")}
+depths = pd.DataFrame(depths)
 for fewer, more in ((1, 2), (2, 4)):
     by_end, by_seed = ends["high"][more] < ends["low"][fewer], ends["most"][more] < ends["least"][fewer]
     lower = pd.DataFrame({"ends": by_end, "seeds": by_seed})

@@ -159,11 +159,11 @@ Markdown(built)
 
 # %% tags=["nbval-ignore-output"]
 record = your_model.measure(teacher, blocks_read, p)
-table = ladder = record["table"]
-sure = table.low_low * (1 - 5 * table.still_falling)  # of what fifty more steps might still take
+ladder = record["table"]
+sure = ladder.low_low * (1 - 5 * ladder.still_falling)  # of what fifty more steps might still take
 excluded = sure > p.target
-tried = table.width[~excluded & (table.width >= teacher.model.config.num_attention_heads)]
-tried = int(tried.min() if len(tried) else table.width.max())
+tried = ladder.width[~excluded & (ladder.width >= teacher.model.config.num_attention_heads)]
+tried = int(tried.min() if len(tried) else ladder.width.max())
 
 batch = 8
 rate = 0.1 / teacher.d  # at its peak: what is stable falls with the width
@@ -217,7 +217,7 @@ trained = pd.DataFrame(columns=["width", "trained", "trained_low", "trained_high
 if p.steps:
     distilled = store.find_or_compute(what, parameters, distil)
     trained.loc[0] = [tried, *(distilled[name] for name in trained.columns[1:])]
-table = table.merge(trained, "left", on="width")
+table = ladder.merge(trained, "left", on="width")
 
 # %%
 shown = table[["width", "low", "still_falling", "high", "kl", "kl_low", "kl_high", "loss", "trained"]]

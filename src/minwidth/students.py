@@ -82,7 +82,8 @@ def read(teacher: models.Teacher, p: scales.Distill, split: str) -> Text:
     """
     count = 2 * p.steps * p.batch if split == "train" else p.held_out_blocks
     blocks, name = _blocks(teacher, p, split, count), f"{p.scale}-{split}"
-    size, target = 4 * blocks.size * teacher.d, stream.states_file(teacher, blocks, name)
+    a_state = models.unembedding(teacher.model)[0].nbytes  # of d numbers, and one more with an output bias
+    size, target = blocks.size * a_state, stream.states_file(teacher, blocks, name)
     there = target.stat().st_size if target.exists() else 0
     free = shutil.disk_usage(existing(target.parent)).free
     if size <= STATES_BYTES and size - there <= free:
