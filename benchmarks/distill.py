@@ -245,15 +245,16 @@ def speed_benchmark(rounds: int) -> dict:
             optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
             def train(student=student, optimizer=optimizer):
-                hidden = models.final_hidden(student, ids)
-                loss = kl.divergence(hidden, models.unembedding(student), states, matrix, TEMPERATURE)
+                loss = students.objective(p, student, ids, states, matrix)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
 
             # weights are read in the forward pass and twice in the backward pass; the teacher's unembedding once
-            shapes = [(m.out_features, m.in_features, 3) for m in student.modules() if isinstance(m, torch.nn.Linear)]
+            tables = {id(m.weight) for m in student.modules() if isinstance(m, torch.nn.Embedding)}
+            matrices = [w for w in student.parameters() if w.ndim == 2 and id(w) not in tables]
+            shapes = [(*w.shape, 3) for w in matrices]
             shapes.append((*matrix.shape, 1))
             runs = {"step": train, "products": functools.partial(_multiply, shapes, ids.numel())}
             least, row = least_cpu_seconds(runs, rounds), {"ladder": ladder, "width": width}
@@ -299,7 +300,7 @@ def draw(found: dict[str, dict]):
         )
     last.axhline(1, color="0.3", linewidth=1, linestyle="--")
     last.set(xlabel="width d", ylabel="time / products", title="(d) steps of the tiny students", ylim=(0, None))
-    last.legend()
+    last.legend(loc="upper right")
     return figure
 
 
