@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -346,8 +346,8 @@ def parameter_count(model: PreTrainedModel) -> int:
 def make_student(teacher_model: PreTrainedModel, width: int, seed: int, layers: int | None = None) -> PreTrainedModel:
     """A student of the paper's ladder: the teacher's architecture at another width (or depth), random weights.
 
-    Matrices are drawn from N(0, 2 / (5 width)) by a generator of their own, biases are 0 and gains 1. That is the
-    "small init" that Pythia was trained from (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
+    Matrices are drawn by ``start``, biases are 0 and gains 1. That is the "small init" that Pythia was trained from
+    (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
     It comes in eval mode: no dropout.
 
     Raises:
@@ -356,12 +356,16 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int, layers: 
     config = student_config(teacher_model.config, width)
     config.num_hidden_layers = layers or config.num_hidden_layers
     student = from_config(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, (2 / (5 * width)) ** 0.5, generator=generator)
+    start(student.parameters(), width, seed)
     return student.to(teacher_model.device).eval()
+
+
+def start(parameters: Iterable[Tensor], width: int, seed: int) -> None:
+    """Draw those that are matrices from N(0, 2 / (5 width)), by a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, (2 / (5 * width)) ** 0.5, generator=generator)
 
 
 def student_config(config: PreTrainedConfig, width: int) -> PreTrainedConfig:
