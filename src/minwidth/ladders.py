@@ -6,14 +6,11 @@ its own with checkpoints: an interrupted command goes on where it stopped.
 
 import argparse
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch.multiprocessing import get_context, spawn
-from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
 from minwidth import errors, models, scales, store, training
@@ -43,11 +40,10 @@ def train(todo: Iterable[tuple[scales.Distill, Job]]) -> list[store.Record]:
     Small students are trained by several processes side by side, one thread each; large ones one after the other.
 
     Raises:
-        RuntimeError: a process failed; its last line says why.
+        LostError: a process failed; its last line says why.
     """
     todo = list(todo)
-    missing = [(p, job) for p, job in todo if store.find(*key(p, job)) is None]
-    if missing:
+    if missing := [(p, job) for p, job in todo if store.find(*key(p, job)) is None]:
         _compute(missing)
     return [student(p, job) for p, job in todo]
 
@@ -60,41 +56,19 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
             read(teacher, p, split)  # once, before several processes would ask for it
         for basis in {other.basis for other, job in missing if job.ladder == "width_alone"}:
             moments(teacher, p.model_copy(update={"basis": basis}))
-    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(missing))
-    options = dict(total=len(missing), desc="students", unit=" runs", leave=False)
-    if (
-        p.shape.width > scales.ONE_THREAD
-        or cores == 1
-        or training.state().device.type != "cpu"
-        or training.state().num_processes > 1
-    ):
-        for p, job in tqdm(missing, **options):
+    on_cpu = training.state().device.type == "cpu" and training.state().num_processes == 1
+    if on_cpu and p.shape.width <= scales.ONE_THREAD:
+        training.side_by_side(_work, missing, "students")
+    else:
+        for p, job in tqdm(missing, desc="students", unit=" runs", leave=False):
             student(p, job, teacher)
-        return
-    taken, shown = get_context("spawn").Value("i", 0), os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"  # read by each process: the bar of all of them is here
-    try:
-        working = spawn(_work, (missing, taken), nprocs=cores, join=False)
-    finally:
-        os.environ.pop("TQDM_DISABLE") if shown is None else os.environ.update(TQDM_DISABLE=shown)
-    try:
-        with tqdm(**options) as bar:
-            while not working.join(timeout=1):
-                bar.update(sum(store.folder_of(*key(p, job)).exists() for p, job in missing) - bar.n)
-    except ProcessException as error:
-        raise errors.LostError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from None
 
 
-def _work(_: int, missing: list[tuple[scales.Distill, Job]], taken) -> None:
-    """In a process of its own: train what no other has taken. It ends when its parent ends, also by kill -9."""
-    p, _ = missing[0]
-    teacher = models.load_teacher(p.shape.teacher, device=training.state().device)
-    while True:
-        with taken.get_lock():
-            number, taken.value = taken.value, taken.value + 1
-        if number >= len(missing):
-            return
-        student(*missing[number], teacher)
+def _work(missing: Iterable[tuple[scales.Distill, Job]]) -> None:
+    teacher = None
+    for p, job in missing:
+        teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
+        student(p, job, teacher)
 
 
 def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> store.Record:

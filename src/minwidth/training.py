@@ -7,8 +7,10 @@ them see the same runs folder.
 
 import datetime
 import math
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,6 +22,8 @@ from accelerate import PartialState, notebook_launcher
 from accelerate.utils import broadcast_object_list, parse_flag_from_env, reduce
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.multiprocessing import get_context, spawn
+from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
 from minwidth import scales, store
@@ -279,6 +283,47 @@ def sent(array: np.ndarray, to: torch.device) -> Tensor:
     """An array as a tensor on a device; to a GPU by way of pinned memory, so that nothing waits for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor
+
+
+def side_by_side(work: Callable[[Iterable], Any], items: Sequence, progress: str) -> None:
+    """``work`` on all items, by a process on each core, one thread each, that takes the next which no other has taken.
+
+    Args:
+        work: a module's function; goes through the items it is given and leaves what it finds in the store.
+
+    Raises:
+        LostError: a process failed; its last line says why.
+    """
+    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(items))
+    bar = tqdm(items, desc=progress, unit=" runs", leave=False)
+    if cores == 1:
+        work(bar)
+        return
+    taken, shown = get_context("spawn").Value("i", 0), os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # read by each process: the bar of all of them is here
+    try:
+        working = spawn(_beside, (work, items, taken), nprocs=cores, join=False)
+    finally:
+        os.environ.pop("TQDM_DISABLE") if shown is None else os.environ.update(TQDM_DISABLE=shown)
+    try:
+        with bar:
+            while not working.join(timeout=1):
+                bar.update(max(0, taken.value - cores) - bar.n)  # of what it took, each has yet to finish the last
+    except ProcessException as error:
+        raise LostError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from None
+
+
+def _beside(_: int, work: Callable[[Iterable], Any], items: Sequence, taken) -> None:
+    """In a process of its own, which ends when its parent ends, also by kill -9."""
+
+    def take() -> Any:
+        with taken.get_lock():
+            taken.value += 1
+            return items[taken.value - 1] if taken.value <= len(items) else None
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what then comes; a shell's background job ignores it
+    torch.set_num_threads(1)
+    work(iter(take, None))
 
 
 @contextmanager
