@@ -38,7 +38,7 @@ help:
 	@echo 'make brackets   what the last state alone costs, from below and above, for 04: minutes at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives, depths and bases for 04: an hour at tiny; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
-	@echo 'make known      every student of the known language for 07: three hours; can be interrupted'
+	@echo 'make known      every student of the known language for 07, one on each core: hours; can be interrupted'
 	@echo 'make processors 03 to 07 as other processors and other seeds have them: hours; can be interrupted'
 	@echo 'make bench      benchmarks beside their peers, in .venv-bench'
 	@echo 'make book       the notebooks, the ledger, the figures and the package as web pages in runs/book/html'
@@ -123,8 +123,7 @@ sensitivity brackets controls probes: texts
 	$(BIN)/python -m workflow.long $(JOBS) --scale $(SCALE)
 
 known: $(INSTALLED)
-	$(BIN)/python -m minwidth.known_language
-	$(BIN)/python -m minwidth.known_teacher
+	$(BIN)/python -m minwidth.known_students
 
 processors: $(DEVELOP)
 	$(BIN)/python -m workflow.processors

@@ -51,6 +51,7 @@ import torch
 
 from minwidth import autoencoder, calibration, capacity, exercises, figures, kl, ledger, measured, sae, scales, store
 from minwidth import known_language as known
+from minwidth.known_students import MOVES, Heads, ladder
 
 p = scales.validate("07_known_language", globals())
 elsewhere = p.place == "other"  # what is asserted of students was found in the committed run
@@ -158,7 +159,7 @@ figures.save(picture, "known_language", p.place)
 # All minimise the KL from the teacher. By hand, and by the kernel of 04, which takes the language as it stands:
 
 # %%
-heads = known.Heads(language.unembedding, 4, seeds=[0])
+heads = Heads(language.unembedding, 4, seeds=[0])
 states = (x @ heads.reduce[0] + heads.bias[0]).detach()
 log_p, log_q = (x @ language.unembedding.T).log_softmax(-1), (states @ heads.unembedding[0]).log_softmax(-1)
 by_hand = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
@@ -173,7 +174,7 @@ f"{by_hand:.3f} nats before any training"
 # end (`curves`, 04 section 12).
 
 # %% tags=["nbval-ignore-output"]
-floors, kept = known.ladder(language, p.widths, p.seeds)
+floors, kept = ladder(language, p.widths, p.seeds)
 
 # %%
 table("heads", floors[["width", "loss", "least", "most", "moved", "ends", "low", "high"]], keys="width")
@@ -516,7 +517,7 @@ assert (students.loss > students.proved).all()
 of_generator = study[(study.features == 32) & (study.alpha == 0.95)].set_index("width").loss
 of_teacher = rungs[rungs.student == "head"].set_index("width").loss
 assert (np.abs(of_teacher / of_generator - 1).loc[[4, 8, 16, 24]] < 0.04).all()
-at_floor = rungs[(rungs.moved.abs() < known.MOVES) & (rungs.loss > 1e-3)]
+at_floor = rungs[(rungs.moved.abs() < MOVES) & (rungs.loss > 1e-3)]
 at_floor[["student", "width", "loss", "moved", "proved"]].round(4)
 
 # %% [markdown]

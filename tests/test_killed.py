@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import autoencoder, models, probe, sae, sae_kernel, scales, store, stream, text, wheels
-from minwidth import known_language as known
-from minwidth import known_teacher as taught
+from minwidth import autoencoder, known_language, models, probe, sae, sae_kernel, scales, store, stream, text, wheels
+from minwidth import known_students as known
 from minwidth.training import Schedule
 from minwidth.wheels import Document
 from tests import small_world, test_students
@@ -131,17 +130,17 @@ def test_probes(survives, small, monkeypatch):
 
 def test_a_student_of_the_known_languages_teacher(survives, every_step, monkeypatch):
     """In its eighth step, its teacher's ten behind it."""
-    language = known.language(8, 0.8)
+    language = known_language.language(8, 0.8)
     monkeypatch.setattr(known, "HELD_OUT", 256)
     monkeypatch.setattr(known, "POOL", 2)
-    monkeypatch.setattr(taught, "TEACHER", taught.TEACHER | {"batch": 64, "width": 16, "steps": 10})
+    monkeypatch.setattr(known, "TEACHER", known.TEACHER | {"batch": 64, "width": 16, "steps": 10})
 
     def work():
-        taught.teacher.cache_clear()
-        taught.pool.cache_clear()
-        taught.student(language, "random", 2, 4, 0, 12)
+        known.teacher.cache_clear()
+        known.pool.cache_clear()
+        known.student(language, "random", 2, 4, 0, 12)
 
-    survives(work, taught.training, "update", call=18, finished=1, goes_on=True)
+    survives(work, known.training, "update", call=18, finished=1, goes_on=True)
 
 
 def test_the_teachers_states(tmp_path, monkeypatch, small):

@@ -1,4 +1,4 @@
-"""The known language: its sentences show its features, its numbers are those of its definition, its students learn."""
+"""The known language: its sentences show its features, its numbers are those of its definition, its judge is just."""
 
 import math
 
@@ -8,17 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import capacity, errors, kl, store
+from minwidth import capacity, errors, kl, known_students
 from minwidth import known_language as known
-
-
-@pytest.fixture(autouse=True)
-def small(tmp_path, monkeypatch):
-    """A store of its own, and few sentences."""
-    monkeypatch.setattr(store, "RUNS", tmp_path)
-    monkeypatch.setattr(known, "HELD_OUT", 512)
-    monkeypatch.setattr(known, "SAMPLE", 256)
-
 
 # ----------------------------------------------------------------------------------------------------------- language
 
@@ -78,67 +69,21 @@ def test_what_makes_no_language_is_refused(given_):
         known.language(*given_)
 
 
-# ----------------------------------------------------------------------------------------------------------- students
+# ------------------------------------------------------------------------------------------------------------ judging
 
 
 @torch.no_grad()
 def test_heads_that_copy_the_language_lose_what_they_drop():
     language = known.language(8, 0.8)
-    u, x = language.unembedding, known.draw(language, known.HELD_OUT, 1)
-    heads = known.Heads(u, 8, [0, 1])
+    u, x = language.unembedding, known.draw(language, 512, 1)
+    heads = known_students.Heads(u, 8, [0, 1])
     heads.reduce[0] = torch.eye(8)
     heads.reduce[1] = torch.eye(8) * (torch.arange(8) != 3)  # one feature dropped
     heads.unembedding[:] = u.T
     found = known.judged(language, x, x @ u.T, heads(x))
     kept = found["kept"]
     assert found["losses"][0] < 1e-6 and (kept[0] > 0.999).all()
+    assert (found["losses"] == found["from_language"]).all(), "the teacher is the language"
     assert kept[1, 3] < 0.05 and (kept[1, np.arange(8) != 3] > 0.999).all()
     by_kernel = kl.divergence(x @ heads.reduce[1] + heads.bias[1], heads.unembedding[1].T, x, u, 1.0)
     assert found["losses"][1] == pytest.approx(float(by_kernel), rel=1e-4)
-
-
-def test_gradients_by_hand_are_those_of_autograd():
-    language = known.language(8, 0.8)
-    u, x = language.unembedding, known.draw(language, 64, 5)
-    heads = known.Heads(u, 3, [0, 1])
-    known.divergence(x @ u.T, heads(x)).mean(1).sum().backward()
-    expected = [parameter.grad.clone() for parameter in heads.parameters()]
-    heads.gradients(x, (x @ u.T).softmax(-1))
-    for parameter, gradient in zip(heads.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_heads_side_by_side_learn_what_they_learn_alone():
-    language = known.language(8, 0.8)
-    both, alone = known.student(language, 3, [4, 5], 40), known.student(language, 3, [4], 40)
-    assert both["losses"][0] == pytest.approx(alone["losses"][0], rel=1e-3)
-    assert both["losses"][0] != pytest.approx(both["losses"][1], rel=1e-3)
-
-
-def test_steps_are_doubled_until_little_moves():
-    losses = {10: 4.0, 20: 3.0, 40: 2.5, 80: 2.49, 160: 2.0}
-    asked = []
-
-    def train(steps):
-        asked.append(steps)
-        return {"losses": np.array([losses[steps], losses[steps]])}
-
-    found, ending = known.doubled(train, 10, 5)
-    assert asked == [10, 20, 40, 80] and found["losses"][0] == ending["loss"] == 2.49
-    assert ending["steps"] == 80 and ending["moved"] == pytest.approx(0.01 / 2.49)
-    assert ending["low"] <= ending["ends"] <= ending["high"]
-    assert known.doubled(train, 10, 3)[1]["steps"] == 40, "no more runs than allowed"
-
-
-def test_a_ladder_ends_and_no_student_passes_the_bracket(monkeypatch):
-    language = known.language(8, 0.8)
-    monkeypatch.setattr(known, "HEADS", known.HEADS | {"steps": 100, "runs": 4})
-    monkeypatch.setattr(known, "HELD_OUT", 4096)
-    floors, kept = known.ladder(language, [2, 8], [0, 1])
-    two, eight = floors.to_dict("records")
-    assert two["steps"] == 800 or (two["steps"] == 400 and two["moved"] < known.MOVES)
-    assert two["low"] <= two["ends"] <= two["high"] and two["least"] <= two["loss"] <= two["most"]
-    assert two["least"] > two["proved"] - 3 * two["error"]
-    assert eight["loss"] < 0.05 * two["loss"] and eight["proved"] < 1e-3, "at full width nothing need be lost"
-    table = kept.pivot(index="feature", columns="width", values="kept")
-    assert table[8].min() > 0.9 > table[2].min()
