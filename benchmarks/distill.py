@@ -299,7 +299,7 @@ def draw(found: dict[str, dict]):
             label=students.LADDERS[ladder],
         )
     last.axhline(1, color="0.3", linewidth=1, linestyle="--")
-    last.set(xlabel="width d", ylabel="time / products", title="(d) steps of the tiny students", ylim=(0, None))
+    last.set(xlabel="width d", ylabel="time / products", title="(d) steps of the tiny students", ylim=(0, 4.5))
     last.legend(loc="upper right")
     return figure
 
@@ -317,5 +317,6 @@ if __name__ == "__main__":
         print(json.dumps({name: value for name, value in result.items() if name != "work"}, indent=1))
     files = {part: RESULTS / f"distill_{part}.json" for part in PARTS}
     if all(file.exists() for file in files.values()):
-        picture = draw({part: json.loads(file.read_text()) for part, file in files.items()})
+        with figures.style():
+            picture = draw({part: json.loads(file.read_text()) for part, file in files.items()})
         picture.savefig(RESULTS / "distill.png", dpi=150, metadata={"Software": "minwidth"})
