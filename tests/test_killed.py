@@ -123,7 +123,7 @@ def test_probes(survives, small, monkeypatch):
 
     def survey():
         for job in (teacher_itself, narrow, narrow._replace(seed=1)):
-            probe.probed(p, small, job, (f"probe/tiny/{probe.label(job)}", {}), lambda: inputs)
+            probe.probed(p, small, job, (f"probe/tiny/{job.label}", {}), lambda: inputs)
 
     survives(survey, probe, "pooled", call=2, finished=1)
 

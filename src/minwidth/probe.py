@@ -172,11 +172,6 @@ def names(job: Job) -> dict[str, Any]:
     return {"model": "student" if job.ladder else "teacher", "ladder": job.ladder or "none", "width": job.width}
 
 
-def label(job: Job) -> str:
-    """What a model is called in records."""
-    return f"{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}" if job.ladder else "teacher"
-
-
 def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, store.Record], list[str]]:
     """The training of each student of ``d`` to probe, and the labels of those that are missing and not to be trained.
 
@@ -197,7 +192,7 @@ def trained_students(p: scales.Probe, d: scales.Distill) -> tuple[dict[Job, stor
             "set train_students = True."
         )
     trained = ladders.train((d, job) for job in there)
-    return dict(zip(there, trained, strict=True)), [label(job) for job in wanted if job not in there]
+    return dict(zip(there, trained, strict=True)), [job.label for job in wanted if job not in there]
 
 
 READING = threading.Lock()  # held while a model is made or read: making one may trace the teacher, which all share
@@ -238,7 +233,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
     keys = {}
     for job in [*twins, *twins.values()]:
         run = {"run": trained[job].key} if job in trained else {}  # what a student was trained on and how
-        keys[job] = f"probe/{p.scale}/{label(job)}", settings | job._asdict() | run
+        keys[job] = f"probe/{p.scale}/{job.label}", settings | job._asdict() | run
     inputs = cache(partial(_read, p, text["passages"]))  # by the first model that has no record yet
     found = side_by_side(p, lambda job: probed(p, d, job, keys[job], inputs), keys)
     records, bags = dict(zip(keys, found, strict=True)), words(p, settings, inputs)
@@ -264,7 +259,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
         rest = {"words": bags["accuracy"], "layers": records[teacher]["layers"], "students": pd.DataFrame(budget)}
         return {"accuracy": accuracy} | rest
 
-    parts = {label(job): record.key for job, record in records.items()} | {"words": bags.key}
+    parts = {job.label: record.key for job, record in records.items()} | {"words": bags.key}
     whole = {"parts": parts, "missing": missing, "seed": p.seed}
     return store.find_or_compute(f"probe/{p.scale}/survey", whole, assemble)
 

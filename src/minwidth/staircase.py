@@ -63,7 +63,7 @@ def measure(p: scales.Probe, d: scales.Distill) -> store.Record:
         ]
         return {"models": pd.DataFrame(rows), "auroc": auroc, "alpha": found["alpha"], "alive": found["alive"]}
 
-    labels = [trained[job].key if job in trained else probe.label(job) for job in jobs]
+    labels = [trained[job].key if job in trained else job.label for job in jobs]
     parameters = {"sae": found.key, "models": labels, "tokens": TOKENS}
     return store.find_or_compute(f"probe/{p.scale}/staircase", parameters, compute)
 

@@ -42,6 +42,11 @@ class Job(NamedTuple):
     seed: int
     steps: int
 
+    @property
+    def label(self) -> str:
+        """What the run, or the teacher, which is the job without a ladder, is called in records."""
+        return f"{self.ladder}-w{self.width}-s{self.seed}-n{self.steps}" if self.ladder else "teacher"
+
 
 class Text(NamedTuple):
     """Token blocks and the teacher's final states on them."""
@@ -179,7 +184,7 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     left_out |= {name for name, usual in USUAL.items() if getattr(p, name) == usual}
     chosen = p.model_dump(exclude=left_out) | text.pin(p.text)
     chosen |= {"teacher": models.teacher_revision(p.shape.teacher), "text_blocks": 2 * p.steps * p.batch}
-    return f"distill/{p.scale}/{job.ladder}-w{job.width}-s{job.seed}-n{job.steps}", chosen | job._asdict()
+    return f"distill/{p.scale}/{job.label}", chosen | job._asdict()
 
 
 def objective(
