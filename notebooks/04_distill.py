@@ -200,7 +200,7 @@ if known is not None and {width for width in widths if width < p.shape.width} <=
     bracket = known.query("width in @widths and temperature == @p.temperature").reset_index(drop=True)
 else:
     most = scales.FLOORS.get(p.teacher, scales.FLOORS["other"])["contexts"][-1:]
-    bracket = bottleneck.ladder(p.teacher, widths, contexts=most, temperature=p.temperature)["table"]
+    bracket = bottleneck.ladder(teacher, widths, contexts=most, temperature=p.temperature)["table"]
 
 # %%
 shown = bracket[["width", "contexts", "low", "low_low", "low_high", "high", "high_low", "high_high", "starts_spread"]]
@@ -1022,7 +1022,7 @@ pd.DataFrame(rows, columns=["width", "contexts", "low / high", "contexts for a t
 # %% [markdown]
 # An extrapolation from two points of one width. So the bracket says less here than at tiny: some nats are
 # unavoidable, and these students lose several times more than the high end.
-# `bottleneck.ladder("smollm2", contexts=[2304])` goes on, in twice the time.
+# `bottleneck.ladder(models.load_teacher("smollm2"), contexts=[2304])` goes on, in twice the time.
 
 # %%
 merged = smol_table.dropna()

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minwidth import bottleneck, kl, measured, scales, store, stream, text
+from minwidth import bottleneck, kl, measured, models, scales, store, stream, text
 from minwidth import bottleneck_kernel as kernel
 from minwidth.errors import ParameterError
-from tests.small_world import save_teacher, token_blocks
+from tests.small_models import config_of, save_teacher
+from tests.small_world import VOCABULARY, token_blocks
 
 WIDTHS = (2, 4, 6)
 
@@ -216,30 +217,32 @@ def test_bad_input_is_named(changes, said):
         bottleneck.floor(**given | changes)
 
 
-def test_a_ladder_computes_what_is_missing_and_finds_the_rest(tmp_path, monkeypatch):
+@pytest.mark.parametrize("architecture", ["gpt_neox", "phi"])  # the latter has an output bias
+def test_a_ladder_computes_what_is_missing_and_finds_the_rest(architecture, tmp_path, monkeypatch):
     for module in (store, stream):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(text, "token_blocks", token_blocks)
-    save_teacher(tmp_path / "teacher")
+    config = config_of(architecture, vocab_size=VOCABULARY)
+    save_teacher(tmp_path / "teacher", config, torch.float32, words=VOCABULARY)
     monkeypatch.setitem(scales.FLOORS, "other", scales.FLOORS["other"] | dict(held_out=60, starts=1))
-    folder, given = str(tmp_path / "teacher"), dict(contexts=[80, 160])
-    first = bottleneck.ladder(folder, [8], **given)
+    teacher, given = models.load_teacher(str(tmp_path / "teacher")), dict(contexts=[80, 160], words=30)
+    first = bottleneck.ladder(teacher, [8], **given)
+    assert first["table"].words.tolist() == [4 * 8]
     calls = []
-    monkeypatch.setattr(
-        bottleneck, "floor", lambda *a, floor=bottleneck.floor, **k: calls.append(a[2]) or floor(*a, **k)
-    )
-    both = bottleneck.ladder(folder, [16, 8], **given)
+    floor = bottleneck.floor
+    monkeypatch.setattr(bottleneck, "floor", lambda **k: calls.append(k["width"]) or floor(**k))
+    both = bottleneck.ladder(teacher, [16, 8], **given)
     assert calls == [16, 16]
     assert both["growth"][["width", "contexts"]].values.tolist() == [[8, 72], [8, 144], [16, 72], [16, 144]]
     assert both["table"].iloc[:1].equals(first["table"])
     assert both["table"].high.is_monotonic_decreasing
     assert (both["table"].low <= both["table"].high).all()
     with pytest.raises(ParameterError, match=r"width = 33 is outside 1 \.\.\. 32"):
-        bottleneck.ladder(folder, [33])
+        bottleneck.ladder(teacher, [33])
     with pytest.raises(ParameterError, match="15 contexts are too few for width 8"):
-        bottleneck.ladder(folder, [8], contexts=[15, 80])
+        bottleneck.ladder(teacher, [8], contexts=[15, 80])
     with pytest.raises(ParameterError, match="ask for at most that many"):
-        bottleneck.ladder(folder, [8], contexts=[10**6])
+        bottleneck.ladder(teacher, [8], contexts=[10**6])
 
 
 @pytest.mark.parametrize("name", ["ladder", "long", "controls", "depth"])

@@ -1,11 +1,12 @@
 """The hour-long jobs at small parameters: what is trained, what is judged, and that it is found again."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from minwidth import ladders, probe, sae, scales, store, students, training
+from minwidth import ladders, models, probe, sae, scales, store, students, training
 from tests import small_world, test_students
 from tests.test_killed import small  # noqa: F401
 from workflow import long
@@ -42,6 +43,8 @@ def test_brackets_are_the_records_of_the_committed_tables(scale, tmp_path, monke
         values = dict.fromkeys(("table", "growth"), pd.DataFrame([{"width": 1}]))
         return store.Record(store.key_of(what, parameters), parameters, values, {})
 
+    teacher = SimpleNamespace(config=models.load_config(scale)), None, scale, models.teacher_revision(scale)
+    monkeypatch.setattr(models, "load_teacher", lambda _: models.Teacher(*teacher))
     monkeypatch.setattr(store, "find_or_compute", asked)
     monkeypatch.setattr(store, "RESULTS", tmp_path)
     long.brackets(scale)

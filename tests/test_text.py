@@ -221,6 +221,16 @@ def test_a_bos_opens_every_block_and_an_end_closes_each_document(source):
     np.testing.assert_array_equal(numbers[:, 1:], text.document_numbers(plain, pile_world.tokenizer()))
 
 
+def test_blocks_are_spread_over_a_text_each_with_its_documents(source):
+    every, tokenizer = read(source, 40), pile_world.tokenizer()
+    blocks, documents = text.spread(tokenizer, "train", 10, 16, source=source)
+    rows = [0, 4, 9, 13, 17, 22, 26, 30, 35, 39]
+    np.testing.assert_array_equal(blocks, every[rows])
+    np.testing.assert_array_equal(documents, text.document_numbers(every, tokenizer)[rows])
+    with pytest.raises(errors.ParameterError, match=r"9999 blocks of 16 train tokens were .* has \d+: give fewer"):
+        text.spread(tokenizer, "train", 9999, 16, source=source)
+
+
 def test_a_tokenizer_without_an_end_is_refused(source):
     tokenizer = pile_world.tokenizer()
     tokenizer.eos_token = None

@@ -55,7 +55,8 @@ def sensitivity(scale: str) -> None:
 
 def brackets(scale: str) -> None:
     """Both ends of the floor of the last state: tables ``bottleneck`` and, with the contexts, ``bottleneck_growth``."""
-    record, growth = bottleneck.ladder(scale), bottleneck.ladder(scale, **grid("brackets", scale))
+    teacher = models.load_teacher(scale)
+    record, growth = bottleneck.ladder(teacher), bottleneck.ladder(teacher, **grid("brackets", scale))
     store.save_results(scale, "bottleneck", record["table"], record)
     store.save_results(scale, "bottleneck_growth", growth["growth"], growth)
 

@@ -18,9 +18,8 @@ Known as the softmax bottleneck (Yang et al. 2018, arXiv:1711.03953; Godey et al
 """
 
 import functools
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,13 +187,14 @@ def _documents(documents: Tensor | None, hidden: Tensor) -> Tensor:
 
 
 def ladder(
-    scale_or_teacher: str = "tiny",
+    teacher: models.Teacher,
     widths: Sequence[int] | None = None,
     *,
     temperature: float = 2.0,
     contexts: Sequence[int] | None = None,
+    **changes: Any,
 ) -> store.Record:
-    """Both ends of the floor at each width, for a teacher on the study's text.
+    """Both ends of the floor at each width, for a teacher on the study's text or another.
 
     One record for each width and number of contexts, found or computed, the largest numbers first. The value ``table``
     has a row a width, at the most contexts: ``width, temperature, low, low_low, low_high, high, high_low, high_high,
@@ -202,80 +202,65 @@ def ladder(
     ``growth`` has them at every number of contexts.
 
     Args:
-        scale_or_teacher: as ``models.load_teacher``.
         contexts: numbers of training contexts to compare, a tenth of which only chooses the W of the upper end. They
             are nested, and drawn like the held-out ones from blocks spread evenly over the documents. The scale's own
-            if None, as ``widths``, and as the rest is (``scales.FLOORS``).
+            if None, as ``widths``, and as the rest is (``scales.FLOORS``) but for ``changes``.
+        changes: ``held_out``, ``blocks`` of either split; ``text``, ``length``, ``percent``; ``starts``, ``seed``,
+            ``steps``, ``tolerance``, and ``words``, of which four times the width are looked at if that is more.
 
     Raises:
-        ParameterError: as ``models.load_teacher``, and for a width the teacher does not have; ValueError as ``floor``.
+        ParameterError: a width the teacher does not have, fewer contexts than asked for, a model that caps its logits;
+            ValueError as ``floor``.
     """
-    own = scales.FLOORS.get(scale_or_teacher, scales.FLOORS["other"])
-    d_teacher = models.load_config(scale_or_teacher).hidden_size
-    widths = sorted(widths or own.get("widths") or {max(1, d_teacher * eighths // 8) for eighths in (1, 2, 4, 6)})
+    own = scales.FLOORS.get(teacher.name, scales.FLOORS["other"])
+    widths = sorted(widths or own.get("widths") or {max(1, teacher.d * eighths // 8) for eighths in (1, 2, 4, 6)})
     contexts = sorted(contexts or own["contexts"])
     for width in widths:
-        _check_width(width, d_teacher, contexts[0])
-    text = scales.SCALES.get(scale_or_teacher, scales.SCALES["tiny"])["04_distill"]
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", scale_or_teacher).strip("_.")
-    p = {"teacher": models.teacher_revision(scale_or_teacher), "temperature": temperature}
-    p |= {"words": None, "seed": 0, "tolerance": 1e-3} | {name: own[name] for name in ("held_out", "starts", "blocks")}
-    p |= {name: text[name] for name in ("text", "length", "percent")}
-
-    @functools.cache
-    def data() -> dict[str, Tensor]:
-        return _data(models.load_teacher(scale_or_teacher), label, p, contexts[-1])
-
+        _check_width(width, teacher.d, contexts[0])
+    usual = scales.SCALES.get(teacher.name, scales.SCALES["tiny"])["04_distill"]
+    p = {"teacher": teacher.revision, "temperature": temperature, "words": None, "seed": 0, "tolerance": 1e-3}
+    p |= {name: own[name] for name in ("held_out", "starts", "blocks")}
+    p |= {name: usual[name] for name in ("text", "length", "percent")} | changes
+    p |= text.pin(p["text"])
+    what, inputs = f"bottleneck/{text.title(teacher.name)}", functools.cache(lambda: _inputs(teacher, p, contexts[-1]))
     todo = [(count, width) for count in reversed(contexts) for width in widths]
     found = []
-    with training.threads(d_teacher):
-        for count, width in tqdm(todo, desc=f"floors of {label}", unit=" floors", leave=False):
-            record = store.find_or_compute(
-                f"bottleneck/{label}/w{width}-n{count}",
-                p | {"width": width, "contexts": count},
-                lambda count=count, width=width: _row(data(), p, width, count),
-            )
-            found.append(record.values)
+    with training.threads(teacher.d):
+        for count, width in tqdm(todo, desc="floors", unit=" floors", leave=False):
+            parameters = p | {"width": width, "contexts": count}
+            compute = functools.partial(_row, inputs, p, width, count)
+            found.append(store.find_or_compute(f"{what}/w{width}-n{count}", parameters, compute).values)
 
     def assemble() -> dict[str, Any]:
         growth = pd.DataFrame(found).sort_values(["width", "contexts"], ignore_index=True)
         return {"growth": growth, "table": growth.groupby("width").tail(1).reset_index(drop=True)}
 
-    return store.find_or_compute(f"bottleneck/{label}/ladder", p | {"widths": widths, "contexts": contexts}, assemble)
+    return store.find_or_compute(f"{what}/ladder", p | {"widths": widths, "contexts": contexts}, assemble)
 
 
-def _data(teacher: models.Teacher, label: str, p: dict[str, Any], contexts: int) -> dict[str, Tensor]:
-    """The teacher's states in contexts drawn from blocks spread evenly over the documents of each split."""
-    found = {"unembedding": models.unembedding(teacher.model).detach()}
-    for split, blocks, wanted in zip(("train", "held_out"), p["blocks"], (contexts, p["held_out"]), strict=True):
-        wanted_blocks = None if p["text"] == "wheels" else blocks  # few enough to be read whole, and spread over
-        every = text.token_blocks(teacher.tokenizer, split, p["length"], p["percent"], p["text"], wanted_blocks)
-        documents = text.document_numbers(every, teacher.tokenizer)
-        rows = np.linspace(0, len(every) - 1, min(blocks, len(every))).round().astype(int)
-        places = np.random.default_rng(p["seed"]).permutation(len(rows) * every.shape[1])[:wanted]
-        if len(places) < wanted:
+def _inputs(teacher: models.Teacher, p: dict[str, Any], contexts: int) -> dict[str, Any]:
+    """What ``floor`` is given: the teacher's states in contexts drawn from blocks spread over each split."""
+    matrix, found = models.unembedding(teacher.model).detach(), []
+    for split, count, wanted in zip(("train", "held_out"), p["blocks"], (contexts, p["held_out"]), strict=True):
+        blocks, numbers = text.spread(teacher.tokenizer, split, count, p["length"], p["percent"], p["text"])
+        if wanted > blocks.size:
             raise errors.ParameterError(
-                f"{wanted} contexts were asked for, and the {len(rows)} blocks of {split} text have {len(places)}: ask "
+                f"{wanted} contexts were asked for, and the {count} blocks of {split} text have {blocks.size}: ask "
                 "for at most that many."
             )
-        states = stream.offline_teacher(teacher, every[rows], f"{label}-{split}-bottleneck")
-        found[split] = torch.from_numpy(states.reshape(-1, teacher.d)[places])
-        found[f"{split}_documents"] = torch.from_numpy(documents[rows].ravel()[places])
-    return found
+        places = np.random.default_rng(p["seed"]).permutation(blocks.size)[:wanted]
+        states = stream.offline_teacher(teacher, blocks, f"{text.title(teacher.name)}-{split}-bottleneck")
+        found += [torch.from_numpy(every[places]) for every in (states.reshape(blocks.size, -1), numbers.ravel())]
+    names = ("teacher_hidden", "documents", "held_out", "held_out_documents")
+    return dict(zip(names, found, strict=True)) | {"teacher_unembedding": matrix, "bias": matrix.shape[1] > teacher.d}
 
 
-def _row(data: dict[str, Tensor], p: dict[str, Any], width: int, contexts: int) -> dict[str, Any]:
-    started = time.process_time()
-    found = floor(
-        data["train"][:contexts],
-        data["unembedding"],
-        width,
-        held_out=data["held_out"],
-        documents=data["train_documents"][:contexts],
-        held_out_documents=data["held_out_documents"],
-        progress=f"width {width}, {contexts} contexts",
-        **{name: p[name] for name in ("temperature", "words", "starts", "seed", "tolerance")},
-    )
+def _row(inputs: Callable[[], dict[str, Any]], p: dict[str, Any], width: int, contexts: int) -> dict[str, Any]:
+    given, started = inputs(), time.process_time()
+    given = given | {name: given[name][:contexts] for name in ("teacher_hidden", "documents")}
+    given |= {name: p[name] for name in ("temperature", "starts", "seed", "tolerance", "steps") if name in p}
+    words = p["words"] and max(p["words"], 4 * width)
+    found = floor(width=width, words=words, progress=f"width {width}, {contexts} contexts", **given)
     row = {"width": width, "temperature": p["temperature"]}
     for end in ("low", "high"):
         row[end] = getattr(found, end)

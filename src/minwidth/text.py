@@ -72,7 +72,7 @@ def pin(source: str) -> dict[str, str]:
 
 
 def title(source: str) -> str:
-    """What a text is called in the names of files and records."""
+    """What a text, or a teacher, is called in the names of files and records."""
     return re.sub(r"[^A-Za-z0-9_.=-]+", "_", Path(source).name.partition("@")[0])
 
 
@@ -230,6 +230,27 @@ def token_blocks(
         return np.zeros((0, length), dtype)
     blocks = np.memmap(folder / f"{split}.bin", dtype, "r", shape=(count, length - len(first)))
     return np.hstack([np.tile(np.array(first, dtype), (count, 1)), blocks]) if first else blocks
+
+
+def spread(
+    tokenizer, split: str, count: int, length: int, percent: float = 100, source: str = "wheels"
+) -> tuple[Int[np.ndarray, "blocks length"], Int[np.ndarray, "blocks length"]]:
+    """``count`` token blocks spread evenly over a split, and the number of the document each token belongs to.
+
+    The wheels are few enough to be spread over as a whole; of a streamed text, whose documents come shuffled, four
+    times as many blocks are read.
+
+    Raises:
+        ParameterError: the text has fewer; and as ``token_blocks``.
+    """
+    every = token_blocks(tokenizer, split, length, percent, source, None if source == "wheels" else 4 * count)
+    if len(every) < count:
+        raise ParameterError(
+            f"{count} blocks of {length} {split} tokens were asked for and the text {source} has {len(every)}: "
+            "give fewer, shorter ones, a higher percent, or more text."
+        )
+    rows = np.linspace(0, len(every) - 1, count).round().astype(int)
+    return every[rows].astype(np.int64), document_numbers(every, tokenizer)[rows]
 
 
 def opening(tokenizer) -> list[int]:
