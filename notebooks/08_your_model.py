@@ -67,15 +67,19 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
 
-from minwidth import cut, figures, kl, models, projection, store, stream, training, your_model
+from minwidth import bottleneck, cut, figures, kl, models, projection, store, stream, training
+from minwidth import text as texts
 from minwidth.exercises import check
 from minwidth.measured import interval
-from minwidth.text import token_blocks
 
 teacher = models.load_teacher(p.teacher, p.revision or None)
-blocks_read = your_model.read(teacher, p)
+widths = p.widths_of(teacher.model.config)
+if p.steps:
+    cut.check_family(teacher.model.config)
+train, _ = texts.spread(teacher.tokenizer, "train", p.basis_blocks, p.length, p.percent, p.text)
+held_out, documents = texts.spread(teacher.tokenizer, "held_out", p.blocks, p.length, p.percent, p.text)
 norms = projection.stream_norms(teacher.model)
-basis = your_model.principal_basis(teacher, blocks_read)
+basis = projection.stream_basis(teacher.model, stream.batches(train, "cpu"))
 
 # %%
 pd.Series(
@@ -86,7 +90,7 @@ pd.Series(
         "vocabulary": f"{teacher.model.get_input_embeddings().num_embeddings:,}",
         "norms that read the stream": f"{len(norms)}, {'LayerNorm' if norms[-1].centred else 'RMSNorm'}",
         "text": p.text,
-        "tokens": f"{blocks_read.train.size:,} learnt from, {blocks_read.held_out.size:,} held out",
+        "tokens": f"{train.size:,} learnt from, {held_out.size:,} held out",
         "asked for": f"at most {p.target:g} nats per token at T = {p.temperature:g}",
     },
     name="",
@@ -104,9 +108,9 @@ pd.Series(
 # when the input of each of these norms is projected onto them. Here it is by hand, on one block of text:
 
 # %%
-width = your_model.widths_of(p, teacher.d)[0]
+width = widths[0]
 keep = projection.kept(basis, width, norms[-1].centred).float()  # LayerNorm takes one direction out itself
-block = torch.from_numpy(blocks_read.held_out[:1])
+block = torch.from_numpy(held_out[:1])
 
 with torch.no_grad():
     of_teacher = teacher.model(block).logits
@@ -118,7 +122,7 @@ with torch.no_grad():
 log_p, log_q = ((logits / p.temperature).log_softmax(-1) for logits in (of_teacher, of_student))
 by_hand = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
-kernel = projection.untrained(teacher.model, blocks_read.held_out[:1], keep, p.temperature, norms)
+kernel = projection.untrained(teacher.model, held_out[:1], keep, p.temperature, norms)
 assert np.isclose(by_hand, kernel.kl.mean(), rtol=1e-4)
 Markdown(f"At width {width} this block costs **{by_hand:.3f} nats** per token, by hand and by `projection.untrained`.")
 
@@ -128,7 +132,7 @@ Markdown(f"At width {width} this block costs **{by_hand:.3f} nats** per token, b
 
 # %%
 whole = projection.untrained(
-    teacher.model, blocks_read.held_out[:1], projection.kept(basis, teacher.d, norms[-1].centred), p.temperature, norms
+    teacher.model, held_out[:1], projection.kept(basis, teacher.d, norms[-1].centred), p.temperature, norms
 )
 assert np.abs(whole.kl).max() < 1e-4, "the teacher cut to its full width is not the teacher"
 
@@ -158,8 +162,22 @@ Markdown(built)
 # distilled, for N steps of eight blocks. The cell below is all that it takes; what is interrupted there goes on.
 
 # %% tags=["nbval-ignore-output"]
-record = your_model.measure(teacher, blocks_read, p)
-ladder = record["table"]
+what = f"your_model/{texts.title(p.teacher)}"  # records: every measurement of a width, found again
+pinned = {"teacher": teacher.revision} | p.model_dump(include={"text", "percent", "length", "basis_blocks", "blocks"})
+pinned |= texts.pin(p.text)
+untrained = projection.ladder(teacher.model, basis, widths, held_out, documents, p.temperature, what, pinned)
+
+columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "still_falling"]
+floors = pd.DataFrame(columns=columns, dtype=float)
+if not getattr(teacher.model.config, "final_logit_softcapping", None):  # capped, they are no matrix times a state
+    given = p.model_dump(include={"temperature", "text", "length", "percent", "words", "starts", "seed"})
+    given |= {"contexts": [p.contexts], "held_out": p.held_out_contexts, "blocks": [p.basis_blocks, p.blocks]}
+    floors = bottleneck.ladder(teacher, widths, steps=p.floor_steps, **given)["table"]
+    floors = floors.rename(columns={"converged": "still_falling"})[columns]
+
+asked = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"}) | {"widths": widths}
+ladder = untrained.merge(floors, "left", on="width")
+record = store.find_or_compute(f"{what}/ladder", pinned | asked, lambda: {"table": ladder})
 sure = ladder.low_low * (1 - 5 * ladder.still_falling)  # of what fifty more steps might still take
 excluded = sure > p.target
 tried = ladder.width[~excluded & (ladder.width >= teacher.model.config.num_attention_heads)]
@@ -167,15 +185,14 @@ tried = int(tried.min() if len(tried) else ladder.width.max())
 
 batch = 8
 rate = 0.1 / teacher.d  # at its peak: what is stable falls with the width
-names = ("text", "percent", "length", "temperature", "steps", "seed")
-what, parameters = your_model.key(teacher, f"distilled-w{tried}", blocks_read.train, blocks_read.held_out)
-parameters |= {name: getattr(p, name) for name in names} | {"width": tried}
+run = f"{what}/distilled-w{tried}", pinned | p.model_dump(include={"temperature", "steps", "seed"}) | {"width": tried}
 
 
 def distil():
     """What the cut student of width `tried` loses after `p.steps` steps down its KL from the teacher."""
     student, matrix = cut.cut_to_width(teacher.model, basis, tried), models.unembedding(teacher.model)
-    lessons = token_blocks(teacher.tokenizer, "train", p.length, p.percent, p.text, p.steps * batch)[: p.steps * batch]
+    rows = p.steps * batch
+    lessons = texts.token_blocks(teacher.tokenizer, "train", p.length, p.percent, p.text, rows)[:rows]
 
     def states(ids):
         with torch.no_grad():
@@ -186,12 +203,12 @@ def distil():
         hidden, own = models.final_hidden(student, ids), models.unembedding(student)
         return kl.divergence(hidden, own, states(ids), matrix, p.temperature)
 
-    held_out = [(ids, states(ids)) for ids in stream.batches(blocks_read.held_out, "cpu")]
+    judging = [(ids, states(ids)) for ids in stream.batches(held_out, "cpu")]
 
     @torch.no_grad()
     def judged(student):
         divergences, losses = [], []
-        for ids, of_teacher in held_out:
+        for ids, of_teacher in judging:
             hidden, own = models.final_hidden(student, ids), models.unembedding(student)
             divergences.append(kl.divergence(hidden, own, of_teacher, matrix, p.temperature, per_token=True).flatten())
             losses.append(kl.cross_entropy(hidden[:, :-1], own, ids[:, 1:], per_token=True).flatten())
@@ -204,18 +221,18 @@ def distil():
         rows=len(lessons),
         schedule=training.Schedule(p.steps, batch, rate, warmup=p.steps // 10, evaluations=10),
         seed=p.seed,
-        checkpoint=store.work_folder(what, parameters) / "checkpoint",
+        checkpoint=store.work_folder(*run) / "checkpoint",
         progress=f"distilling width {tried}",
     )
     divergence, losses = judged(student)
-    low, high = interval(divergence, blocks_read.held_out_documents.ravel())
+    low, high = interval(divergence, documents.ravel())
     ends = {"trained": float(divergence.double().mean()), "trained_low": low, "trained_high": high}
     return ends | {"trained_loss": float(losses.mean()), "history": pd.DataFrame(history)}
 
 
 trained = pd.DataFrame(columns=["width", "trained", "trained_low", "trained_high", "trained_loss"], dtype=float)
 if p.steps:
-    distilled = store.find_or_compute(what, parameters, distil)
+    distilled = store.find_or_compute(*run, distil)
     trained.loc[0] = [tried, *(distilled[name] for name in trained.columns[1:])]
 table = ladder.merge(trained, "left", on="width")
 
@@ -240,7 +257,7 @@ of_three = word_frequencies(np.array([[0, 0, 0, 1]]), np.array([[2, 0, 1, 2]]), 
 assert np.isclose(of_three, -np.log([11 / 18, 5 / 18, 2 / 18]).mean())  # (3 + 2/3) / 6 and so on
 
 loss, vocabulary = float(table.teacher_loss[0]), len(teacher.model.get_output_embeddings().weight)
-unigram = word_frequencies(blocks_read.train, blocks_read.held_out, vocabulary)
+unigram = word_frequencies(train, held_out, vocabulary)
 Markdown(
     f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "
     f"is the share by which the last ten steps of the minimisation lowered the floor's lower end. *Its own loss* is "
@@ -265,7 +282,7 @@ if p.steps:
 axis.axhline(p.target, color=red, linestyle="--", label=f"asked for: {p.target:g} nats")
 axis.set(xlabel="width of the student, $d_S$", ylabel=f"KL, nats per token (T = {p.temperature:g})")
 figures.plain_log(axis, "y")
-axis.set_title(f"{p.teacher}, $d_T$ = {teacher.d}; {blocks_read.held_out.size:,} held-out tokens")
+axis.set_title(f"{p.teacher}, $d_T$ = {teacher.d}; {held_out.size:,} held-out tokens")
 figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 figures.save(figure, "your_model_loss", p.place, record)
 
@@ -300,7 +317,7 @@ others = set(parts) - {norm.module for norm in norms}
 shared = not any(projection.is_norm(module, teacher.d) for module in others)  # each matrix reads or writes the stream
 shared = shared and all(parameter.ndim < 3 for parameter in model.parameters())  # experts may be packed in three axes
 
-for narrow in your_model.widths_of(p, teacher.d):
+for narrow in widths:
     of_cut = [narrow / teacher.d * of_all if shared else np.nan for of_all in untied]
     with suppress(ValueError, RuntimeError):
         of_cut = unbuilt(cut.cut_config(model.config, narrow))
@@ -384,7 +401,7 @@ assert (table.low.isna() | (table.low <= table.kl_high)).all(), "a student below
 
 # %% tags=["nbval-ignore-output"]
 centred, sites = norms[-1].centred, norms[-1].site + 1
-moments = projection.stream_moments(teacher.model, stream.batches(blocks_read.train, "cpu"), each_site=True)
+moments = projection.stream_moments(teacher.model, stream.batches(train, "cpu"), each_site=True)
 own = [projection.principal_basis(teacher.model, of_site) for of_site in moments]
 strongest = projection.channel_basis(teacher.model, moments.mean(0))
 
@@ -396,7 +413,7 @@ for row in table.itertuples():
         "one at each place": [projection.kept(of_site, row.width, centred) for of_site in own],
     }
     for name, directions in choices.items():
-        found = projection.untrained(teacher.model, blocks_read.held_out[::4], directions, p.temperature, norms)
+        found = projection.untrained(teacher.model, held_out[::4], directions, p.temperature, norms)
         parameters = row.cut_parameters + (name == "one at each place") * (sites - 1) * row.width**2
         rows.append({"width": row.width, "basis": name, "kl": found.kl.mean(), "parameters": parameters})
 bases = pd.DataFrame(rows)
@@ -467,14 +484,14 @@ random_kl = None
 # %% tags=["solution"]
 columns = torch.randn(teacher.d, width - norms[-1].centred, generator=torch.Generator().manual_seed(0))
 columns = torch.linalg.qr(columns - norms[-1].centred * columns.mean(0))[0]
-random_kl = projection.untrained(teacher.model, blocks_read.held_out[:1], columns, p.temperature, norms).kl.mean()
+random_kl = projection.untrained(teacher.model, held_out[:1], columns, p.temperature, norms).kl.mean()
 
 # %%
 check(
     2,
     random_kl,
     lambda answer: answer > by_hand,
-    "projection.untrained(teacher.model, blocks_read.held_out[:1], columns, p.temperature, norms).kl.mean()",
+    "projection.untrained(teacher.model, held_out[:1], columns, p.temperature, norms).kl.mean()",
 )
 
 # %% [markdown]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from minwidth import cut, projection, stream
+from minwidth import bottleneck, cut, models, projection, store, stream, text, training
 from minwidth.errors import ParameterError
 from tests.small_models import D, config_of, kl, model_of, token_batches
+from workflow import teacher as workflow
 
 torch.set_num_threads(1)
 
@@ -71,6 +72,62 @@ def test_untrained_students_kl_and_loss_are_those_of_the_model_that_is_built(tea
     assert np.nanmean(found.loss) == pytest.approx(expected, rel=1e-4)
     assert np.isnan(found.loss).sum() == len(ids)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi", "cohere"])
+def test_a_ladder_is_of_students_that_exist_above_their_floor_and_is_found_again(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    model, ids = model_of(config_of(architecture)), torch.cat(token_batches())
+    basis = projection.stream_basis(model, token_batches())
+    text = ids.numpy(), np.arange(ids.numel()).reshape(ids.shape) // 20
+    table = projection.ladder(model, basis, [8, 16], *text, 2.0, "ladder", {})
+    assert (table.kl_low < table.kl).all() and (table.kl < table.kl_high).all()
+    expected = float(model(input_ids=ids, labels=ids).loss)
+    assert table.teacher_loss.to_numpy() == pytest.approx(expected, rel=1e-4)
+    states, matrix = models.final_hidden(model, ids).flatten(0, 1), models.unembedding(model)
+    for row in table.itertuples():
+        floor = bottleneck.floor(states, matrix, row.width, held_out=states, bias=matrix.shape[1] > D, steps=5)
+        assert floor.low < row.kl
+        if architecture in cut.FAMILIES:
+            student = cut.cut_to_width(model, basis, row.width)
+            assert row.kl == pytest.approx(kl(model, student, ids), rel=1e-3)
+
+    asked, measure = [], projection.untrained
+    monkeypatch.setattr(projection, "untrained", lambda *given: asked.append(given[2]) or measure(*given))
+    again = projection.ladder(model, basis, [8, 12, 16], *text, 2.0, "ladder", {})
+    assert len(asked) == 1 and again[again.width != 12].reset_index(drop=True).equals(table)
+    projection.ladder(model, basis, [8, 16], *text, 1.0, "ladder", {})
+    assert len(asked) == 4  # another temperature: the teacher and both widths
+
+
+@pytest.mark.slow
+def test_a_trained_teacher_of_another_family(tmp_path, monkeypatch, steps=300):
+    """Qwen3's architecture at 2M parameters, trained on the study's text for minutes with the tiny tokenizer."""
+    tokenizer, widths = models.load_teacher("tiny").tokenizer, [20, 40, 80, 120]
+    config = config_of(
+        "qwen3", hidden_size=160, num_hidden_layers=5, intermediate_size=480, head_dim=32, vocab_size=2048,
+        max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = models.from_config(config)
+    read = torch.from_numpy(text.token_blocks(tokenizer, "train", 128, 10.0).astype(np.int64))
+    training.train(
+        model,
+        loss=lambda model, rows: workflow.cross_entropy(model, read[rows]),
+        evaluate=lambda model: 0.0,
+        rows=len(read),
+        schedule=workflow.SCHEDULE._replace(steps=steps, warmup=steps // 20),
+        seed=0,
+    )
+    model.eval().requires_grad_(False)
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    held_out, documents = text.spread(tokenizer, "held_out", 32, 128, 10.0)
+    basis = projection.stream_basis(model, read[:: len(read) // 128].split(32))
+    table = projection.ladder(model, basis, widths, held_out, documents, 2.0, "ladder", {})
+    given = dict(contexts=[768], held_out=256, blocks=[128, 32], starts=1)
+    low = bottleneck.ladder(models.Teacher(model, tokenizer, "qwen3", "0"), widths, **given)["table"].low
+    assert table.kl.is_monotonic_decreasing and low.is_monotonic_decreasing and (low < table.kl).all()
+    student, ids = cut.cut_to_width(model, basis, 80), torch.from_numpy(held_out)
+    assert table.kl[2] == pytest.approx(kl(model, student, ids), rel=1e-3)
 
 
 def test_a_basis_at_each_site_cuts_the_stream_itself(teacher):

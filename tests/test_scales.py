@@ -3,6 +3,7 @@
 import math
 import re
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,20 @@ def test_bad_parameters_are_answered_with_one_sentence(notebook, given_, says):
         scales.parameters(notebook, **given_)
     assert re.search(says, str(refused.value)) and one_sentence(str(refused.value)), refused.value
     assert refused.value._render_traceback_() == [f"ParameterError: {refused.value}"]
+
+
+@pytest.mark.parametrize(
+    ("given_", "says"),
+    [
+        ({"widths": [8, 32]}, r"widths = \[8, 32\] must lie between 2 and 31, below the teacher's 32"),
+        ({"length": 128}, "length = 128 exceeds the teacher's context; give at most 64"),
+    ],
+)
+def test_what_a_teacher_cannot_have_is_said_once_it_is_known(given_, says):
+    config = SimpleNamespace(hidden_size=32, max_position_embeddings=64)
+    assert scales.parameters("08_your_model", length=64).widths_of(config) == [4, 8, 16, 24, 28]
+    with pytest.raises(ParameterError, match=says):
+        scales.parameters("08_your_model", **{"length": 64} | given_).widths_of(config)
 
 
 junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers())

@@ -295,6 +295,21 @@ class YourModel(Parameters):
                 raise ValueError(f"{contexts} = {wanted} exceeds {most}")
         return self
 
+    def widths_of(self, config: Any) -> list[int]:
+        """The students' widths, or eighths of the teacher's, whose ``config`` is known once it is loaded.
+
+        Raises:
+            ParameterError: one is not below the teacher's, where a student has nothing to lose, or a block is longer
+                than its context.
+        """
+        d, context = config.hidden_size, getattr(config, "max_position_embeddings", None) or self.length
+        widths = sorted(self.widths or {max(2, d * eighths // 8) for eighths in self.eighths})
+        if not 2 <= widths[0] <= widths[-1] < d:
+            raise ParameterError(f"widths = {widths} must lie between 2 and {d - 1}, below the teacher's {d}.")
+        if self.length > context:
+            raise ParameterError(f"length = {self.length} exceeds the teacher's context; give at most {context}.")
+        return widths
+
 
 # --------------------------------------------------------------------------------------------------------- validation
 
