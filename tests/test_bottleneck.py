@@ -243,6 +243,8 @@ def test_a_ladder_computes_what_is_missing_and_finds_the_rest(architecture, tmp_
         bottleneck.ladder(teacher, [8], contexts=[15, 80])
     with pytest.raises(ParameterError, match="ask for at most that many"):
         bottleneck.ladder(teacher, [8], contexts=[10**6])
+    with pytest.raises(ParameterError, match=r"no 'step'; it takes .*seed.* and steps"):
+        bottleneck.ladder(teacher, [8], step=10)
 
 
 @pytest.mark.parametrize("name", ["ladder", "long", "controls", "depth"])

@@ -220,13 +220,16 @@ def ladder(
     usual = scales.SCALES.get(teacher.name, scales.SCALES["tiny"])["04_distill"]
     p = {"teacher": teacher.revision, "temperature": temperature, "words": None, "seed": 0, "tolerance": 1e-3}
     p |= {name: own[name] for name in ("held_out", "starts", "blocks")}
-    p |= {name: usual[name] for name in ("text", "length", "percent")} | changes
-    p |= text.pin(p["text"])
-    what, inputs = f"bottleneck/{text.title(teacher.name)}", functools.cache(lambda: _inputs(teacher, p, contexts[-1]))
+    p |= {name: usual[name] for name in ("text", "length", "percent")}
+    if unknown := sorted(changes.keys() - {*p, "steps"}):
+        raise errors.ParameterError(f"A ladder of floors has no {unknown[0]!r}; it takes {', '.join(p)} and steps.")
+    p |= changes | text.pin(changes.get("text", p["text"]))
+    label, inputs = text.title(teacher.name), functools.cache(lambda: _inputs(teacher, p, contexts[-1]))
+    what = f"bottleneck/{label}"
     todo = [(count, width) for count in reversed(contexts) for width in widths]
     found = []
     with training.threads(teacher.d):
-        for count, width in tqdm(todo, desc="floors", unit=" floors", leave=False):
+        for count, width in tqdm(todo, desc=f"floors of {label}", unit=" floors", leave=False):
             parameters = p | {"width": width, "contexts": count}
             compute = functools.partial(_row, inputs, p, width, count)
             found.append(store.find_or_compute(f"{what}/w{width}-n{count}", parameters, compute).values)
