@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minwidth import cut, models, projection, stream
+from minwidth import cut, models, projection
 from minwidth import wheels as locked
 from minwidth.errors import ParameterError, SourceError
 from minwidth.store import sha256
@@ -78,23 +78,11 @@ def test_a_student_is_a_function_of_the_seed(architecture):
 # ---------------------------------------------------------------------------------------------------------- logits
 
 
-def test_an_output_bias_is_kept_on_disk_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "RUNS", tmp_path)
-    model, (ids, *_) = model_of(config_of("phi")), token_batches()
-    states = stream.offline_teacher(models.Teacher(model, None, "phi", "0"), ids.numpy(), "text")
-    assert states.shape == (2, 40, D + 1)
-    found = torch.from_numpy(states.copy()) @ models.unembedding(model).T
-    torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_no_matrix_is_given_for_capped_logits():
-    model = model_of(config_of("gemma2", final_logit_softcapping=3.0))
-    models.check_logits(model)
+def test_logits_that_no_matrix_gives_are_refused_and_a_model_that_reads_ahead():
+    capped = model_of(config_of("gemma2", final_logit_softcapping=3.0))
+    models.check_logits(capped)
     with pytest.raises(ParameterError, match=r"Gemma2ForCausalLM caps its logits \(final_logit_softcapping = 3\)"):
-        models.unembedding(model)
-
-
-def test_logits_that_are_made_in_an_unknown_way_are_refused_and_a_model_that_reads_ahead():
+        models.unembedding(capped)
     model = model_of(config_of("llama"))
     hook = model.lm_head.register_forward_hook(lambda _, __, logits: 1.5 * logits)
     with pytest.raises(ParameterError, match=r"logits of LlamaForCausalLM are not .* \(they differ by [0-9.]+\)"):
@@ -179,23 +167,15 @@ def write_gguf(path):
     """A random Llama in the format of llama.cpp, with a byte-level tokenizer."""
     model = model_of(config_of("llama", bos_token_id=1, eos_token_id=2))
     writer, config = gguf.GGUFWriter(path, "llama"), model.config
-    writer.add_context_length(64)
-    writer.add_embedding_length(D)
-    writer.add_block_count(3)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(D // 4)
-    writer.add_rope_freq_base(1e4)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("gpt2")
     words = ["<unk>", "<s>", "</s>", *map(chr, range(33, 33 + VOCABULARY - 5)), "ab", "abc"]
-    writer.add_token_list(words)
-    writer.add_token_types([3, 3, 3] + [1] * (VOCABULARY - 3))
-    writer.add_token_merges(["a b", "ab c"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    about = dict(
+        context_length=64, embedding_length=D, block_count=3, feed_forward_length=config.intermediate_size,
+        head_count=4, head_count_kv=2, rope_dimension_count=D // 4, rope_freq_base=1e4,
+        layer_norm_rms_eps=config.rms_norm_eps, vocab_size=VOCABULARY, tokenizer_model="gpt2", token_list=words,
+        token_types=[3, 3, 3] + [1] * (VOCABULARY - 3), token_merges=["a b", "ab c"], bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    for name, value in about.items():
+        getattr(writer, f"add_{name}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
     for name, tensor in model.state_dict().items():
         place = names.get_name(name, try_suffixes=(".weight",))

@@ -27,12 +27,14 @@ def runs_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_offline_teacher_gives_the_logits_back(teacher, blocks):
+@pytest.mark.parametrize("family, width", [("gpt_neox", D), ("phi", D + 1)])
+def test_the_offline_teacher_gives_the_logits_back_an_output_bias_included(family, width, blocks):
+    teacher = teacher_of(config_of(family))
     states = stream.offline_teacher(teacher, blocks, "text")
     logits = torch.from_numpy(states.copy()) @ models.unembedding(teacher.model).T
     expected = teacher.model(torch.from_numpy(blocks.astype(np.int64))).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
-    assert states.dtype == np.float32 and not states.flags.writeable
+    assert states.dtype == np.float32 and not states.flags.writeable and states.shape == (*blocks.shape, width)
 
 
 def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder):
@@ -88,8 +90,7 @@ def test_splicing_in_the_stream_itself_changes_nothing(family, layer, blocks):
 def test_massive_tokens_and_the_first_are_left_out_and_counted(teacher, blocks):
     calibration = stream.calibrate(teacher, blocks, [1, 2])
     plain = stream.activations(teacher, blocks, calibration)
-    assert plain.left_out == {"position 0": 40, "massive": 0}
-    assert plain.layers[1].shape == (40 * 11, D)
+    assert plain.left_out == {"position 0": 40, "massive": 0} and plain.layers[1].shape == (40 * 11, D)
     with torch.no_grad():
         teacher.model.get_input_embeddings().weight[7] *= 1e4  # token 7 now has a massive activation
     massive = stream.activations(teacher, blocks, calibration)
