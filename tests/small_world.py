@@ -30,11 +30,13 @@ def parameters(folder: Path, **changes) -> scales.Sae:
     return scales.parameters("03_sae", "tiny", **given)
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Parameters of a measurement whose records lie in a folder of their own."""
-    for module in (store, stream):
-        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(text, "token_blocks", token_blocks)
-    save_teacher(tmp_path / "teacher")
-    return parameters(tmp_path / "teacher")
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Parameters of a measurement; its records lie in a folder of their own, where a module's tests find them."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (store, stream):
+            patch.setattr(module, "RUNS", folder / "runs")
+        patch.setattr(text, "token_blocks", token_blocks)
+        save_teacher(folder / "teacher")
+        yield parameters(folder / "teacher")
