@@ -39,15 +39,12 @@ def test_a_norm_is_asked_for_its_gain_bias_and_epsilon(architecture, offset, eps
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_block_that_reads_the_stream_past_its_norm_is_refused(teacher, place):
-    block = stream.blocks_of(teacher)[place]
-    block.register_forward_hook(lambda _, given, output: output + 0.1 * torch.tanh(given[0]))
+def test_a_block_that_reads_the_stream_past_its_norm_is_refused_and_a_final_state_that_no_norm_gives(teacher, place):
+    final, block = projection.stream_norms(teacher)[-1], stream.blocks_of(teacher)[place]
+    hook = block.register_forward_hook(lambda _, given, output: output + 0.1 * torch.tanh(given[0]))
     with pytest.raises(ParameterError, match="reads moves with the residual stream but not one for one"):
         projection.stream_norms(teacher)
-
-
-def test_a_final_state_that_no_norm_gives_is_refused(teacher):
-    final = projection.stream_norms(teacher)[-1]
+    hook.remove()
     teacher.base_model.set_submodule(final.name, torch.nn.Identity())
     with pytest.raises(ParameterError, match="its final state is not a norm of the residual stream"):
         projection.stream_norms(teacher)
@@ -130,13 +127,18 @@ def test_a_trained_teacher_of_another_family(tmp_path, monkeypatch, steps=300):
     assert table.kl[2] == pytest.approx(kl(model, student, ids), rel=1e-3)
 
 
-def test_a_basis_at_each_site_cuts_the_stream_itself(teacher):
-    """By hand: the stream is cut before each block and again before the final norm, and what is lost stays lost."""
-    (ids, *_) = token_batches()
-    norms, sites = projection.stream_norms(teacher), projection.stream_norms(teacher)[-1].site + 1
+@pytest.fixture
+def sites(teacher):
+    """The teacher's norms, and the 16 directions that are kept at each site."""
+    norms = projection.stream_norms(teacher)
     moments = projection.stream_moments(teacher, token_batches(), each_site=True)
-    bases = [projection.kept(projection.principal_basis(teacher, m), 16, norms[0].centred) for m in moments]
-    assert len(bases) == sites
+    return norms, [projection.kept(projection.principal_basis(teacher, m), 16, norms[0].centred) for m in moments]
+
+
+def test_a_basis_at_each_site_cuts_the_stream_itself(teacher, sites):
+    """By hand: the stream is cut before each block and again before the final norm, and what is lost stays lost."""
+    (ids, *_), (norms, bases) = token_batches(), sites
+    assert len(bases) == norms[-1].site + 1
     with projection.projected(teacher, norms, bases):
         found = teacher(ids).logits
     if not norms[0].centred:  # llama: two sites a block
@@ -155,19 +157,16 @@ def test_a_basis_at_each_site_cuts_the_stream_itself(teacher):
     same = projection.kept(projection.stream_basis(teacher, token_batches()), 16, norms[0].centred)
     with projection.projected(teacher, norms, same):
         one = teacher(ids).logits
-    with projection.projected(teacher, norms, [same] * sites):
+    with projection.projected(teacher, norms, [same] * len(bases)):
         torch.testing.assert_close(teacher(ids).logits, one, rtol=1e-3, atol=1e-3)
 
 
-def test_a_student_with_a_basis_at_each_site_can_be_trained(teacher):
+def test_a_student_with_a_basis_at_each_site_can_be_trained(teacher, sites):
     """Gradients against finite differences, through a stream that is cut in place."""
     (ids, *_) = token_batches()
-    norms = projection.stream_norms(teacher)
-    moments = projection.stream_moments(teacher, token_batches(), each_site=True)
-    bases = [projection.kept(projection.principal_basis(teacher, m), 16, norms[0].centred) for m in moments]
     weight = next(w for name, w in teacher.named_parameters() if w.ndim == 2 and ".1." in name).requires_grad_(True)
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    hooks = projection.project(teacher, norms, bases)
+    hooks = projection.project(teacher, *sites)
     teacher(ids, labels=ids).loss.backward()
 
     def moved(step):
@@ -181,9 +180,6 @@ def test_a_student_with_a_basis_at_each_site_can_be_trained(teacher):
     assert float((weight.grad * direction).sum()) == pytest.approx(slope, rel=0.02, abs=1e-3)
     for hook in hooks:
         hook.remove()
-
-
-# ------------------------------------------------------------------------------------------------------------- bases
 
 
 def test_moments_are_those_of_all_norms_outputs_before_their_gains(teacher):

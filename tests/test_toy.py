@@ -138,7 +138,7 @@ def test_a_teachers_outputs_become_the_targets_also_of_the_zero_row():
     assert toy.measure(model, rows, importance)[0] > 0.01
 
 
-def test_a_model_depends_on_its_own_cell_and_seed_alone():
+def test_a_model_depends_on_its_own_cell_and_seed_alone_and_its_parameters_are_those_that_were_measured():
     sizes = dict(features=[5, 6], sparsities=[0.8, 0.95], widths=[1, 3], steps=60)
     one, many = toy.train_all(**sizes, seeds=3, threads=1), toy.train_all(**sizes, seeds=3, threads=5)
     pd.testing.assert_frame_equal(one.floors, many.floors, check_exact=True)
@@ -148,6 +148,11 @@ def test_a_model_depends_on_its_own_cell_and_seed_alone():
     row = one.floors.query("n == 6 and alpha == 0.95 and width == 3 and seed == 2")
     assert alone.floor.item() == row.floor.item()
     assert one.floors.floor.nunique() == len(one.floors) == 2 * 2 * 2 * 3
+    assert one.curves.shape == (len(one.floors), len(toy.checkpoints(60)))
+    for row, found in one.floors[::5].iterrows():  # of every size and seed
+        model = toy.model_of(one.floors, one.parameters, row)
+        rows = toy.pool(found.n, found.alpha, toy.EVALUATION_ROWS, toy.MEASURING)
+        assert toy.measure(model, rows, capacity.zipf(found.n))[0] == pytest.approx(found.floor, rel=1e-6)
 
 
 def test_numbers_are_the_same_on_a_processor_with_narrower_registers_and_no_fused_products(tmp_path):
@@ -164,15 +169,6 @@ def test_floors_are_as_large_as_the_importances_and_the_rate_is_used():
     )
     np.testing.assert_allclose(tenfold / plain, 10, rtol=0.02)
     assert (slow > 1.2 * plain).all()
-
-
-def test_the_parameters_of_a_sweep_are_the_models_it_measured():
-    swept = toy.train_all([5, 6], 0.9, [1, 2], 2, 60)
-    for row, found in swept.floors.iterrows():
-        model = toy.model_of(swept.floors, swept.parameters, row)
-        rows = toy.pool(found.n, 0.9, toy.EVALUATION_ROWS, toy.MEASURING)
-        assert toy.measure(model, rows, capacity.zipf(found.n))[0] == pytest.approx(found.floor, rel=1e-6)
-    assert swept.curves.shape == (len(swept.floors), len(toy.checkpoints(60)))
 
 
 def test_students_of_a_teacher_are_no_wider_than_it_and_reach_it_at_its_width():
