@@ -42,13 +42,14 @@ def test_a_passes_flops_are_those_that_are_counted():
     assert plan.weights(config, 64)[:2] == tuple(number / 2 for number in plan.weights(config)[:2])  # half the stream
 
 
-def test_a_plan_has_a_sum_and_says_which_gpu_is_too_small(monkeypatch):
+def test_a_plan_has_a_sum_says_which_gpu_is_too_small_and_changes_no_record(monkeypatch):
     monkeypatch.setitem(scales.GPUS, "L40S", scales.GPUS["L40S"]._replace(gib=2))
     found = plan.plan(scales.parameters("03_sae", "tiny"))
     table = found.set_index("part")
     assert np.isnan(table.loc["Autoencoders, 9", "hours, L40S"]) and np.isnan(table.loc["all", "hours, L40S"])
     assert table.loc["all", "hours, H100"] == pytest.approx(table["hours, H100"][:-1].sum())
     assert "| too large |" in plan.as_markdown(found).splitlines()[-1]
+    assert "plan" not in scales.parameters("03_sae", "tiny", plan=True).model_dump()
 
 
 def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_disk():
@@ -57,10 +58,6 @@ def test_the_teacher_runs_beside_students_where_its_states_would_not_stay_on_dis
     assert list(kept.part) == ["random weights, 16", "Teacher, kept on disk", "Text", "all"]
     assert list(beside.part) == ["random weights, 16", "Text", "all"]
     assert beside["GPU memory, GiB"][0] > kept["GPU memory, GiB"][0]
-
-
-def test_asking_for_a_plan_changes_no_record():
-    assert "plan" not in scales.parameters("03_sae", "tiny", plan=True).model_dump()
 
 
 @pytest.mark.parametrize("notebook", ["03_sae", "04_distill"])

@@ -112,13 +112,10 @@ def test_words_are_present_or_not_in_any_order_and_projected_as_an_svd_does():
     np.testing.assert_allclose(np.abs(projected[:, 0]), np.abs(bags @ directions[0]), rtol=1e-2)
 
 
-def table_of(odds, labels, groups):
-    return pd.DataFrame({"split": 0, "label": labels, "group": groups, "score": np.asarray(odds, float)})
-
-
 def test_accuracy_and_area_of_a_hand_worked_table():
     """Positives score 3, 1, -1, negatives 1, -2, -3: 3 > all three, 1 > two and ties once, -1 > two: 7.5 of 9."""
-    found = probe.summary(table_of([3, 1, -1, 1, -2, -3], [1, 1, 1, 0, 0, 0], range(6)), seed=0)
+    table = {"split": 0, "label": [1, 1, 1, 0, 0, 0], "group": range(6), "score": [3.0, 1.0, -1.0, 1.0, -2.0, -3.0]}
+    found = probe.summary(pd.DataFrame(table), seed=0)
     assert found["accuracy"] == pytest.approx(4 / 6) and found["auroc"] == pytest.approx(7.5 / 9)
 
 

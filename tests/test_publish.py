@@ -37,14 +37,11 @@ def test_a_number_may_differ_by_its_tolerance(run, factor, differs):
     assert run("numbers_03_sae", NUMBERS[:1], NUMBERS).startswith("steps nan for 100")
 
 
-def test_a_column_may_differ_by_three_per_cent(run):
+def test_a_column_may_differ_by_three_per_cent_and_what_was_judged_must_be_the_same(run):
     assert run("sweep", TABLE, TABLE) == run("sweep", TABLE.assign(kl=[0.512, 1e-7]), TABLE) == ""
     assert run("sweep", TABLE.assign(kl=[0.52, 0.0]), TABLE) == "kl 0.52 for 0.5"
     assert run("sweep", TABLE.assign(ladder="random"), TABLE) == "ladder has other entries"
     assert run("sweep", TABLE[:1], TABLE) == "1 x 3 for 2 x 3 entries"
-
-
-def test_what_was_judged_must_be_the_same(run):
     judged = pd.DataFrame({"id": ["a"], "value": ["1"], "undetermined": [False], "own_setting": [False]})
     assert run("claims_03_sae", judged.assign(value="2"), judged) == ""
     assert run("claims_03_sae", judged.assign(undetermined=True), judged) == "other claims were judged"
