@@ -1,7 +1,4 @@
-"""What a machine or a person does wrong ends in one sentence: the disk, the working directory, make paper.
-
-``docs/faults.md`` lists every fault with what happens and the test that shows it; the last test here reads it.
-"""
+"""``make paper`` goes on where it was killed, and ``docs/faults.md`` names a test of every fault that it lists."""
 
 import ast
 import os
@@ -15,32 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minwidth import store, stream
-from tests.test_store import files, in_child, read_only
-
-
-def test_a_full_disk_is_met_before_the_teachers_states_are_computed(tmp_path):
-    def reserve():
-        with store.alone(tmp_path / "states" / "x.bin"):
-            stream._reserve(tmp_path / "states" / "x.bin", 10**7)
-
-    assert in_child(reserve, RLIMIT_FSIZE=10**6).startswith("StorageError") and files(tmp_path) == {}
-    assert read_only(tmp_path, reserve).startswith("StorageError")
-    assert in_child(reserve) == "done"
-
-
-def test_a_notebook_runs_from_any_folder(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    places = {"MINWIDTH_RUNS": str(tmp_path / "runs"), "MINWIDTH_OUT": str(tmp_path / "out")}
-    line = [Path(sys.executable).with_name("papermill"), store.ROOT / "notebooks" / "06_ledger.ipynb"]
-    subprocess.run(
-        [*line, "--no-progress-bar", "--log-level", "ERROR"],
-        cwd=tmp_path / "elsewhere", env=os.environ | places, check=True,
-    )  # fmt: skip
-    assert files(tmp_path / "elsewhere") == {}
-    assert (tmp_path / "runs" / "06_ledger.ipynb").exists()
-    assert (tmp_path / "out" / "figures" / "tiny" / "ledger_verdicts.png").exists()
-
+from minwidth import store
 
 SNAKEFILE = """
 rule all:
