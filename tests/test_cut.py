@@ -1,17 +1,25 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from minwidth import cut, models, projection
 from tests.small_models import D, config_of, kl, model_of, token_batches
 
 torch.set_num_threads(1)
+ROPE = dict(rope_theta=1e4)
 CONFIGS = {
     "gpt_neox, serial, no attention bias": config_of("gpt_neox", use_parallel_residual=False, attention_bias=False),
     "llama, tied": config_of("llama", tie_word_embeddings=True),
     "llama, all biases": config_of("llama", attention_bias=True, mlp_bias=True),
     "gemma3_text": config_of("gemma3_text"),
     "gpt2": config_of("gpt2", scale_attn_by_inverse_layer_idx=True),
+    "qwen3, 3 heads, one key head": config_of("qwen3", num_attention_heads=3, head_dim=16, num_key_value_heads=1),
+    "qwen3, 5 heads": config_of("qwen3", num_attention_heads=5, head_dim=6, num_key_value_heads=5),
+    "qwen3, linear rope": config_of("qwen3", rope_parameters=ROPE | dict(rope_type="linear", factor=4.0)),
+    "qwen3, yarn": config_of(
+        "qwen3", rope_parameters=ROPE | dict(rope_type="yarn", factor=2.0, beta_fast=32, beta_slow=1)
+    ),
 }
 
 
@@ -31,15 +39,18 @@ def test_cut_at_full_width_is_exact_in_any_basis_of_the_stream(teacher):
     assert (student(ids).logits - logits).abs().max() < 1e-4 and kl(teacher, student, ids) < 1e-5
 
 
-@pytest.mark.parametrize("width", [4, 7])
-def test_a_cut_student_computes_what_the_projection_says_and_nothing_but_its_stream_is_narrower(teacher, width):
-    norms, basis = projection.stream_norms(teacher), projection.stream_basis(teacher, token_batches(1))
-    student, ids = cut.cut_to_width(teacher, basis, width), token_batches()[0]
-    with projection.projected(teacher, norms, projection.kept(basis, width, norms[-1].centred)):
-        torch.testing.assert_close(student(ids).logits, teacher(ids).logits, rtol=1e-3, atol=1e-3)
-    for name in ("num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"):
-        assert getattr(student.config, name) == getattr(teacher.config, name)
-    assert models.final_hidden(student, ids).shape == (2, 40, width)
+def test_a_cut_student_read_again_is_what_the_projection_says_and_only_its_stream_is_narrower(teacher, tmp_path):
+    models.check_logits(teacher)
+    (ids,), norms = token_batches(1), projection.stream_norms(teacher)
+    basis = projection.stream_basis(teacher, [ids])
+    for width in (teacher.config.num_attention_heads, 7):
+        cut.cut_to_width(teacher, basis, width).save_pretrained(tmp_path)
+        student = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True).eval()
+        with projection.projected(teacher, norms, projection.kept(basis, width, norms[-1].centred)):
+            torch.testing.assert_close(student(ids).logits, teacher(ids).logits, rtol=1e-3, atol=1e-3)
+        for name in ("num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+            assert getattr(student.config, name) == getattr(teacher.config, name)
+        assert models.final_hidden(student, ids).shape == (2, 40, width)
 
 
 def test_the_norm_of_a_cut_stream_is_the_teachers_of_the_kept_part():
@@ -69,12 +80,12 @@ def test_final_hidden_and_unembedding_give_the_logits_and_gradients(teacher):
                 assert parameter.grad.abs().sum() > 0 or "bias" in name, name
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
-def test_a_students_transformer_is_one_graph(architecture):
+def test_a_students_transformer_is_one_graph():
     """As it is compiled on a GPU: no Python in between, the same gradients, and each of many students in turn."""
-    teacher, (ids, *_) = model_of(config_of(architecture, num_hidden_layers=1)), token_batches()
-    basis = projection.stream_basis(teacher, [ids])
-    for student in (models.make_student(teacher, 16, 0), cut.cut_to_width(teacher, basis, 16)):
+    neox, llama = (model_of(config_of(name, num_hidden_layers=1)) for name in ("gpt_neox", "llama"))
+    ids = token_batches()[0]
+    cuts = [cut.cut_to_width(teacher, projection.stream_basis(teacher, [ids]), 16) for teacher in (neox, llama)]
+    for student in (models.make_student(neox, 16, 0), *cuts):
         student.requires_grad_(True)
 
         def gradients(student=student):
@@ -88,7 +99,9 @@ def test_a_students_transformer_is_one_graph(architecture):
         assert [name for name, _ in student.named_parameters()] == names
 
 
-def test_bad_cuts(teacher):
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_bad_cuts(architecture):
+    teacher = model_of(config_of(architecture))
     basis = projection.stream_basis(teacher, token_batches(1))
     for width in (3, 33):
         with pytest.raises(ValueError, match=f"from 4 to 32, not to {width}"):
