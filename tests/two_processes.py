@@ -1,7 +1,7 @@
 """What test_training lets two processes do: ``torchrun --nproc_per_node 2 -m tests.two_processes launched folder``.
 
-With ``notebook`` instead it is one program that launches them itself, as a notebook does; with ``dying`` one of the two
-is killed in the middle.
+With ``dying`` instead it is one program that launches them itself, as a notebook does: one of the two is killed in the
+middle, and the same call again goes on.
 """
 
 import math
@@ -36,7 +36,7 @@ def autoencoders(folder: Path) -> store.Record:
 
 
 def autoencoder_parameters(folder: Path) -> scales.Sae:
-    return small_world.parameters(folder / "teacher")
+    return small_world.parameters(folder / "teacher", lams=[1.0], doubling=False)
 
 
 def dying(folder: Path) -> None:
@@ -54,12 +54,20 @@ def dying(folder: Path) -> None:
     student(folder)
 
 
+def killed_and_continued(folder: Path) -> None:
+    """Says what the first call says, and which step it had reached."""
+    try:
+        with errors.in_one_sentence():
+            training.launch(2, dying, folder)
+    except SystemExit as ended:
+        sys.stderr.write(f"\n{ended}\n")
+    (checkpoint,) = folder.glob("distill/tiny/*.work/checkpoint")
+    sys.stdout.write(f"\nkilled behind step {training.load_state(checkpoint)[1]['step']}\n")
+    training.launch(2, student, folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     how, folder = sys.argv[1], Path(sys.argv[2])
-    with errors.in_one_sentence():
-        if how == "launched":
-            autoencoders(folder)
-            student(folder)
-        else:
-            training.launch(2, {"notebook": student, "dying": dying}[how], folder)
+    for work in {"launched": (autoencoders, student), "dying": (killed_and_continued,)}[how]:
+        work(folder)
