@@ -24,9 +24,6 @@ def sample(features, alpha, rows, seed=0):
     return rng.random((features, rows)) * (rng.random((features, rows)) > alpha)
 
 
-# --- g and the critical width
-
-
 def test_g_at_hand_worked_points():
     assert capacity.g(1 - 1 / math.e) == pytest.approx(math.e)  # p = 1/e: 1 / (p ln(1/p)) = e / 1
     assert capacity.g(0.5) == pytest.approx(2 / math.log(2))
@@ -42,9 +39,6 @@ def test_critical_width_is_l0_times_the_log_of_features_over_l0(features, alpha)
     l0 = features * (1 - alpha)
     assert capacity.critical_width(features, alpha) == pytest.approx(l0 * math.log(features / l0), rel=1e-9)
     assert capacity.critical_width_from_l0(features, l0) == pytest.approx(capacity.critical_width(features, alpha))
-
-
-# --- Eq. 2 and the linear optimum
 
 
 def test_eq2_by_hand():
@@ -89,9 +83,6 @@ def test_linear_floor_is_the_least_of_trained_linear_autoencoders():
     assert capacity.linear_floor(importance, 1, alpha) == pytest.approx(3 * (0.3 / 3 - 0.09 / 4))
 
 
-# --- pairs
-
-
 def brute_force_digon(importance, width, alpha):
     p, n = 1 - alpha, len(importance)
     losses = []
@@ -127,9 +118,6 @@ def test_digon_floor_is_attained_by_weights(alpha):
     losses = [toy_loss(weights, bias, importance, sample(n, alpha, 200_000, seed)) for seed in range(8)]
     error = np.std(losses, ddof=1) / math.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(capacity.digon_floor(importance, d, alpha), abs=4 * error)
-
-
-# --- bad input
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, math.nan, [0.5, 1.0]])

@@ -119,9 +119,6 @@ def test_quotas_are_met_whatever_a_source_lacks(sizes, total, share):
     assert all(0 <= quotas[source] <= sizes[source] for source in sizes)
 
 
-# --------------------------------------------------------------------------------------------- the same from The Pile
-
-
 @pytest.fixture(scope="module")
 def pile(tmp_path_factory):
     return pile_world.save_subsets(tmp_path_factory.mktemp("pile"))

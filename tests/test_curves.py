@@ -16,9 +16,6 @@ from minwidth.store import DATA, ROOT
 HAND = curves.Calibration(1.0, {2: 0.25, 4: 0.5})
 
 
-# --- the end of a ladder
-
-
 def test_end_by_hand():
     # falls .4 and .2; b = 1 halves them: .1 more until 2 N, .15 until 4 N
     assert curves.end([1, 2, 4], [1.0, 0.6, 0.4], 2, HAND) == pytest.approx((0.3, 0.25, 0.35))
@@ -67,9 +64,6 @@ def test_verdict_by_hand():
 def test_bad_input_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
-
-
-# --- calibration, as 04 has it
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,6 @@ from workflow import teacher
 TEXTS = ["The court held that the patient scored.", "def f(x):\n    return x + 1\n", "Voilà, où étiez-vous ? Là."] * 30
 
 
-# --------------------------------------------------------------------------------------------------------- n-grams
-
-
 blocks = st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6)
 
 
@@ -41,9 +38,6 @@ def test_ngram_losses_match_a_plain_count(train, held_out):
         assert math.isclose(losses[name], -np.mean([math.log(probability(gram, n)) for gram in asked]), rel_tol=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------------- tokenizer
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return teacher.tokenizer_from(TEXTS)
@@ -53,16 +47,12 @@ def tokenizer():
 @given(text=st.text())
 def test_any_text_survives_the_tokenizer(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    assert all(0 <= i < teacher.VOCABULARY for i in ids)
+    assert tokenizer.decode(ids) == text and all(0 <= i < teacher.VOCABULARY for i in ids)
 
 
 def test_the_end_of_text_comes_first_and_is_never_added_unasked(tokenizer):
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == (teacher.END, 0)
     assert 0 not in tokenizer("A sentence. Another.\n")["input_ids"]
-
-
-# ----------------------------------------------------------------------------------------------------------- model
 
 
 def test_the_untrained_teacher_depends_on_its_seed_alone():
@@ -88,21 +78,17 @@ def test_cross_entropy_scores_each_token_by_the_logits_before_it():
     assert float(teacher.cross_entropy(Copies(), rising.flip(1))) == pytest.approx(50, rel=1e-3)
 
 
-def test_the_shipped_teacher_beats_the_trigram_and_is_what_its_record_says():
+def test_the_shipped_teacher_is_what_its_record_says_beats_the_trigram_and_prefers_english_to_random_tokens():
+    """A sentence in plain English costs it far less than text of random tokens, and less than a unigram's guess."""
     record = json.loads((teacher.FOLDER / "training.json").read_text())
     assert record["held_out_nats_per_token"] < record["baselines_nats_per_token"]["trigram"]
     sizes = [tensor.size for tensor in load_file(teacher.FOLDER / "model.safetensors").values()]
     assert sum(sizes) == record["parameters"]
     assert sum(path.stat().st_size for path in teacher.FOLDER.iterdir()) < 15e6
-
-
-def test_the_shipped_teacher_prefers_english_to_random_tokens():
-    """A sentence in plain English costs it far less than text of random tokens, and less than a unigram's guess."""
     model, tokenizer, _, _ = models.load_teacher("tiny")
     ids = tokenizer("The Prime Minister said that the government would not accept the terms of the agreement.")
     random = torch.randint(1, teacher.VOCABULARY, (1, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = float(teacher.cross_entropy(model, torch.tensor([ids["input_ids"]])))
         noise = float(teacher.cross_entropy(model, random))
-    assert plain < json.loads((teacher.FOLDER / "training.json").read_text())["baselines_nats_per_token"]["unigram"]
-    assert noise > 1.5 * plain
+    assert plain < record["baselines_nats_per_token"]["unigram"] and noise > 1.5 * plain

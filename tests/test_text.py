@@ -212,13 +212,17 @@ def test_the_wheels_documents_come_in_an_order_of_their_own(monkeypatch, store):
     assert found[0]["train"].size / 8 < few.size < found[0]["train"].size / 2
 
 
-def test_a_bos_opens_every_block_and_an_end_closes_each_document(source):
+def test_a_bos_opens_every_block_and_an_end_which_must_be_there_closes_each_document(source):
     plain, opened = read(source, 50, length=15), read(source, 50, opens=True)
     assert (opened[:, 0] == 0).all()
     np.testing.assert_array_equal(opened[:, 1:], plain)  # none within
-    assert text.document_numbers([[5, 6, 0], [7, 0, 8]], pile_world.tokenizer()).tolist() == [[0, 0, 0], [1, 1, 2]]
+    tokenizer = pile_world.tokenizer()
+    assert text.document_numbers([[5, 6, 0], [7, 0, 8]], tokenizer).tolist() == [[0, 0, 0], [1, 1, 2]]
     numbers = text.document_numbers(opened, pile_world.tokenizer(opens=True))
-    np.testing.assert_array_equal(numbers[:, 1:], text.document_numbers(plain, pile_world.tokenizer()))
+    np.testing.assert_array_equal(numbers[:, 1:], text.document_numbers(plain, tokenizer))
+    tokenizer.eos_token = None
+    with pytest.raises(errors.ParameterError, match="has no eos_token"):
+        text.token_blocks(tokenizer, "train", 16, source=source)
 
 
 def test_blocks_are_spread_over_a_text_each_with_its_documents(source):
@@ -229,13 +233,6 @@ def test_blocks_are_spread_over_a_text_each_with_its_documents(source):
     np.testing.assert_array_equal(documents, text.document_numbers(every, tokenizer)[rows])
     with pytest.raises(errors.ParameterError, match=r"9999 blocks of 16 train tokens were .* has \d+: give fewer"):
         text.spread(tokenizer, "train", 9999, 16, source=source)
-
-
-def test_a_tokenizer_without_an_end_is_refused(source):
-    tokenizer = pile_world.tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(errors.ParameterError, match="has no eos_token"):
-        text.token_blocks(tokenizer, "train", 16, source=source)
 
 
 def test_a_longer_text_begins_with_the_shorter_and_only_what_is_asked_for_is_read(source, store):

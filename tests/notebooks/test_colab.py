@@ -34,8 +34,7 @@ def python(source: str, folder: Path) -> str:
 
 def test_it_is_the_same_in_every_notebook_and_does_nothing_elsewhere(tmp_path: Path):
     (source,) = {cell(name) for name in NOTEBOOKS}
-    assert python(source, tmp_path) == ""
-    assert list(tmp_path.iterdir()) == []
+    assert python(source, tmp_path) == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git clone needs a repository, and this is a copy without one")
