@@ -194,13 +194,18 @@ assert elsewhere or kept["T = 2"][1] < 75 < kept["T = 1"][1]
 # committed table is read where it has these widths.)
 
 # %% tags=["nbval-ignore-output"]
-widths = p.widths_of("width_alone")
+widths, own = p.widths_of("width_alone"), scales.FLOORS.get(p.teacher, scales.FLOORS["other"])
+of_study = p.text == scales.SCALES[p.scale]["04_distill"]["text"]
 known = store.load_results(p.teacher, "bottleneck") if p.teacher in ("smollm2", "pythia-410m") else None
-if known is not None and {width for width in widths if width < p.shape.width} <= set(known.width):
+if known is not None and of_study and {width for width in widths if width < p.shape.width} <= set(known.width):
     bracket = known.query("width in @widths and temperature == @p.temperature").reset_index(drop=True)
 else:
-    most = scales.FLOORS.get(p.teacher, scales.FLOORS["other"])["contexts"][-1:]
-    bracket = bottleneck.ladder(teacher, widths, contexts=most, temperature=p.temperature)["table"]
+    most, given = own["contexts"][-1], p.model_dump(include={"temperature", "text", "length", "percent"})
+    if not of_study:  # as much of another text as students learn from and are judged on
+        given |= {"blocks": [min(own["blocks"][0], 2 * p.steps * p.batch), p.held_out_blocks]}
+        given |= {"held_out": p.held_out_blocks * p.length}
+        most = min(most, given["blocks"][0] * p.length)
+    bracket = bottleneck.ladder(teacher, widths, contexts=[most], **given)["table"]
 
 # %%
 shown = bracket[["width", "contexts", "low", "low_low", "low_high", "high", "high_low", "high_high", "starts_spread"]]
