@@ -131,9 +131,14 @@ processors: $(DEVELOP)
 bench: .venv-bench/.installed
 	for benchmark in distill sae toy; do .venv-bench/bin/python benchmarks/$$benchmark.py || exit 1; done
 
-.venv-bench/.installed: pyproject.toml $(INSTALLED)
+# the last line's peers ask for other versions than fit, or for a GPU, and run without
+.venv-bench/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . \
+	  sae-lens==6.54.12 eai-sparsify==1.3.3 trl==1.16.0
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5 \
+	  dictionary-learning==0.1.0 nnsight==0.3.7 bidict python-socketio python-engineio simple-websocket wsproto h11 \
+	  websocket-client lazy-importer diffusers importlib-metadata zipp
 	@touch $@
 
 book: .venv/.book

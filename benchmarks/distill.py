@@ -12,11 +12,10 @@ no exact method can avoid, and with these peers, all at beta = 0, the forward KL
   F.kl_div, and by itself takes only products of more than eight times their inputs' size, which these are not: so the
   loss is a sum of p (ln p - ln q), and the threshold is lowered.
 
-Their loss and gradients must be the naive ones in float64 to 1e-5, else the run ends. They are used where they can be
-imported (``pip install --no-deps --target folder trl==1.16.0 liger-kernel==0.8.5``, then ``PYTHONPATH=folder``); the
-result says which were missing. Work: 1,024 tokens, vocabulary 50,304, widths 512 <- 1,024, T = 2, fp32, one thread.
-Times are the least CPU seconds of interleaved rounds, compiling left out; memory is what the peak of a fresh process
-rises by, gradients included.
+Their loss and gradients must be the naive ones in float64 to 1e-5, else the run ends. ``make bench`` installs them;
+those that cannot be imported are left out, and the result says which. Work: 1,024 tokens, vocabulary 50,304, widths
+512 <- 1,024, T = 2, fp32, one thread. Times are the least CPU seconds of interleaved rounds, compiling left out; memory
+is what the peak of a fresh process rises by, gradients included.
 
 **step** times one training step of a student of width 128 on SmolLM2: with the teacher online and full logits, as
 TRL's GKD trainer does it, and with the offline teacher.

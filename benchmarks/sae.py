@@ -19,11 +19,7 @@ fall back, half of them; TopK with 3 % and 1 %; then trained autoencoders of thi
 runs/ or trained first. fp32, one thread. Times are the least CPU seconds of interleaved rounds. Memory is the peak of a
 fresh process: as a whole, and by how much it rises above imports and inputs (Linux).
 
-Peers are used where they can be imported, and the result says which were missing. In an environment of its own::
-
-    pip install -e . sae-lens==6.54.12 eai-sparsify==1.3.3
-    pip install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7 bidict python-socketio python-engineio \\
-        simple-websocket wsproto h11 websocket-client lazy-importer diffusers importlib-metadata zipp
+``make bench`` installs the peers; those that cannot be imported are left out, and the result says which.
 """
 
 import argparse
