@@ -334,7 +334,7 @@ def tables() -> dict[str, pd.DataFrame]:
     gaps = [(gap, which) for which in TEACHERS]
     own = [(ladder, which, [width], SEEDS) for *which, widths in LANGUAGES for width in widths]
     rungs = [(rung, TEACHERS[0], *kind, width, seed) for seed in SEEDS for kind in LADDERS for width in WIDTHS]
-    training.side_by_side(rows, gaps + own + rungs, "known language")
+    training.in_processes(rows, gaps + own + rungs, "known language")
     floors, kept = map(pd.concat, zip(*rows(own), strict=True))
     found = {"known_heads_floors": floors, "known_heads_kept": kept}
     return found | {"known_teachers": pd.DataFrame(rows(gaps)), "known_students": pd.DataFrame(rows(rungs))}

@@ -58,7 +58,7 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
             moments(teacher, p.model_copy(update={"basis": basis}))
     on_cpu = training.state().device.type == "cpu" and training.state().num_processes == 1
     if on_cpu and p.shape.width <= scales.ONE_THREAD:
-        training.side_by_side(_work, missing, "students")
+        training.in_processes(_work, missing, "students")
     else:
         for p, job in tqdm(missing, desc="students", unit=" runs", leave=False):
             student(p, job, teacher)

@@ -347,8 +347,7 @@ def make_student(teacher_model: PreTrainedModel, width: int, seed: int, layers: 
     """A student of the paper's ladder: the teacher's architecture at another width (or depth), random weights.
 
     Matrices are drawn by ``start``, biases are 0 and gains 1. That is the "small init" that Pythia was trained from
-    (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02.
-    It comes in eval mode: no dropout.
+    (Nguyen and Salazar, 2019); at its width 1,024 it is the config's 0.02. It comes in eval mode: no dropout.
 
     Raises:
         ValueError: as ``student_config``.

@@ -285,7 +285,7 @@ def sent(array: np.ndarray, to: torch.device) -> Tensor:
     return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor
 
 
-def side_by_side(work: Callable[[Iterable], Any], items: Sequence, progress: str) -> None:
+def in_processes(work: Callable[[Iterable], Any], items: Sequence, progress: str) -> None:
     """``work`` on all items, by a process on each core, one thread each, that takes the next which no other has taken.
 
     Args:
