@@ -66,6 +66,24 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(small, monkey
     long.longer(p)
 
 
+def test_longest_ladders_end_at_five_lengths_and_some_have_a_second_seed(small, monkeypatch):
+    changes = dict(steps=20, warmup=2, decay=0.25, evaluations=2, doubled=[], again=dict(seed=1, widths=[16]))
+    monkeypatch.setitem(long.GRIDS["longest"], "tiny", changes)
+    p = test_students.settings(ladders=["random", "head"])
+    with pytest.MonkeyPatch.context() as patch:  # the steps of each run, in the order in which they are taken
+        steps = []
+        update = training.update
+        patch.setattr(training, "update", lambda *arguments: steps.append(1) or update(*arguments))
+        patch.setattr(training, "in_processes", lambda work, items, progress: work(items))
+        long.longest(p)
+    table = store.load_results("tiny", "distill_longest")
+    runs = table.groupby(["ladder", "width", "seed"]).steps.apply(list)
+    assert set(runs.index) == {(name, w, s) for name in ("random", "head") for w, s in ((16, 0), (16, 1), (32, 0))}
+    assert all(each == [2, 5, 10, 20, 40] for each in runs)
+    students_trained = 5  # the head of full width is its teacher
+    assert len(steps) == students_trained * (2 + 5 - 2 + (10 - 4) + (20 - 8) + (40 - 15)), "each goes on from the last"
+
+
 def test_every_objective_is_judged_by_the_ladders_own_loss(small):
     p, teacher = test_students.settings(steps=10, evaluations=2, widths=[16]), test_students.make_teacher()
     table = long.controls(p, "distill_controls", seeds=[0]).set_index("student")

@@ -36,7 +36,7 @@ def problem():
     return model, inputs, targets
 
 
-def run(checkpoint=None, die_at=None, die=None, schedule=SCHEDULE, seed=0, by_column=False):
+def run(checkpoint=None, die_at=None, die=None, schedule=SCHEDULE, seed=0, by_column=False, trunk=None):
     """Train the small problem; after ``die_at`` calls of the loss, ``die`` is called."""
     model, inputs, targets = problem()
     calls = 0
@@ -53,7 +53,7 @@ def run(checkpoint=None, die_at=None, die=None, schedule=SCHEDULE, seed=0, by_co
     def evaluate(model):
         return float((model(inputs) - targets).square().mean())
 
-    history = training.train(model, loss, evaluate, len(inputs), schedule, seed, checkpoint)
+    history = training.train(model, loss, evaluate, len(inputs), schedule, seed, checkpoint, trunk=trunk)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), history, calls
 
 
@@ -100,6 +100,21 @@ def test_stopped_between_checkpoints_a_run_repeats_the_steps_since(tmp_path, mon
     monkeypatch.undo()
     resumed, resumed_history, calls = run(tmp_path / "state")
     assert calls == SCHEDULE.steps - 8 and torch.equal(weights, resumed) and history == resumed_history
+
+
+def test_a_longer_run_goes_on_from_where_a_shorter_one_began_to_end(tmp_path, every_step):
+    whole = SCHEDULE._replace(decay=0.25, evaluations=2)
+    weights, history, _ = run(schedule=whole)
+    assert [row["step"] for row in history] == [21, 24]
+    half, trunk = whole._replace(steps=12), tmp_path / "trunk"
+    first = run(schedule=half, trunk=trunk)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "state", 5, stop, schedule=whole, trunk=trunk)
+    longer, its_history, calls = run(tmp_path / "state", schedule=whole, trunk=trunk)
+    assert calls == 24 - 9 - 4, "both from the shorter run's ninth step and from its own checkpoint"
+    assert torch.equal(weights, longer) and history == its_history
+    again = run(schedule=half, trunk=trunk)
+    assert again[2] == 12 and torch.equal(first[0], again[0]), "the longer run's trunk is beyond it"
 
 
 def test_the_global_generator_changes_nothing_and_is_left_alone():
@@ -159,6 +174,9 @@ def test_the_rate_warms_up_peaks_and_follows_a_cosine():
     for step, rate in ((0, 0.02), (9, 0.2), (10, 0.2), (60, 0.2 * (0.1 + 0.9 * 0.5)), (110, 0.02)):
         assert math.isclose(schedule.rate(step), rate)
     assert math.isclose(Schedule(steps=10, batch=1, learning_rate=0.2).rate(0), 0.2)
+    falling = schedule._replace(decay=0.2)  # of 110 steps the last 22
+    for step, rate in ((9, 0.2), (60, 0.2), (88, 0.2), (99, 0.2 * (0.1 + 0.9 * 0.5)), (110, 0.02)):
+        assert math.isclose(falling.rate(step), rate)
 
 
 @given(st.integers(1, 500), st.integers(1, 60))

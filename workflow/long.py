@@ -17,7 +17,7 @@ from minwidth import bottleneck, errors, ladders, models, probe, sae, scales, st
 from minwidth.students import Job, losses, read, trained
 
 GRIDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-JOBS = ("sensitivity", "brackets", "longer", "controls", "probes")
+JOBS = ("sensitivity", "brackets", "longer", "longest", "controls", "probes")
 
 
 def grid(job: str, scale: str) -> dict[str, Any]:
@@ -77,6 +77,18 @@ def longer(p: scales.Distill) -> None:
     record = ladders.ladder(p, budgets)
     store.save_results(p.scale, "distill_long", record["ladder"], record)
     store.save_results(p.scale, "distill_long_curves", record["curves"], record)
+
+
+def longest(p: scales.Distill) -> None:
+    """The ladders at twenty million tokens and at 1/2 to 1/16 of that, some with a seed more: ``distill_longest``."""
+    changes = grid("longest", p.scale)
+    again = changes.pop("again")
+    p = p.model_copy(update=changes)
+    lengths = [2 * p.steps // n for n in (16, 8, 4, 2)]
+    more = [job._replace(seed=again["seed"]) for job in ladders.jobs(p) if job.width in again["widths"]]
+    shorter = [job._replace(steps=steps) for job in [*ladders.jobs(p), *more] for steps in lengths]
+    record = ladders.ladder(p, [*more, *shorter])
+    store.save_results(p.scale, "distill_longest", record["ladder"], record)
 
 
 def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> pd.DataFrame:
@@ -148,6 +160,8 @@ def main() -> None:
             brackets(options.scale)
         elif job == "longer":
             longer(ladder)
+        elif job == "longest":
+            longest(ladder)
         elif job == "controls":
             for table in scales.CONTROLS:
                 controls(ladder, table)

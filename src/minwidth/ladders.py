@@ -6,6 +6,7 @@ its own with checkpoints: an interrupted command goes on where it stopped.
 
 import argparse
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from minwidth import errors, models, scales, store, training
-from minwidth.students import LADDERS, SAME, Job, key, moments, read, save, student
+from minwidth.students import LADDERS, SAME, Job, key, moments, read, save, student, trunk
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +58,22 @@ def _compute(missing: list[tuple[scales.Distill, Job]]) -> None:
         for basis in {other.basis for other, job in missing if job.ladder == "width_alone"}:
             moments(teacher, p.model_copy(update={"basis": basis}))
     on_cpu = training.state().device.type == "cpu" and training.state().num_processes == 1
+    chains: dict[tuple, list] = {}  # of one student the shorter runs first, which longer ones may go on from
+    for p, job in sorted(missing, key=lambda run: run[1].steps):
+        chains.setdefault((p.model_dump_json(), job._replace(steps=0)), []).append((p, job))
+    work = sorted(chains.values(), key=lambda chain: missing.index(chain[-1]))
     if on_cpu and p.shape.width <= scales.ONE_THREAD:
-        training.in_processes(_work, missing, "students")
+        training.in_processes(_work, work, "students")
     else:
-        for p, job in tqdm(missing, desc="students", unit=" runs", leave=False):
+        _work(tqdm(work, desc="students", unit=" students", leave=False), teacher)
+
+
+def _work(chains: Iterable[list[tuple[scales.Distill, Job]]], teacher: models.Teacher | None = None) -> None:
+    for chain in chains:
+        for p, job in chain:
+            teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
             student(p, job, teacher)
-
-
-def _work(missing: Iterable[tuple[scales.Distill, Job]]) -> None:
-    teacher = None
-    for p, job in missing:
-        teacher = teacher or models.load_teacher(p.shape.teacher, device=training.state().device)
-        student(p, job, teacher)
+        shutil.rmtree(trunk(p, job), ignore_errors=True)
 
 
 def ladder(p: scales.Distill, extra: Iterable[Job] = ()) -> store.Record:

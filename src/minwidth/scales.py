@@ -232,7 +232,7 @@ class Distill(Costly):
     @classmethod
     def _of_another_teacher(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Another teacher has students cut from it at eighths of its width, and blocks that it can read."""
-        name, usual = values.get("teacher"), SCALES.get(values.get("scale"), SCALES["tiny"])["04_distill"]
+        name, usual = values.get("teacher"), SCALES.get(str(values.get("scale")), SCALES["tiny"])["04_distill"]
         if not isinstance(name, str) or name == usual["teacher"]:
             return values
         shape = shape_of(check_teacher(name))

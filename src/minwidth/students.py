@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 STATES_BYTES = 2**36  # an offline teacher up to this size is kept on disk; beyond it, it runs beside the student
 BASIS_TOKENS = 32_768  # of training text, for the principal directions of the stream; of large models a quarter
 SAME = 1e-6  # nats: a student this near to its teacher before any training is its teacher
-USUAL = {"objective": "forward", "parts": 1, "layers": None, "basis": "principal"}  # go without saying in a key
+# what goes without saying in a key
+USUAL = {"objective": "forward", "parts": 1, "layers": None, "basis": "principal", "decay": None}
 LADDERS = {"random": "random weights", "width_alone": "width alone", "head": "last state alone"}
 
 
@@ -187,6 +188,11 @@ def key(p: scales.Distill, job: Job) -> tuple[str, dict[str, Any]]:
     return f"distill/{p.scale}/{job.label}", chosen | job._asdict()
 
 
+def trunk(p: scales.Distill, job: Job) -> Path:
+    """Where runs of a student that share a constant rate leave the state that longer ones go on from."""
+    return store.work_folder(*key(p, job._replace(steps=0)))
+
+
 def objective(
     p: scales.Distill,
     model: nn.Module | None,
@@ -280,6 +286,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
             schedule=schedule(p, job),
             seed=job.seed,
             checkpoint=store.work_folder(what, parameters) / "checkpoint",
+            trunk=trunk(p, job) if p.decay else None,
             progress=f"{job.ladder} {job.width}, {job.steps} steps",
         )
     else:
@@ -303,15 +310,19 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
 
 
 def schedule(p: scales.Distill, job: Job) -> training.Schedule:
-    """The paper's: AdamW, linear warm-up, cosine to 0; stretched as a whole where a run is longer."""
+    """The paper's: AdamW, linear warm-up, cosine to 0; stretched as a whole where a run is longer.
+
+    With ``decay`` the rate is constant after the same warm-up for all, so that a longer run goes on from a shorter one.
+    """
     return training.Schedule(
         steps=job.steps,
         batch=p.batch,
         learning_rate=rate(p, job),
-        warmup=round(p.warmup * job.steps / p.steps),
+        warmup=p.warmup if p.decay else round(p.warmup * job.steps / p.steps),
         weight_decay=p.weight_decay,
         evaluations=p.evaluations,
         parts=p.parts,
+        decay=p.decay,
     )
 
 

@@ -40,6 +40,8 @@ class Schedule(NamedTuple):
     """How long and how fast to train; ``warmup`` in steps, ``batch`` in blocks, cosine decay to ``floor`` x rate.
 
     ``parts``: a batch's gradients are summed over so many parts of it, for a device that cannot hold it at once.
+    ``decay``: the share of the steps, at the end, in which the rate falls linearly; until then it is constant, and the
+    run is evaluated in this part alone (Hägele et al. 2024, arXiv:2405.18392). None: half a cosine after the warm-up.
     """
 
     steps: int
@@ -51,18 +53,26 @@ class Schedule(NamedTuple):
     floor: float = 0.0
     evaluations: int = 50
     parts: int = 1
+    decay: float | None = None
+
+    @property
+    def settled(self) -> int:
+        """Steps before the rate begins to fall, and with ``decay`` before the first evaluation."""
+        return self.warmup if self.decay is None else self.steps - round(self.decay * self.steps)
 
     def rate(self, step: int) -> float:
-        """Learning rate at ``step``: linear warm-up, then half a cosine down to ``floor`` times the peak."""
+        """Learning rate at ``step``: linear warm-up, then what ``decay`` says, down to ``floor`` times the peak."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        done = max(0, step - self.settled) / max(1, self.steps - self.settled)
+        left = 0.5 * (1 + math.cos(math.pi * done)) if self.decay is None else 1 - done
+        return self.learning_rate * (self.floor + (1 - self.floor) * left)
 
     def evaluated(self, step: int) -> bool:
         """Whether the model is evaluated after ``step`` steps: ``evaluations`` times, evenly, and at the end."""
-        every = max(1, self.steps // self.evaluations)
-        return step == self.steps or (step % every == 0 and self.steps - step >= every)
+        first = 0 if self.decay is None else self.settled
+        every = max(1, (self.steps - first) // self.evaluations)
+        return step == self.steps or (step > first and (step - first) % every == 0 and self.steps - step >= every)
 
 
 def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
@@ -88,6 +98,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     progress: str = "training",
+    trunk: Path | None = None,
 ) -> list[dict]:
     """Train ``model`` in place and return its history: one ``{step, train, held_out}`` an evaluation, losses in nats.
 
@@ -99,6 +110,8 @@ def train(
         rows: how many rows of data there are to draw from.
         checkpoint: folder of the state, written every minute or, where that takes long, less often; a run that finds
             one continues it, or starts again where it is damaged.
+        trunk: folder of the state in which the rate begins to fall, which longer runs of the same model, data and
+            constant rate go on from: to the same numbers as from the start.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -106,8 +119,10 @@ def train(
     """
     optimizer = adamw(model, schedule)
     step, history, running, recent = 0, [], [], []
-    if checkpoint and (found := load_state(checkpoint)):
-        step, history, running = _continue(model, optimizer, *found)
+    for folder in filter(None, (checkpoint, trunk)):
+        if (found := load_state(folder)) and (folder == checkpoint or found[1]["step"] <= schedule.settled):
+            step, history, running = _continue(model, optimizer, *found)
+            break
     computed, first = _Loss(model, loss), state().is_main_process
     if state().num_processes > 1:  # gradients are then means over the processes
         computed = nn.parallel.DistributedDataParallel(computed)
@@ -120,13 +135,15 @@ def train(
         recent.append(update(model, optimizer, computed, share(batch_rows(rows, schedule.batch, step, seed)), schedule))
         step += 1
         bar.update()
-        if step % look and not schedule.evaluated(step):
+        if step % look and not schedule.evaluated(step) and step != schedule.settled:
             continue
         losses, recent = reduce(torch.stack(recent), "mean").tolist(), []
         for at, value in enumerate(losses, step - len(losses)):
             if not math.isfinite(value):
                 raise Diverged(f"The loss is {value} at step {at}; lower the learning rate {schedule.learning_rate}.")
         running += losses
+        if trunk and first and step == schedule.settled:
+            _save(trunk, model, optimizer, step, history, running)
         if schedule.evaluated(step):
             model.eval()
             with torch.no_grad():
