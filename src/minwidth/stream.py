@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,17 +81,24 @@ def on_disk(
             journal.unlink(missing_ok=True)
             _reserve(target, len(blocks) * a_block)
         sums = load_json(journal) or {}
-        stale = [
-            start
-            for start in range(0, len(blocks), a_shard)
-            if sha256_part(target, start * a_block, (start + a_shard) * a_block) != sums.get(str(start))
-        ]
+        intact = _intact(target, target.stat().st_mtime_ns, tuple(sums.items()), a_block, a_shard)
+        stale = [start for start in range(0, len(blocks), a_shard) if start not in intact]
         for start in tqdm(stale, f"teacher on {name}", unit=" shards", leave=False):
             parts = batches(blocks[start : start + a_shard], teacher.model.device)
             states = np.concatenate([compute(ids).float().cpu().numpy() for ids in parts])
             sums[str(start)] = write_part(target, start * a_block, states)
             save_json(journal, sums)
     return np.memmap(target, "float32", "r", shape=shape)
+
+
+@lru_cache(maxsize=4)  # many students of one process ask for what may be 64 GiB: an unchanged file is read once
+def _intact(target: Path, changed: int, sums: tuple[tuple[str, str], ...], a_block: int, a_shard: int) -> set[int]:
+    """First blocks of the shards that are as they were written; ``changed`` is when the file last was."""
+    return {
+        int(start)
+        for start, digest in sums
+        if sha256_part(target, int(start) * a_block, (int(start) + a_shard) * a_block) == digest
+    }
 
 
 def _reserve(target: Path, size: int) -> None:
