@@ -54,6 +54,15 @@ def test_states_are_computed_once_and_damage_heals(teacher, blocks, runs_folder)
     assert sum(seen) == 16 * 12 + blocks.size
 
 
+def test_a_process_checks_unchanged_states_once(teacher, blocks, monkeypatch):
+    stream.offline_teacher(teacher, blocks, "text")
+    read, real = [], stream.sha256_part
+    monkeypatch.setattr(stream, "sha256_part", lambda file, *place: read.append(place) or real(file, *place))
+    for _ in range(3):
+        stream.offline_teacher(teacher, blocks, "text")
+    assert len(read) == 3, "one a shard"
+
+
 def test_other_blocks_or_teachers_are_other_states(teacher, blocks, runs_folder):
     stream.offline_teacher(teacher, blocks, "text")
     stream.offline_teacher(teacher, blocks[::-1], "text")
