@@ -14,7 +14,7 @@ SNAKEMAKE_PID := .snakemake/make-paper.pid
 export HF_HUB_DISABLE_TELEMETRY := 1
 # what make paper and the long jobs make of tables and figures; only make publish changes those that are committed
 OUT ?= $(CURDIR)/runs/paper
-paper results publish sensitivity brackets controls probes known lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
+paper results publish sensitivity brackets controls longest probes known lab notebooks: export MINWIDTH_OUT := $(or $(MINWIDTH_OUT),$(OUT))
 # several jobs share the cores, and a thread that spins while it waits would keep theirs
 export OMP_WAIT_POLICY := passive
 

@@ -53,7 +53,7 @@ TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) i
 
 
 def sources(start: str) -> list[str]:
-    """``start`` and every module of the package that it always imports, also through others."""
+    """``start`` and every module of the package that it always imports, also through others, with a module's YAML."""
     found, todo = [], [start]
     while todo:
         file = todo.pop()
@@ -63,7 +63,7 @@ def sources(start: str) -> list[str]:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minwidth":
                     names = node.module.split(".")[1:] or [alias.name for alias in node.names]
                     todo += [f"src/minwidth/{name}.py" for name in names]
-    return sorted(found)
+    return sorted(file for each in found for file in (each, str(Path(each).with_suffix(".yaml"))) if Path(file).exists())
 
 
 def given(notebook: str) -> str:

@@ -79,6 +79,19 @@ def test_a_run_stopped_anywhere_continues_to_the_same_bits(tmp_path, every_step,
     assert torch.equal(weights, resumed) and history == resumed_history
 
 
+def test_dropout_stays_as_it_was(monkeypatch):
+    """A student of a teacher with dropout learns without, before and behind its first evaluation."""
+    plain, build = run()[0], problem
+
+    def dropping():
+        model, *data = build()
+        model[1].register_forward_hook(lambda module, _, out: torch.nn.functional.dropout(out, 0.5, module.training))
+        return model.eval(), *data
+
+    monkeypatch.setattr(sys.modules[__name__], "problem", dropping)
+    assert torch.equal(run()[0], plain)
+
+
 def test_a_damaged_checkpoint_is_named_and_its_run_starts_again(tmp_path, caplog):
     whole = run(tmp_path / "state")
     assert run(tmp_path / "state")[2] == 0, "a finished run is not trained further"

@@ -126,6 +126,7 @@ def train(
     computed, first = _Loss(model, loss), state().is_main_process
     if state().num_processes > 1:  # gradients are then means over the processes
         computed = nn.parallel.DistributedDataParallel(computed)
+    mode = model.training  # students stay in eval mode: dropout would draw from the global generator
     look, due = 1 if state().device.type == "cpu" else LOOK, checkpointed()
     shown = {} if first else {"disable": True}
     bar = tqdm(total=schedule.steps, initial=step, desc=progress, unit=" steps", leave=False, **shown)
@@ -148,7 +149,7 @@ def train(
             model.eval()
             with torch.no_grad():
                 history.append({"step": step, "train": sum(running) / len(running), "held_out": evaluate(model)})
-            model.train()
+            model.train(mode)
             running = []
             bar.set_postfix(held_out=f"{history[-1]['held_out']:.3f}")
         if checkpoint and first and (time.monotonic() > due or step == schedule.steps):
