@@ -50,10 +50,15 @@ COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
 LADDERS = scales.parameters("04_distill", SCALE, **GIVEN)
 SMALL = LADDERS.shape.width <= scales.ONE_THREAD
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
+YAML = {
+    "src/minwidth/scales.py": "src/minwidth/scales.yaml",
+    "src/minwidth/ledger.py": "data/paper/claims.yaml",
+    "src/minwidth/concepts.py": "data/concepts.yaml",
+}
 
 
 def sources(start: str) -> list[str]:
-    """``start`` and every module of the package that it always imports, also through others, with a module's YAML."""
+    """``start``, every module of the package that it always imports, also through others, and the YAML these read."""
     found, todo = [], [start]
     while todo:
         file = todo.pop()
@@ -63,7 +68,7 @@ def sources(start: str) -> list[str]:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minwidth":
                     names = node.module.split(".")[1:] or [alias.name for alias in node.names]
                     todo += [f"src/minwidth/{name}.py" for name in names]
-    return sorted(file for each in found for file in (each, str(Path(each).with_suffix(".yaml"))) if Path(file).exists())
+    return sorted([*found, *(YAML[file] for file in found if file in YAML)])
 
 
 def given(notebook: str) -> str:
