@@ -26,6 +26,9 @@ def test_end_by_hand():
     for last in (0.6, 0.61):
         found = curves.end([1, 2, 4], [1.0, 0.6, last], 2, HAND)
         assert found == pytest.approx((last - 0.05, last - 0.075, last - 0.025))
+    # runs that differ by noise of .1: 1.645 x sqrt(2) x .1 = .2326, and sqrt(.05^2 + .2326^2) = .2379
+    noisy = curves.end([1, 2, 4], [1.0, 0.6, 0.4], 2, HAND, noise=0.1)
+    assert noisy == pytest.approx((0.3, 0.0621, 0.5379), abs=1e-4)
 
 
 @given(st.floats(0.1, 10), st.floats(0, 5))

@@ -69,6 +69,8 @@ def test_longer_ladders_have_seeds_and_budgets_and_are_found_again(small, monkey
 def test_longest_ladders_end_at_five_lengths_and_some_have_a_second_seed(small, monkeypatch):
     changes = dict(steps=20, warmup=2, decay=0.25, evaluations=2, doubled=[], again=dict(seed=1, widths=[16]))
     monkeypatch.setitem(long.GRIDS["longest"], "tiny", changes)
+    floors = dict(widths=[16], contexts=[16, 64], held_out=32, starts=1, blocks=[16, 8])
+    monkeypatch.setitem(scales.FLOORS, "tiny", floors)
     p = test_students.settings(ladders=["random", "head"])
     with pytest.MonkeyPatch.context() as patch:  # the steps of each run, in the order in which they are taken
         steps = []
@@ -80,6 +82,8 @@ def test_longest_ladders_end_at_five_lengths_and_some_have_a_second_seed(small, 
     runs = table.groupby(["ladder", "width", "seed"]).steps.apply(list)
     assert set(runs.index) == {(name, w, s) for name in ("random", "head") for w, s in ((16, 0), (16, 1), (32, 0))}
     assert all(each == [2, 5, 10, 20, 40] for each in runs)
+    of_head = table[(table.ladder == "head") & (table.width == 16)]
+    assert (0 < of_head.proved).all() and (of_head.proved < of_head.proved_high).all()
     students_trained = 5  # the head of full width is its teacher
     assert len(steps) == students_trained * (2 + 5 - 2 + (10 - 4) + (20 - 8) + (40 - 15)), "each goes on from the last"
 

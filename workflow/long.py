@@ -80,7 +80,10 @@ def longer(p: scales.Distill) -> None:
 
 
 def longest(p: scales.Distill) -> None:
-    """The ladders at twenty million tokens and at 1/2 to 1/16 of that, some with a seed more: ``distill_longest``."""
+    """The ladders at twenty million tokens and at 1/2 to 1/16 of that, some with a seed more: ``distill_longest``.
+
+    ``proved, proved_high``: both ends of the floor of the last state on the text that these students learn.
+    """
     changes = grid("longest", p.scale)
     again = changes.pop("again")
     p = p.model_copy(update=changes)
@@ -88,7 +91,16 @@ def longest(p: scales.Distill) -> None:
     more = [job._replace(seed=again["seed"]) for job in ladders.jobs(p) if job.width in again["widths"]]
     shorter = [job._replace(steps=steps) for job in [*ladders.jobs(p), *more] for steps in lengths]
     record = ladders.ladder(p, [*more, *shorter])
-    store.save_results(p.scale, "distill_longest", record["ladder"], record)
+    store.save_results(p.scale, "distill_longest", with_floors(p, record["ladder"]), record)
+
+
+def with_floors(p: scales.Distill, ladder: pd.DataFrame) -> pd.DataFrame:
+    """A ladder with both ends of the floor of the last state on its own text."""
+    given = p.model_dump(include={"temperature", "text", "length", "percent"})
+    contexts = scales.FLOORS[p.scale]["contexts"][-1:]
+    found = bottleneck.ladder(models.load_teacher(p.shape.teacher), p.widths, contexts=contexts, **given)["table"]
+    ends = found[["width", "low", "high"]].rename(columns={"low": "proved", "high": "proved_high"})
+    return ladder.merge(ends, on="width")
 
 
 def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 LEARNT = 0.9  # of what the best student known has learnt, that a student at its floor has too
+TWO_RUNS = 1.645 * 2**0.5  # standard deviations within which two runs' difference stays in 90 % of the cases
 SLOWEST = 0.25  # the unit is at least this share of the fall before: an exponent of at most 2
 
 
@@ -41,7 +42,12 @@ class End(NamedTuple):
 
 
 def end(
-    steps: ArrayLike, losses: ArrayLike, ahead: int = 4, calibration: Calibration = FINISHED, bound: float = 0.0
+    steps: ArrayLike,
+    losses: ArrayLike,
+    ahead: int = 4,
+    calibration: Calibration = FINISHED,
+    bound: float = 0.0,
+    noise: float = 0.0,
 ) -> End:
     """The loss after ``ahead`` times as many steps, with an interval.
 
@@ -49,6 +55,8 @@ def end(
         steps: [runs], N/2 and N (better N/4 too, and what was before), each a run with its schedule stretched.
         losses: [runs], where each run of the student ended.
         bound: no loss can be lower, e.g. the provable part of a floor.
+        noise: standard deviation of a loss between seeds, which the calibration, in last falls, knows nothing of: near
+            an end that is all there is.
     """
     steps, losses = np.asarray(steps, float), np.asarray(losses, float)
     if steps.shape != losses.shape or steps.ndim != 1 or steps.size < 2 or not np.isfinite(losses).all():
@@ -60,7 +68,8 @@ def end(
     if losses[-1] < bound:
         raise ValueError(f"the last loss, {losses[-1]:g}, is below the bound of {bound:g}: one of the two is wrong")
     unit = last_fall(losses[-3:])[0]
-    middle, half = losses[-1] - unit * doublings(2.0**-calibration.exponent, ahead), unit * calibration.radius[ahead]
+    middle = losses[-1] - unit * doublings(2.0**-calibration.exponent, ahead)
+    half = np.hypot(unit * calibration.radius[ahead], TWO_RUNS * noise)
     return End(*(float(max(loss, bound)) for loss in (middle, middle - half, middle + half)))
 
 
