@@ -43,6 +43,7 @@ learning_rate = None  # peak of the cosine, for a random student as wide as its 
 rate_exponent = None  # narrower ones get (d_T / d_S) to this power times that
 cut_rate = None  # share of it for students cut from the teacher's own weights
 warmup = None  # steps
+decay = None  # share of the steps, at the end, in which a constant rate falls; None: the cosine
 weight_decay = None
 temperature = None  # of both distributions
 objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or "cross_entropy" (of the text alone)
@@ -340,14 +341,14 @@ record = train_ladder(p)
 
 
 # %%
-def longest(ladder):
+def last_runs(ladder):
     """Of a ladder's runs, each student's longest."""
     ordered = ladder.sort_values(["ladder", "width", "seed", "steps"])
     return ordered.drop_duplicates(["ladder", "width", "seed"], keep="last").reset_index(drop=True)
 
 
 ladder, courses = record["ladder"], record["curves"]
-last = longest(ladder)
+last = last_runs(ladder)
 shown = courses.merge(last[["ladder", "width", "seed", "steps"]])
 shown = shown[shown.held_out > students.SAME].replace({"ladder": students.LADDERS})
 picture, axes = figures.lines(
@@ -383,7 +384,7 @@ if p.width is None:
 #
 # - **last state**: what section 3 proves, between *low* and *high*;
 # - **layers below, or training that nobody has done**: from *high* up to the best student of that width that we know,
-#   of any ladder, at any number of steps;
+#   of any ladder, at any number of steps (up to 20 million tokens: section 12);
 # - **training not done**: from there up to the student at hand.
 #
 # The students are those of the longer runs: eight times the steps of section 5's shorter ones, three seeds, so 1.15
@@ -399,16 +400,17 @@ if elsewhere or p.width is not None:
     bracket, ladder, courses = (
         store.load_results("tiny", name) for name in ("bottleneck", "distill_ladder", "distill_curves")
     )
-    last = longest(ladder)
+    last = last_runs(ladder)
     claim, number, table = recorded("tiny")
 long = store.load_results(p.scale, "distill_long")
-every = pd.concat([long, last])
+far = store.load_results(p.scale, "distill_longest")
+every = pd.concat([long, last, far])
 best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
 
 
 def over_seeds(ladder):
     """Of each width's longest runs, means and extremes over seeds."""
-    students_of = longest(ladder).groupby(["ladder", "width"], as_index=False)
+    students_of = last_runs(ladder).groupby(["ladder", "width"], as_index=False)
     return students_of.agg(
         steps=("steps", "max"),
         seeds=("seed", "size"),
@@ -478,27 +480,30 @@ figures.save(picture, "distill_split", p.place, store.origin(p.scale, "distill_l
 # from 4,608 contexts. Right: the paper's Table 5, 491 million tokens.*
 
 # %%
+whole = far[(far.ladder != "head") & (far.width < p.shape.width)]
+nearest = whole.loc[whole.groupby("width").floor.idxmin()].set_index("width")
+share = nearest.proved / nearest.floor  # both on the text that these students learn
 shares = parts["width_alone"].assign(
     **{
-        "proved, share of the best": lambda t: t.low / t.best,
+        "proved, share of the best": share,
         "head": last[last.ladder == "head"].set_index("width").floor,
     }
 )
 table("split", shares.drop(columns=["least", "most"]).reset_index(), keys="width")
 
 # %% [markdown]
-# At least 60 % of what the best student has lost so far at width 16, and 38 % at 80, is what its last state's width
-# costs, whatever is done to the rest of it. So the paper is right that some of the loss is dimensional, and for another
-# reason than it gives: not a count of features, but the rank of the logits. What remains is as large, and it is no
-# constant: it shrinks with the width, and with training. The bracket says nothing of that part; a student's inner
-# layers are as narrow as its last state, and what that costs is not bounded here.
+# At least 71 % of what the best student has lost so far at width 16, and 48 % at 80, is what its last state's width
+# costs, whatever is done to the rest of it. So the paper is right that much of the loss is dimensional, and for another
+# reason than it gives: not a count of features, but the rank of the logits. What remains is no constant: it shrinks
+# with the width, and with training (of the best after 1.15 million tokens 60 to 38 % were proved). The bracket says
+# nothing of that part; a student's inner layers are as narrow as its last state, and what that costs is not bounded
+# here.
 
 # %%
-share = (bracket.set_index("width").low / best).dropna()
 claim(
     "geometric-floor",
-    {f"d = {width}": share[width] for width in share.index if width < p.shape.width},
-    why="of the best student known at each width, up to 1.15M tokens; the rest is layers below and training",
+    {f"d = {width}": share[width] for width in share.index},
+    why="of the best student known at each width, up to 20M tokens; the rest is layers below and training",
 )
 
 # %% [markdown]
@@ -530,8 +535,9 @@ table("heads", ends[["width", "low", "high", "last state alone", "width alone, l
 # %% [markdown]
 # Two hundred and eighty steps bring a map and an unembedding to between 1.3 and 1.6 times the high end, and below
 # every whole student of its width, of ladders trained four times as long. (The high end lets each context choose its
-# best state, the head must compute it by one linear map.) So the high end is not far out of reach for a last state; the
-# rest of what a narrow student loses is lost on the way there, or is training not done.
+# best state, the head must compute it by one linear map.) So the high end is not far out of reach for a last state,
+# and section 12 trains heads until they have ended, at 1.15 to 1.23 times the high end; the rest of what a narrow
+# student loses is lost on the way there, or is training not done.
 
 # %% [markdown]
 # ## 7. A flat curve is not a floor
@@ -595,10 +601,11 @@ claim(
 )
 
 # %%
+cut_far = last_runs(far[far.ladder == "width_alone"]).set_index("width")
 claim(
     "floors-converged",
-    falls[falls.ladder == "width_alone"].set_index("width").fall.iloc[0],
-    why="width alone, 1.15M tokens a student (the paper 491M); the random ladder is not done at full width",
+    100 * cut_far.fall_per_doubling.iloc[0],
+    why="width alone, 20M tokens a student, one seed (the paper 491M); 4.0 % after 1.15M; random students are not done",
 )
 
 # %% [markdown]
@@ -619,7 +626,7 @@ claim("floors-ordered", rises, why="neighbours out of order among six widths, th
 claim("floors-deterministic", 100 * 6.4 / 2703, scale=ledger.PRINTED, why="two seeds at one width")
 
 # %%
-narrow = longest(long[(long.ladder == "random") & (long.width == long.width.min())]).set_index("seed").floor
+narrow = last_runs(long[(long.ladder == "random") & (long.width == long.width.min())]).set_index("seed").floor
 gaps = {
     f"seeds {a} {b}": 100 * abs(narrow[a] - narrow[b]) / narrow.mean()
     for a in narrow.index
@@ -968,7 +975,7 @@ claim(
 
 # %%
 smol, smol_bracket = store.load_results("smollm2", "distill_long"), store.load_results("smollm2", "bottleneck")
-smol_last = longest(smol).query("floor > @students.SAME").replace({"ladder": students.LADDERS})
+smol_last = last_runs(smol).query("floor > @students.SAME").replace({"ladder": students.LADDERS})
 picture, (axis,) = figures.lines(
     smol_last,
     "width",
@@ -1387,19 +1394,36 @@ figures.save(picture, "curve_ends", "public")
 # grey the 90 % interval from the calibration models, around the fall that their exponent promises (one mark lies
 # outside the panel). Right: mean error on held-out models by method and distance; a line at half.*
 #
-# **Our students.** First the test: their losses after 560 and 1,120 steps, predicted from what was before.
+# **Our students.** First the test: their losses after 560 and 1,120 steps, predicted from what was before. Near its end
+# a curve moves by less than two seeds differ, and intervals in last falls know nothing of that: they are widened by the
+# *noise*, what the longest runs of three seeds differ by (a standard deviation, as a share of the loss; of heads it is
+# taken to be that of the width-alone students).
 
 # %%
 going = long[long.floor > students.SAME]  # the uncut teacher is its own student
-tries = []
-for student, runs in going.groupby(["ladder", "width", "seed"]):
-    runs = runs.sort_values("steps")
-    for place in range(1, len(runs) - 1):
-        before, after = runs.iloc[: place + 1], runs.iloc[place + 1]
-        ending = curves.end(before.steps, before.floor, 2)
-        tries.append((*student, after.steps, ending.low <= after.floor <= ending.high))
-tries = pd.DataFrame(tries, columns=["ladder", "width", "seed", "steps", "hit"])
+apart = going[going.steps == going.steps.max()].groupby(["ladder", "width"]).floor.agg(lambda of: np.log(of).var())
+NOISE = (apart.groupby("ladder").mean() ** 0.5).to_dict()  # of a loss, relative, from seed to seed
+NOISE["head"] = NOISE["width_alone"]
+
+
+def told(ladder, ahead):
+    """Each run whose loss could be told from runs of ``ahead`` times fewer steps, and the interval it should be in."""
+    rows = []
+    for (name, width, seed), runs in ladder.groupby(["ladder", "width", "seed"]):
+        losses = runs.set_index("steps").floor.sort_index()
+        for now in losses.index[1:]:
+            if (then := ahead * now) in losses.index:
+                known = losses.loc[:now]
+                ending = curves.end(known.index, known, ahead, noise=NOISE[name] * known.iloc[-1])
+                hit = ending.low <= losses[then] <= ending.high
+                rows.append((name, width, seed, now, then, known.iloc[-1], ending.low, ending.high, losses[then], hit))
+    columns = ["ladder", "width", "seed", "now", "then", "loss", "from", "to", "end", "hit"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+tries = told(going, 2)
 print(f"{tries.hit.sum()} of {len(tries)} in the 90 % interval")
+print("noise:", {name: f"{100 * share:.2g} %" for name, share in NOISE.items()})
 assert elsewhere or tries.hit.mean() < 0.9
 
 # %% [markdown]
@@ -1410,24 +1434,108 @@ assert elsewhere or tries.hit.mean() < 0.9
 
 # %%
 averages = going.groupby(["ladder", "width", "steps"])[["floor", "untrained"]].mean()
-rows = []
-for (name, d), runs in averages.groupby(["ladder", "width"]):
-    word, ending, could_fall = curves.verdict(
-        runs.index.get_level_values("steps"),
-        runs.floor,
-        runs.untrained.iloc[-1],
-        best.get(d, np.inf),
-        bound=low.get(d, 0.0),
-    )
-    rows.append((name, d, low.get(d, 0.0), runs.floor.iloc[-1], *ending, could_fall, word))
-columns = ["ladder", "width", "proved", "loss", "ends at", "from", "to", "could fall, of learnt", "verdict"]
-ends = pd.DataFrame(rows, columns=columns)
+
+
+def where_they_end(averages, proved):
+    """A row a student: the loss of its longest run, where four times the steps would end, and the verdict."""
+    rows = []
+    for (name, d), runs in averages.groupby(["ladder", "width"]):
+        losses = runs.floor.droplevel(["ladder", "width"])
+        known = {"bound": proved.get(d, 0.0), "noise": NOISE[name] * losses.iloc[-1]}
+        word, ending, could_fall = curves.verdict(
+            losses.index, losses, runs.untrained.iloc[-1], best.get(d, np.inf), **known
+        )
+        rows.append((name, d, known["bound"], losses.iloc[-1], *ending, could_fall, word))
+    columns = ["ladder", "width", "proved", "loss", "ends at", "from", "to", "could fall, of learnt", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+ends = where_they_end(averages, low)
 assert elsewhere or (ends.verdict == "upper bound").all()
 table("ends", ends, keys=["ladder", "width"])
 
 # %% [markdown]
-# No student is at a floor: each has an upper bound, a proved lower one, and an interval for where four times the steps
-# would lead it.
+# After 1.15 million tokens no student is at a floor: each has an upper bound, a proved lower one, and an interval for
+# where four times the steps would lead it.
+#
+# ### Twenty million tokens
+#
+# The public curves are long, and those above short. So the ladders were trained again on all of the text: 20 million
+# tokens a student, none of which it reads twice, and a half to a sixteenth of that. The rate stays at its peak and
+# falls to 0 in a run's last fifth, so that a longer run goes on from where a shorter one began to end (Hägele et al.,
+# arXiv:2405.18392). They are judged on 32,768 held-out tokens, eight times as many as above, and bracketed on this
+# text. (`make longest`; one seed, and of the random ladder nothing yet.) How often was the end told from two and four
+# times fewer tokens?
+
+# %%
+far = far[far.floor > students.SAME]
+far_tries = pd.concat([told(far, ahead).assign(ahead=ahead) for ahead in (2, 4)])
+hits = far_tries.groupby(["ladder", "ahead"]).hit.agg(["sum", "size"]).rename(columns={"sum": "in it", "size": "of"})
+hits.reset_index()
+
+# %%
+from_five = far_tries[(far_tries.ahead == 4) & (far_tries.then == far.steps.max())]
+assert from_five.groupby("ladder").hit.sum().to_dict() == {"head": 0, "width_alone": 4}
+assert (from_five.end > (from_five["from"] + from_five["to"]) / 2).all()
+moved = far[far.ladder == "head"].pivot(index="width", columns="steps", values="floor")
+moved = moved[9800] / moved[4900] - 1
+assert moved.between(0.004, 0.009).all()
+from_five[["ladder", "width", "loss", "from", "to", "end", "hit"]].round(4)
+
+# %% [markdown]
+# Of students of width alone 11 of 15 ends twice as far on lay in their intervals and 9 of 10 four times as far; told
+# from the first 5 million tokens, those at 20 million did at four widths of five. Each lay in the upper half or above:
+# these curves flatten sooner than the public ones. Of heads 10 of 15 and 1 of 10 did: by 5 million tokens they had
+# ended, and at 10 million all of them came out higher, by .4 to .9 %. They read the text in one order, and what comes
+# last moves them together; the noise of other seeds does not measure that.
+
+# %%
+far_averages = far.groupby(["ladder", "width", "steps"])[["floor", "untrained", "tokens"]].mean()
+far_ends = where_they_end(far_averages, far.groupby("width").proved.first())
+table("far ends", far_ends, keys=["ladder", "width"])
+
+# %%
+by_width = far_ends.pivot(index="width", columns="ladder", values="loss").join(far.groupby("width").proved_high.first())
+by_width["head / high"] = by_width["head"] / by_width.proved_high
+by_width["width alone / head"] = by_width.width_alone / by_width["head"]
+assert by_width["head / high"].between(1.14, 1.24).all() and by_width["width alone / head"].is_monotonic_increasing
+by_width.round(3).reset_index()
+
+# %% [markdown]
+# By the rule above all of these are at floors but the narrowest head (2.2 %): four times the tokens would take off at
+# most 2 % of what training has, which is up to 5 % of a width-alone student's loss. Heads end at 1.15 to 1.23 times the
+# high end of the bracket. A student that was cut out of its teacher has come to 1.08 times the head's loss at width 16,
+# and to 1.45 times at 80. So nearly all that a narrow student loses, one loses too that has the teacher's whole trunk
+# and only its last state cut; the wider it is, the more is left to the layers below, or to training.
+
+# %%
+with figures.style():
+    order = [name for name in ("head", "width_alone", "random") if name in set(far.ladder)]
+    picture, (axes,) = figures.panels(len(order), height=3.4, sharey=True)
+    shades = dict(zip(sorted(set(far.width)), figures.sns.color_palette("viridis", far.width.nunique()), strict=True))
+    for axis, name in zip(axes, order, strict=True):
+        for (marker, _), (width, shade) in zip(figures.STYLES, shades.items(), strict=False):
+            rows = far_averages.reset_index().query("ladder == @name and width == @width")
+            ends_of = far[far.width == width].iloc[0]
+            if width < p.shape.width:
+                axis.axhspan(ends_of.proved, ends_of.proved_high, color=shade, alpha=0.3, linewidth=0)
+            axis.plot(rows.tokens / 1e6, rows.floor, marker=marker, markersize=4, color=shade, label=width)
+            for _, row in from_five.query("ladder == @name and width == @width").iterrows():
+                middle, half = (row["from"] + row["to"]) / 2, (row["to"] - row["from"]) / 2
+                axis.errorbar(26, middle, half, fmt="none", ecolor=shade, capsize=3)
+        axis.set(title=students.LADDERS[name], xlabel="million tokens")
+        figures.plain_log(axis, "x")
+        figures.plain_log(axis, "y")
+    axes[0].set_ylabel("KL at T = 2 (nats/token)")
+    axes[0].fill_between([], [], color="0.8", label="floor of the last state, low to high")
+    axes[0].errorbar([], [], [], fmt="none", ecolor="0.4", capsize=3, label="told from 5 million tokens")
+    entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    picture.legend(entries.values(), entries, loc="outside lower center", ncols=4)
+figures.save(picture, "distill_longest", p.place, store.origin(p.scale, "distill_longest"))
+
+# %% [markdown]
+# *Tiny, one seed, 32,768 held-out tokens. A mark is a run that has ended; a band the bracket of the last state's floor
+# at its width; the bars at the right were told for 20 million tokens from the first five.*
 #
 # **The schedule.** Part of a cosine run is no curve to continue: in mid-decay a run lies above where it would be had
 # the rate been lowered already. The multi-power law (arXiv:2503.12811) writes the loss as a power law in the *summed*
@@ -1602,12 +1710,14 @@ figures.save(picture, "width_laws", "public")
 #
 # - **Holds, better than claimed**: below the teacher's width some loss cannot be trained away. It is a theorem about
 #   the last state, with a bracket in nats, from the teacher alone.
-# - **Geometric in origin?** In part: at least 38 to 60 % of the best students' losses are the last state's width.
+# - **Geometric in origin?** Much of it: at least 71 % of what the best students lose after 20 million tokens is
+#   the last state's width at width 16, 48 % at 80.
 # - **Wider students end lower**: on both ladders, at equal training.
 # - **C L\* + B**: fits, as other curves do. Which λ makes it fit is not known beforehand. B is training, at our budget.
-# - **A floor at which training stops helping**: not reached by any student here; the paper's 2.8 % for a third more
-#   steps leaves it open. Where four times the steps would lead each has an interval; such intervals hold 94 to 95 % of
-#   the ends of public runs that took no part in their making, and 9 of 12 of our own.
+# - **A floor at which training stops helping**: not after a million tokens; after 20 million students of width alone
+#   may still fall by up to 5 %, and heads have ended. The paper's 2.8 % for a third more steps leaves it open. Where
+#   four times the steps would lead each has an interval; such intervals hold 94 to 95 % of the ends of public runs
+#   that took no part in their making, and of our own students' 9 of 10, told from 2.5 and 5 million tokens.
 
 # %% [markdown]
 # ## In practice
