@@ -37,7 +37,7 @@ help:
 	@echo '                d* under every choice behind it for 03: half an hour at tiny, hours at smollm2; can be interrupted'
 	@echo 'make brackets   what the last state alone costs, from below and above, for 04: minutes at tiny, hours at smollm2; can be interrupted'
 	@echo 'make controls   longer ladders, other objectives, depths and bases for 04: an hour at tiny; can be interrupted'
-	@echo 'make longest    the ladders at twenty million tokens a student for 04: nine hours at tiny on two cores; can be interrupted'
+	@echo 'make longest    the ladders at twenty million tokens a student for 04: five to nine hours at tiny on two cores; can be interrupted'
 	@echo 'make probes     every student probed on as many passages as the paper for 05: a quarter of an hour at tiny; can be interrupted'
 	@echo 'make known      every student of the known language for 07, one on each core: hours; can be interrupted'
 	@echo 'make processors 03 to 07 as other processors and other seeds have them: hours; can be interrupted'
