@@ -61,6 +61,7 @@ def test_verdict_by_hand():
         (lambda: curves.end([1, 2], [3, np.nan], calibration=HAND), "do not fit"),
         (lambda: curves.end([1, 2], [3, 2], 3, HAND), "not calibrated"),
         (lambda: curves.end([1, 2], [3, 2], 2, HAND, bound=2.5), "below the bound"),
+        (lambda: curves.end([1, 2], [3, 2], 2, HAND, noise=np.nan), "no standard deviation"),
         (lambda: curves.verdict([1, 2], [3, 2], start=2, calibration=HAND), "nothing has been learnt"),
     ],
 )

@@ -65,6 +65,8 @@ def end(
         raise ValueError(f"steps = {steps} do not double at the end: give runs of N/4, N/2 and N steps, ascending")
     if ahead not in calibration.radius:
         raise ValueError(f"ahead = {ahead} was not calibrated: give one of {sorted(calibration.radius)}")
+    if not noise >= 0:
+        raise ValueError(f"noise = {noise} is no standard deviation: give 0 or more, 0 where it is not known")
     if losses[-1] < bound:
         raise ValueError(f"the last loss, {losses[-1]:g}, is below the bound of {bound:g}: one of the two is wrong")
     unit = last_fall(losses[-3:])[0]
