@@ -66,6 +66,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
+from tqdm.auto import tqdm
 
 from minwidth import bottleneck, cut, figures, kl, models, projection, store, stream, training
 from minwidth import text as texts
@@ -156,17 +157,35 @@ Markdown(built)
 # hand; *high*, which uses held-out contexts, says how far above it the floor on all text may lie.
 #
 # **The start.** The student cut out of the teacher, before any training: a student of that width *exists* that loses no
-# more. Training takes it down from there, and how far is what remains unknown.
-#
-# **A try**, with `-p steps N`: the narrowest width that the floor does not exclude is cut out of the teacher and
-# distilled, for N steps of eight blocks. The cell below is all that it takes; what is interrupted there goes on.
+# more. Training takes it down from there, and how far is what remains unknown. Of each width the KL and its interval
+# over documents, and the student's own loss of the same text beside the teacher's:
 
 # %% tags=["nbval-ignore-output"]
 what = f"your_model/{texts.title(p.teacher)}"  # records: every measurement of a width, found again
 pinned = {"teacher": teacher.revision} | p.model_dump(include={"text", "percent", "length", "basis_blocks", "blocks"})
 pinned |= texts.pin(p.text)
-untrained = projection.ladder(teacher.model, basis, widths, held_out, documents, p.temperature, what, pinned)
 
+
+def untrained(narrow):
+    """KL and loss of each held-out token if the stream keeps so many directions; of the teacher if it keeps all."""
+    directions = projection.kept(basis, narrow, norms[-1].centred) if narrow < teacher.d else None
+    given = teacher.model, held_out, directions, p.temperature, norms
+    key = f"{what}/w{narrow}", pinned | {"width": narrow, "temperature": p.temperature}
+    return store.find_or_compute(*key, lambda: projection.untrained(*given)._asdict())
+
+
+loss, rows = float(np.nanmean(untrained(teacher.d)["loss"])), []
+for narrow in tqdm(widths, desc="untrained students", unit=" widths", leave=False):
+    found = untrained(narrow)
+    low, high = interval(found["kl"], documents.ravel())
+    row = {"width": narrow, "kl": found["kl"].mean(dtype=float), "kl_low": low, "kl_high": high}
+    rows.append(row | {"loss": np.nanmean(found["loss"]), "teacher_loss": loss})
+ladder = pd.DataFrame(rows)
+
+# %% [markdown]
+# The floor of each width, and which of them it excludes:
+
+# %% tags=["nbval-ignore-output"]
 columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high", "still_falling"]
 floors = pd.DataFrame(columns=columns, dtype=float)
 if not getattr(teacher.model.config, "final_logit_softcapping", None):  # capped, they are no matrix times a state
@@ -176,13 +195,18 @@ if not getattr(teacher.model.config, "final_logit_softcapping", None):  # capped
     floors = floors.rename(columns={"converged": "still_falling"})[columns]
 
 asked = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"}) | {"widths": widths}
-ladder = untrained.merge(floors, "left", on="width")
+ladder = ladder.merge(floors, "left", on="width")
 record = store.find_or_compute(f"{what}/ladder", pinned | asked, lambda: {"table": ladder})
 sure = ladder.low_low * (1 - 5 * ladder.still_falling)  # of what fifty more steps might still take
 excluded = sure > p.target
 tried = ladder.width[~excluded & (ladder.width >= teacher.model.config.num_attention_heads)]
 tried = int(tried.min() if len(tried) else ladder.width.max())
 
+# %% [markdown]
+# **A try**, with `-p steps N`: the narrowest width that the floor does not exclude is cut out of the teacher and
+# distilled, for N steps of eight blocks. The cell below is all that it takes; what is interrupted there goes on.
+
+# %% tags=["nbval-ignore-output"]
 batch = 8
 rate = 0.1 / teacher.d  # at its peak: what is stable falls with the width
 run = f"{what}/distilled-w{tried}", pinned | p.model_dump(include={"temperature", "steps", "seed"}) | {"width": tried}
@@ -256,7 +280,7 @@ def word_frequencies(train, held_out, vocabulary):
 of_three = word_frequencies(np.array([[0, 0, 0, 1]]), np.array([[2, 0, 1, 2]]), 3)  # a block's first is not scored
 assert np.isclose(of_three, -np.log([11 / 18, 5 / 18, 2 / 18]).mean())  # (3 + 2/3) / 6 and so on
 
-loss, vocabulary = float(table.teacher_loss[0]), len(teacher.model.get_output_embeddings().weight)
+vocabulary = len(teacher.model.get_output_embeddings().weight)
 unigram = word_frequencies(train, held_out, vocabulary)
 Markdown(
     f"KL in nats per token at T = {p.temperature:g}; `kl_low` and `kl_high` hold 95 % over documents; `still_falling` "

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -72,29 +73,19 @@ def test_untrained_students_kl_and_loss_are_those_of_the_model_that_is_built(tea
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi", "cohere"])
-def test_a_ladder_is_of_students_that_exist_above_their_floor_and_is_found_again(architecture, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RUNS", tmp_path)
+def test_untrained_students_lie_above_the_floor_of_their_last_state(architecture):
     model, ids = model_of(config_of(architecture)), torch.cat(token_batches())
-    basis = projection.stream_basis(model, token_batches())
-    text = ids.numpy(), np.arange(ids.numel()).reshape(ids.shape) // 20
-    table = projection.ladder(model, basis, [8, 16], *text, 2.0, "ladder", {})
-    assert (table.kl_low < table.kl).all() and (table.kl < table.kl_high).all()
-    expected = float(model(input_ids=ids, labels=ids).loss)
-    assert table.teacher_loss.to_numpy() == pytest.approx(expected, rel=1e-4)
+    norms, basis = projection.stream_norms(model), projection.stream_basis(model, token_batches())
+    whole = projection.untrained(model, ids.numpy(), None, norms=norms)
+    assert not whole.kl.any() and np.nanmean(whole.loss) == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-4)
     states, matrix = models.final_hidden(model, ids).flatten(0, 1), models.unembedding(model)
-    for row in table.itertuples():
-        floor = bottleneck.floor(states, matrix, row.width, held_out=states, bias=matrix.shape[1] > D, steps=5)
-        assert floor.low < row.kl
+    for width in (8, 16):
+        directions = projection.kept(basis, width, norms[-1].centred)
+        found = projection.untrained(model, ids.numpy(), directions, norms=norms).kl.mean()
+        floor = bottleneck.floor(states, matrix, width, held_out=states, bias=matrix.shape[1] > D, steps=5)
+        assert floor.low < found
         if architecture in cut.FAMILIES:
-            student = cut.cut_to_width(model, basis, row.width)
-            assert row.kl == pytest.approx(kl(model, student, ids), rel=1e-3)
-
-    asked, measure = [], projection.untrained
-    monkeypatch.setattr(projection, "untrained", lambda *given: asked.append(given[2]) or measure(*given))
-    again = projection.ladder(model, basis, [8, 12, 16], *text, 2.0, "ladder", {})
-    assert len(asked) == 1 and again[again.width != 12].reset_index(drop=True).equals(table)
-    projection.ladder(model, basis, [8, 16], *text, 1.0, "ladder", {})
-    assert len(asked) == 4  # another temperature: the teacher and both widths
+            assert found == pytest.approx(kl(model, cut.cut_to_width(model, basis, width), ids), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -117,14 +108,16 @@ def test_a_trained_teacher_of_another_family(tmp_path, monkeypatch, steps=300):
     )
     model.eval().requires_grad_(False)
     monkeypatch.setattr(store, "RUNS", tmp_path)
-    held_out, documents = text.spread(tokenizer, "held_out", 32, 128, 10.0)
+    held_out, _ = text.spread(tokenizer, "held_out", 32, 128, 10.0)
     basis = projection.stream_basis(model, read[:: len(read) // 128].split(32))
-    table = projection.ladder(model, basis, widths, held_out, documents, 2.0, "ladder", {})
+    norms = projection.stream_norms(model)
+    kept = [projection.kept(basis, width, norms[-1].centred) for width in widths]
+    found = pd.Series([projection.untrained(model, held_out, each, norms=norms).kl.mean() for each in kept])
     given = dict(contexts=[768], held_out=256, blocks=[128, 32], starts=1)
     low = bottleneck.ladder(models.Teacher(model, tokenizer, "qwen3", "0"), widths, **given)["table"].low
-    assert table.kl.is_monotonic_decreasing and low.is_monotonic_decreasing and (low < table.kl).all()
+    assert found.is_monotonic_decreasing and low.is_monotonic_decreasing and (low < found).all()
     student, ids = cut.cut_to_width(model, basis, 80), torch.from_numpy(held_out)
-    assert table.kl[2] == pytest.approx(kl(model, student, ids), rel=1e-3)
+    assert found[2] == pytest.approx(kl(model, student, ids), rel=1e-3)
 
 
 @pytest.fixture

@@ -10,12 +10,11 @@ vector to the stream moves the input of those that read it by just that vector.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from minwidth import measured, models, store, stream
+from minwidth import models, stream
 from minwidth.errors import ParameterError
 
 MATRICES = (nn.Linear, Conv1D)
@@ -191,7 +190,7 @@ def untrained(
     """
     norms = stream_norms(model) if norms is None else norms
     divergences, losses = [], []
-    for block in tqdm(blocks, desc="untrained student", unit=" blocks", leave=False, disable=len(blocks) < 2):
+    for block in tqdm(blocks, desc="untrained student", unit=" blocks", leave=False) if len(blocks) > 1 else blocks:
         ids = torch.from_numpy(np.asarray(block, dtype=np.int64))[None].to(model.device)
         teacher = student = model(input_ids=ids, use_cache=False).logits[0].float()
         if directions is not None:
@@ -201,41 +200,6 @@ def untrained(
         log_p, log_q = (x.div(temperature).log_softmax(-1) for x in (teacher, student))
         divergences.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return Cut(*(torch.cat(part).cpu().numpy() for part in (divergences, losses)))
-
-
-def ladder(
-    model: PreTrainedModel,
-    basis: Float[Tensor, "d d"],
-    widths: Sequence[int],
-    blocks: Integer[np.ndarray, "blocks length"],
-    documents: Int[np.ndarray, "blocks length"],
-    temperature: float,
-    what: str,
-    pinned: dict[str, Any],
-) -> pd.DataFrame:
-    """``untrained`` at each width, with 95 % intervals over documents; a record a width, and one of the teacher.
-
-    Columns: width, kl, kl_low, kl_high (at the temperature), loss, and the teacher's own loss of the same tokens.
-
-    Args:
-        what: how the names of these records begin.
-        pinned: parameters that pin model, basis and blocks.
-    """
-    norms, d = stream_norms(model), model.config.hidden_size
-
-    def cut(width: int) -> store.Record:
-        directions = kept(basis, width, norms[-1].centred) if width < d else None
-        parameters = pinned | {"width": width, "temperature": temperature}
-        compute = partial(untrained, model, blocks, directions, temperature, norms)
-        return store.find_or_compute(f"{what}/w{width}", parameters, lambda: compute()._asdict())
-
-    own, rows = np.nanmean(cut(d)["loss"]), []
-    for width in tqdm(widths, desc="untrained students", unit=" widths", leave=False):
-        found = cut(width)
-        low, high = measured.interval(found["kl"], documents.ravel())
-        kl = {"kl": found["kl"].mean(dtype=float), "kl_low": low, "kl_high": high}
-        rows.append({"width": width} | kl | {"loss": np.nanmean(found["loss"]), "teacher_loss": own})
-    return pd.DataFrame(rows)
 
 
 @torch.no_grad()
