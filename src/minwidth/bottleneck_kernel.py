@@ -226,7 +226,8 @@ def _lbfgs(value, scaled, x: Tensor, steps: int, tolerance: float, progress: str
     pairs: list[tuple[Tensor, Tensor, float]] = []
     losses, gradient = value(x)
     history = [float(losses.double().mean())]
-    bar = tqdm(total=steps, desc=progress, unit=" steps", leave=False, disable=progress is None)
+    shown = {} if progress else {"disable": True}  # False would outdo TQDM_DISABLE
+    bar = tqdm(total=steps, desc=progress, unit=" steps", leave=False, **shown)
     while len(history) <= steps:
         direction, shares = gradient.clone(), []
         for step, change, product in reversed(pairs):
