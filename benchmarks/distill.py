@@ -240,7 +240,7 @@ def speed_benchmark(rounds: int) -> dict:
     rows = []
     for ladder in p.ladders:
         for width in p.widths:
-            student = students.untrained(teacher, p, ladder, width, seed=0)
+            student = students.make(teacher, p, ladder, width, seed=0)
             optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
             def train(student=student, optimizer=optimizer):

@@ -61,8 +61,8 @@ from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
 from minwidth import capacity, exercises, figures, ledger, measured, store, toy
-from minwidth.calibration import r_squared
 from minwidth.figures import OURS, PALETTE
+from minwidth.regression import r_squared
 
 ns, alphas, steps = p.features, p.sparsities, p.steps
 widths = list(range(1, max(p.teacher_widths) + 1))

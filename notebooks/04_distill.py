@@ -50,7 +50,7 @@ objective = None  # "forward" or "reverse" KL, "hidden" (states matched too) or 
 evaluations = None  # on held-out documents
 held_out_blocks = None  # blocks an evaluation reads
 layers = None  # of random students, if not the teacher's
-basis = None  # of those of width alone: "principal", "channels", "uncut" or "local" (`students.untrained`)
+basis = None  # of those of width alone: "principal", "channels", "uncut" or "local" (`students.make`)
 plan = False  # show FLOPs, memory, disk and hours on some GPUs, and run nothing
 processes = None  # devices of this machine that train together
 
@@ -75,7 +75,6 @@ from scipy.optimize import minimize_scalar, nnls
 
 from minwidth import (
     bottleneck,
-    calibration,
     curves,
     exercises,
     figures,
@@ -83,6 +82,7 @@ from minwidth import (
     ledger,
     measured,
     models,
+    regression,
     scales,
     store,
     students,
@@ -274,7 +274,7 @@ students.moments(teacher, p).key
 # %%
 rows = []
 for name, size in [(kind, width) for kind in p.ladders if kind != "head" for width in p.widths_of(kind)]:
-    model = students.untrained(teacher, p, name, size, seed=0)
+    model = students.make(teacher, p, name, size, seed=0)
     config, count = model.config, models.parameter_count(model)
     rows.append((students.LADDERS[name], size, config.num_attention_heads, config.intermediate_size, count))
 pd.DataFrame(rows, columns=["ladder", "width", "heads", "FFN", "parameters"])
@@ -405,7 +405,7 @@ if elsewhere or p.width is not None:
 long = store.load_results(p.scale, "distill_long")
 far = store.load_results(p.scale, "distill_longest")
 every = pd.concat([long, last, far])
-best = every[every.ladder != "head"].groupby("width").floor.min()  # a head has the teacher's whole trunk
+best = every[every.ladder != "head"].groupby("width").loss.min()  # a head has the teacher's whole trunk
 
 
 def over_seeds(ladder):
@@ -414,9 +414,9 @@ def over_seeds(ladder):
     return students_of.agg(
         steps=("steps", "max"),
         seeds=("seed", "size"),
-        floor=("floor", "mean"),
-        least=("floor", "min"),
-        most=("floor", "max"),
+        loss=("loss", "mean"),
+        least=("loss", "min"),
+        most=("loss", "max"),
         fall=("fall_per_doubling", "mean"),
         untrained=("untrained", "mean"),
     )
@@ -426,7 +426,7 @@ def split(ladder):
     """Low end, high end, best student known and the ladder's mean over seeds, by width."""
     rows = over_seeds(long[long.ladder == ladder]).set_index("width")
     ends = bracket.set_index("width")[["low", "high"]]
-    return ends.assign(best=best, loss=rows.floor, least=rows.least, most=rows.most).query("width < @p.shape.width")
+    return ends.assign(best=best, loss=rows.loss, least=rows.least, most=rows.most).query("width < @p.shape.width")
 
 
 parts = {name: split(name) for name in ("random", "width_alone")}
@@ -481,13 +481,13 @@ figures.save(picture, "distill_split", p.place, store.origin(p.scale, "distill_l
 
 # %%
 whole = far[(far.ladder != "head") & (far.width < p.shape.width)]
-nearest = whole.loc[whole.groupby("width").floor.idxmin()].set_index("width")
-share = nearest.proved / nearest.floor  # both on the text that these students learn
+nearest = whole.loc[whole.groupby("width").loss.idxmin()].set_index("width")
+share = nearest.proved / nearest.loss  # both on the text that these students learn
 assert share.is_monotonic_decreasing and 0.71 < share.iloc[0] < 0.72 and 0.47 < share.iloc[-1] < 0.49
 shares = parts["width_alone"].assign(
     **{
         "proved, share of the best": share,
-        "head": last[last.ladder == "head"].set_index("width").floor,
+        "head": last[last.ladder == "head"].set_index("width").loss,
     }
 )
 table("split", shares.drop(columns=["least", "most"]).reset_index(), keys="width")
@@ -514,10 +514,10 @@ claim(
 
 # %%
 control, depth = (store.load_results(p.scale, f"distill_{name}") for name in ("controls", "depth"))
-everyone = pd.concat([every, *(rows.rename(columns={"kl": "floor"}) for rows in (control, depth))])
+everyone = pd.concat([every, *(rows.rename(columns={"kl": "loss"}) for rows in (control, depth))])
 low = bracket.set_index("width").low
-assert (everyone.floor > everyone.width.map(low) - 1e-5).all()
-head = last[last.ladder == "head"].set_index("width").floor
+assert (everyone.loss > everyone.width.map(low) - 1e-5).all()
+head = last[last.ladder == "head"].set_index("width").loss
 assert (head > low - 1e-5).all()
 
 # %% [markdown]
@@ -527,7 +527,7 @@ assert (head > low - 1e-5).all()
 # map makes $d_S$ of them, and only map and unembedding are trained.
 
 # %%
-ends = bracket.merge(last[last.ladder == "head"][["width", "floor"]].rename(columns={"floor": "last state alone"}))
+ends = bracket.merge(last[last.ladder == "head"][["width", "loss"]].rename(columns={"loss": "last state alone"}))
 ends = ends.merge(
     parts["width_alone"].reset_index()[["width", "loss"]].rename(columns={"loss": "width alone, longer"}), how="left"
 )
@@ -548,15 +548,15 @@ table("heads", ends[["width", "low", "high", "last state alone", "width alone, l
 # with everything stretched, so that the end is as flat as before.
 
 # %%
-falls = over_seeds(long)[["ladder", "width", "seeds", "steps", "floor", "fall"]]
-falls = falls[falls.floor > students.SAME].assign(fall=lambda t: 100 * t.fall)
+falls = over_seeds(long)[["ladder", "width", "seeds", "steps", "loss", "fall"]]
+falls = falls[falls.loss > students.SAME].assign(fall=lambda t: 100 * t.fall)
 table("falls", falls.rename(columns={"fall": "fall per doubling, %"}), keys=["ladder", "width", "seeds", "steps"])
 
 # %%
 doubled = (
-    long[long.floor > students.SAME]
+    long[long.loss > students.SAME]
     .groupby(["ladder", "width", "steps"])
-    .floor.agg(["mean", "min", "max"])
+    .loss.agg(["mean", "min", "max"])
     .reset_index()
 )
 doubled = doubled.replace({"ladder": students.LADDERS})
@@ -590,7 +590,7 @@ assert elsewhere or falls.fall.min() > 3
 # one's loss. By that rule the random ladder cannot, and the width-alone one can.
 
 # %%
-means = long.groupby(["ladder", "width", "steps"]).floor.mean().groupby(["ladder", "width"]).last().unstack("ladder")
+means = long.groupby(["ladder", "width", "steps"]).loss.mean().groupby(["ladder", "width"]).last().unstack("ladder")
 undone = means.iloc[-1] / means.iloc[0]
 judging = [name for name in ("random", "width_alone") if undone[name] < 0.05]
 assert elsewhere or judging == ["width_alone"]
@@ -627,7 +627,7 @@ claim("floors-ordered", rises, why="neighbours out of order among six widths, th
 claim("floors-deterministic", 100 * 6.4 / 2703, scale=ledger.PRINTED, why="two seeds at one width")
 
 # %%
-narrow = last_runs(long[(long.ladder == "random") & (long.width == long.width.min())]).set_index("seed").floor
+narrow = last_runs(long[(long.ladder == "random") & (long.width == long.width.min())]).set_index("seed").loss
 gaps = {
     f"seeds {a} {b}": 100 * abs(narrow[a] - narrow[b]) / narrow.mean()
     for a in narrow.index
@@ -641,9 +641,9 @@ claim("floors-deterministic", gaps, why="each pair of three seeds, narrowest ran
 
 # %%
 ours3 = last[last.ladder == "random"].assign(
-    millions=lambda t: t.params / 1e6, normalized=lambda t: t.floor / t.floor.iloc[0]
+    millions=lambda t: t.params / 1e6, normalized=lambda t: t.loss / t.loss.iloc[0]
 )
-table("table3", ours3[["width", "millions", "raw_kl", "floor", "normalized"]], keys=["width", "millions"])
+table("table3", ours3[["width", "millions", "raw_kl", "loss", "normalized"]], keys=["width", "millions"])
 
 # %%
 paper3[["width", "params_millions", "raw_kl", "kl_per_token", "normalized"]]
@@ -703,7 +703,7 @@ def fits(losses, predicted):
     for name, x in predicted.items():
         if (x > 0).sum() < 2:
             continue
-        zero, affine = calibration.through_zero(x, losses), calibration.affine(x, losses)
+        zero, affine = regression.through_zero(x, losses), regression.affine(x, losses)
         rows.append((name, zero.r_squared, zero.leave_one_out, affine.r_squared, affine.leave_one_out))
     return pd.DataFrame(rows, columns=["predictor", "through zero", "left out", "affine", "left out "])
 
@@ -725,7 +725,7 @@ table("fits width alone", fitted["width_alone"], keys="predictor")
 # itself, as the ratio of each loss to $\ln(d_T/d)$; *cut* is the teacher cut to a width and not trained at all:
 
 # %%
-by_width = over_seeds(long).query("width < @p.shape.width").pivot(index="width", columns="ladder", values="floor")
+by_width = over_seeds(long).query("width < @p.shape.width").pivot(index="width", columns="ladder", values="loss")
 by_width["cut"] = over_seeds(long[long.ladder == "width_alone"]).set_index("width").untrained
 logarithm = by_width[["random", "width_alone", "cut"]].div(np.log(p.shape.width / by_width.index), axis=0)
 table("over logarithm", logarithm.reset_index(), keys="width")
@@ -794,7 +794,7 @@ claim(
 x, y = paper2.predicted_floor.to_numpy(), paper3.raw_kl.to_numpy() / 2048
 w = paper3.width.to_numpy(float)
 shapes = {"Eq. 2": x, "ln(1024/d)": np.log(1024 / w), "1/d": 1 / w, "1/√d": w**-0.5}
-loo = {name: calibration.affine(shape, y).leave_one_out for name, shape in shapes.items()}
+loo = {name: regression.affine(shape, y).leave_one_out for name, shape in shapes.items()}
 claim(
     "affine-special",
     loo["Eq. 2"] - max(value for name, value in loo.items() if name != "Eq. 2"),
@@ -819,7 +819,7 @@ claim(
 )
 
 # %%
-claim("linear-fails", calibration.through_zero(x, y).r_squared, scale=ledger.PRINTED, why="Tables 2 and 3")
+claim("linear-fails", regression.through_zero(x, y).r_squared, scale=ledger.PRINTED, why="Tables 2 and 3")
 
 # %%
 claim(
@@ -845,8 +845,8 @@ sets = {
 }
 rows = []
 for who, (_, at, loss) in sets.items():
-    line, affine = calibration.through_zero(at, loss), calibration.affine(at, loss)
-    fixed = calibration.fixed_baseline(at[:-1], loss[:-1], loss[-1])
+    line, affine = regression.through_zero(at, loss), regression.affine(at, loss)
+    fixed = regression.fixed_baseline(at[:-1], loss[:-1], loss[-1])
     for name, fit in (("line", line), ("affine", affine), ("B fixed", fixed)):
         rows.append((who, name, fit.parameters["slope"] * at[0], fit.parameters.get("baseline", np.nan), fit.r_squared))
 table("table4", pd.DataFrame(rows, columns=["whose", "fit", "C L*(narrowest)", "B", "R²"]), keys=["whose", "fit"])
@@ -858,7 +858,7 @@ with figures.style():
         look = figures.OURS | {"color": figures.PALETTE[0], "linestyle": "none"} if who == "ours" else figures.PAPER
         left.plot(at / at[0], loss, label=f"{who}: losses", **look)
         grid = np.linspace(0, 1.02, 2)
-        fit = calibration.affine(at / at[0], loss)
+        fit = regression.affine(at / at[0], loss)
         colour, dash = ("0.25", "--") if who == "paper" else (figures.PALETTE[0], "-")
         left.plot(
             grid, fit.predict(grid), dash, color=colour, linewidth=1, label=f"{who}: affine, R² {fit.r_squared:.3f}"
@@ -902,7 +902,7 @@ assert elsewhere or loo["1/√d"] > loo["Eq. 2"]
 
 # %%
 budget = long[(long.ladder == "random") & long.width.isin([long.width.min(), long.width.max()])]
-budget = budget.groupby(["width", "steps"]).floor.agg(["mean", "min", "max"]).reset_index()
+budget = budget.groupby(["width", "steps"]).loss.agg(["mean", "min", "max"]).reset_index()
 budget["width"] = "d = " + budget.width.astype(str)
 picture, axes = figures.lines(
     budget,
@@ -976,11 +976,11 @@ claim(
 
 # %%
 smol, smol_bracket = store.load_results("smollm2", "distill_long"), store.load_results("smollm2", "bottleneck")
-smol_last = last_runs(smol).query("floor > @students.SAME").replace({"ladder": students.LADDERS})
+smol_last = last_runs(smol).query("loss > @students.SAME").replace({"ladder": students.LADDERS})
 picture, (axis,) = figures.lines(
     smol_last,
     "width",
-    "floor",
+    "loss",
     "ladder",
     None,
     "low",
@@ -1004,10 +1004,10 @@ figures.save(picture, "distill_long", "smollm2", store.origin("smollm2", "distil
 
 # %%
 smol_table = smol_last[smol_last.ladder == students.LADDERS["width_alone"]][
-    ["width", "steps", "untrained", "floor", "fall_per_doubling"]
+    ["width", "steps", "untrained", "loss", "fall_per_doubling"]
 ]
 smol_table = smol_table.merge(smol_bracket[["width", "low", "high"]], how="left").assign(tokens=lambda t: t.steps * 512)
-smol_table["floor / ln(576/d)"] = smol_table.floor / np.log(576 / smol_table.width)
+smol_table["loss / ln(576/d)"] = smol_table.loss / np.log(576 / smol_table.width)
 smol_table.drop(columns="steps").round(3)
 
 # %% [markdown]
@@ -1039,10 +1039,10 @@ pd.DataFrame(rows, columns=["width", "contexts", "low / high", "contexts for a t
 
 # %%
 merged = smol_table.dropna()
-assert (merged.floor > merged.low).all()
+assert (merged.loss > merged.low).all()
 ledger.claim(
     "geometric-floor",
-    {f"d = {row.width}": row.low / row.floor for row in merged.itertuples()},
+    {f"d = {row.width}": row.low / row.loss for row in merged.itertuples()},
     scale="smollm2",
     undetermined="82 thousand tokens a student: their losses are far from where they would end",
 )
@@ -1054,7 +1054,7 @@ ledger.claim(
 
 # %%
 smol_floors = store.load_results("smollm2", "sae_sensitivity_floors").query("layer == 15 and steps == 2000")
-cut = smol_last[smol_last.ladder == students.LADDERS["width_alone"]].set_index("width").floor
+cut = smol_last[smol_last.ladder == students.LADDERS["width_alone"]].set_index("width").loss
 cut = pd.concat([cut, pd.Series({576: 0.0})])
 smol_predicted = predictors(
     smol_floors,
@@ -1401,8 +1401,8 @@ figures.save(picture, "curve_ends", "public")
 # taken to be that of the width-alone students).
 
 # %%
-going = long[long.floor > students.SAME]  # the uncut teacher is its own student
-apart = going[going.steps == going.steps.max()].groupby(["ladder", "width"]).floor.agg(lambda of: np.log(of).var())
+going = long[long.loss > students.SAME]  # the uncut teacher is its own student
+apart = going[going.steps == going.steps.max()].groupby(["ladder", "width"]).loss.agg(lambda of: np.log(of).var())
 NOISE = (apart.groupby("ladder").mean() ** 0.5).to_dict()  # of a loss, relative, from seed to seed
 NOISE["head"] = NOISE["width_alone"]
 
@@ -1411,7 +1411,7 @@ def told(ladder, ahead):
     """Each run whose loss could be told from runs of ``ahead`` times fewer steps, and the interval it should be in."""
     rows = []
     for (name, width, seed), runs in ladder.groupby(["ladder", "width", "seed"]):
-        losses = runs.set_index("steps").floor.sort_index()
+        losses = runs.set_index("steps").loss.sort_index()
         for now in losses.index[1:]:
             if (then := ahead * now) in losses.index:
                 known = losses.loc[:now]
@@ -1434,14 +1434,14 @@ assert elsewhere or tries.hit.mean() < 0.9
 # that is nine tenths at least of what it took off the best student known of that width.
 
 # %%
-averages = going.groupby(["ladder", "width", "steps"])[["floor", "untrained"]].mean()
+averages = going.groupby(["ladder", "width", "steps"])[["loss", "untrained"]].mean()
 
 
 def where_they_end(averages, proved):
     """A row a student: the loss of its longest run, where four times the steps would end, and the verdict."""
     rows = []
     for (name, d), runs in averages.groupby(["ladder", "width"]):
-        losses = runs.floor.droplevel(["ladder", "width"])
+        losses = runs.loss.droplevel(["ladder", "width"])
         known = {"bound": proved.get(d, 0.0), "noise": NOISE[name] * losses.iloc[-1]}
         word, ending, could_fall = curves.verdict(
             losses.index, losses, runs.untrained.iloc[-1], best.get(d, np.inf), **known
@@ -1469,7 +1469,7 @@ table("ends", ends, keys=["ladder", "width"])
 # times fewer tokens?
 
 # %%
-far = far[far.floor > students.SAME]
+far = far[far.loss > students.SAME]
 far_tries = pd.concat([told(far, ahead).assign(ahead=ahead) for ahead in (2, 4)])
 hits = far_tries.groupby(["ladder", "ahead"]).hit.agg(["sum", "size"]).rename(columns={"sum": "in it", "size": "of"})
 hits.reset_index()
@@ -1478,7 +1478,7 @@ hits.reset_index()
 from_five = far_tries[(far_tries.ahead == 4) & (far_tries.then == far.steps.max())]
 assert from_five.groupby("ladder").hit.sum().to_dict() == {"head": 0, "width_alone": 4}
 assert (from_five.end > (from_five["from"] + from_five["to"]) / 2).all()
-moved = far[far.ladder == "head"].pivot(index="width", columns="steps", values="floor")
+moved = far[far.ladder == "head"].pivot(index="width", columns="steps", values="loss")
 moved = moved[9800] / moved[4900] - 1
 assert moved.between(0.004, 0.009).all()
 from_five[["ladder", "width", "loss", "from", "to", "end", "hit"]].round(4)
@@ -1493,7 +1493,7 @@ from_five[["ladder", "width", "loss", "from", "to", "end", "hit"]].round(4)
 # million tokens are the same.
 
 # %%
-far_averages = far.groupby(["ladder", "width", "steps"])[["floor", "untrained", "tokens"]].mean()
+far_averages = far.groupby(["ladder", "width", "steps"])[["loss", "untrained", "tokens"]].mean()
 far_ends = where_they_end(far_averages, far.groupby("width").proved.first())
 table("far ends", far_ends, keys=["ladder", "width"])
 
@@ -1522,7 +1522,7 @@ with figures.style():
             ends_of = far[far.width == width].iloc[0]
             if width < p.shape.width:
                 axis.axhspan(ends_of.proved, ends_of.proved_high, color=shade, alpha=0.3, linewidth=0)
-            axis.plot(rows.tokens / 1e6, rows.floor, marker=marker, markersize=4, color=shade, label=width)
+            axis.plot(rows.tokens / 1e6, rows.loss, marker=marker, markersize=4, color=shade, label=width)
             for _, row in from_five.query("ladder == @name and width == @width").iterrows():
                 middle, half = (row["from"] + row["to"]) / 2, (row["to"] - row["from"]) / 2
                 axis.errorbar(26, middle, half, fmt="none", ecolor=shade, capsize=3)
@@ -1661,7 +1661,7 @@ public_laws = left_out(at_end, True, splits)
 own_laws = pd.concat(
     left_out(rows, False, [("each", rows.width != d) for d in rows.width]).assign(split=f"ours, {name}")
     for name, group in averages.reset_index().query("steps == steps.max()").groupby("ladder")
-    for rows in [group.rename(columns={"floor": "loss"}).reset_index(drop=True)]
+    for rows in [group.reset_index(drop=True)]
 )
 both = pd.concat([public_laws, own_laws])
 errors = both.assign(error=both.error.abs()).pivot_table("error", "split", "law")[list(LAWS)]
@@ -1806,7 +1806,7 @@ answer_4 = None  # e.g. lambda d: 1 / d
 # %%
 def check_4(answer):
     def right(f):
-        return calibration.affine(f(paper3.width.to_numpy(float)), paper3.kl_per_token).r_squared > 0.993
+        return regression.affine(f(paper3.width.to_numpy(float)), paper3.kl_per_token).r_squared > 0.993
 
     return exercises.check(4, answer, right, "1/d falls too fast at first and ln d too slowly; try something between.")
 

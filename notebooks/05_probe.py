@@ -215,9 +215,9 @@ def could_fall(scale):
     long, found = store.load_results(scale, "distill_long"), {}
     if long is None:
         return pd.DataFrame(columns=["word", "share"])
-    for student, runs in long[long["floor"] > SAME].groupby(["ladder", "width"]):
-        runs = runs.groupby("steps")[["floor", "untrained"]].mean()
-        word, _, share = curves.verdict(runs.index, runs["floor"], runs["untrained"].iloc[-1])
+    for student, runs in long[long["loss"] > SAME].groupby(["ladder", "width"]):
+        runs = runs.groupby("steps")[["loss", "untrained"]].mean()
+        word, _, share = curves.verdict(runs.index, runs["loss"], runs["untrained"].iloc[-1])
         found[student] = {"word": word, "share": share}
     return pd.DataFrame(found).T.rename_axis(["ladder", "width"])
 
@@ -603,7 +603,7 @@ assert smol_won["none", 576].sum() <= 2
 
 # %%
 smol_ladder = store.load_results("smollm2", "distill_long").drop_duplicates(["ladder", "width"], keep="last")
-smol_ladder = smol_ladder.set_index(["ladder", "width"])[["floor", "untrained", "fall_per_doubling"]]
+smol_ladder = smol_ladder.set_index(["ladder", "width"])[["loss", "untrained", "fall_per_doubling"]]
 smol_falling = could_fall("smollm2")
 smol_ladder.join(smol_falling["share"].astype(float).rename("could fall, of learnt")).round(3)
 

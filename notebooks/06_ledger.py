@@ -43,7 +43,7 @@ import pandas as pd
 from IPython.display import HTML
 from scipy import optimize, stats
 
-from minwidth import calibration, capacity, figures, ledger, scales, store
+from minwidth import capacity, figures, ledger, regression, scales, store
 from minwidth.exercises import check
 
 p = scales.validate("06_ledger", globals())
@@ -293,7 +293,7 @@ def power_law(width, scale, exponent, end):
 
 
 fitted, _ = optimize.curve_fit(power_law, ladder.width.astype(float), ladder.loss, p0=(10, 0.5, 0))
-r_squared = calibration.r_squared(ladder.loss, power_law(ladder.width, *fitted))
+r_squared = regression.r_squared(ladder.loss, power_law(ladder.width, *fitted))
 lost = 100 * tables["table2"].dropped_features[0] / tables["table1"].alive_features[1]
 show(
     ledger.claim("lost-share", lost),
@@ -356,13 +356,13 @@ show(
 # and its "% Geom." is what B leaves over, not C L*:
 
 # %%
-fixed = calibration.fixed_baseline(ladder.eq2[:-1], ladder.loss[:-1], 0.586)
+fixed = regression.fixed_baseline(ladder.eq2[:-1], ladder.loss[:-1], 0.586)
 table5 = tables["table5"]
 parts = table5.assign(sum=table5.geometric + table5.baseline, share=100 * table5.geometric / table5.observed)
 parts[["width", "observed", "geometric", "baseline", "sum", "geometric_percent", "share"]].round(3)
 
 # %%
-line = calibration.through_zero(ladder.eq2, ladder.loss)
+line = regression.through_zero(ladder.eq2, ladder.loss)
 falls = [100 * (1 - ladder.eq2[b] / ladder.eq2[a]) for a, b in ((0, 1), (1, 2), (2, 4))]
 show(
     ledger.claim(
@@ -545,24 +545,24 @@ check(
 
 # %% [markdown]
 # **3. A better curve.** Among the plain curves above, 1/sqrt(d) was best. Fit the paper's five losses affinely in
-# d^-c for c = 0.1, 0.2, ... 1.5 by `calibration.affine`. Which c predicts a student that was left out best
+# d^-c for c = 0.1, 0.2, ... 1.5 by `regression.affine`. Which c predicts a student that was left out best
 # (`leave_one_out`)?
 
 # %%
 exponent = None
 
 # %% tags=["solution"]
-from minwidth import calibration
+from minwidth import regression
 
 width, loss = tables["table2"].width, tables["table3"].raw_kl / 2048
-exponent = max(np.arange(1, 16) / 10, key=lambda c: calibration.affine(width**-c, loss).leave_one_out)
+exponent = max(np.arange(1, 16) / 10, key=lambda c: regression.affine(width**-c, loss).leave_one_out)
 
 # %%
 check(
     3,
     exponent,
     lambda answer: abs(answer - 0.4) < 0.051,
-    "calibration.affine(width**-c, loss).leave_one_out for each c, with loss = raw_kl / 2048; take the largest",
+    "regression.affine(width**-c, loss).leave_one_out for each c, with loss = raw_kl / 2048; take the largest",
 )
 
 # %% [markdown]

@@ -49,7 +49,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from minwidth import autoencoder, calibration, capacity, exercises, figures, kl, ledger, measured, sae, scales, store
+from minwidth import autoencoder, capacity, exercises, figures, kl, ledger, measured, regression, sae, scales, store
 from minwidth import known_language as known
 from minwidth.known_students import MOVES, Heads, ladder
 
@@ -334,10 +334,10 @@ for name in ("Eq. 2", "g = 1", "principal tail", "digon", "ln(F/d)", "proved", "
     for key, rows_of in languages:
         others = study[(study.features != key[0]) | (study.alpha != key[1])]
         unit, own_unit = (1 if name == "ln(F/d)" else some.total for some in (others, rows_of))
-        line = calibration.affine(others[name] / unit, others.loss / others.total)
+        line = regression.affine(others[name] / unit, others.loss / others.total)
         off.append(np.abs(line.predict(rows_of[name] / own_unit) * rows_of.total / rows_of.loss - 1).mean())
         if rows_of[name].nunique() > 2:  # else no line is determined without a point
-            own.append(calibration.affine(rows_of[name], rows_of.loss).leave_one_out)
+            own.append(regression.affine(rows_of[name], rows_of.loss).leave_one_out)
     as_it_stands = np.nan if name == "ln(F/d)" else 100 * np.abs(study[name] / study.loss - 1).mean()
     label = {"proved": "bracket, low", "proved_high": "bracket, high"}.get(name, name)
     rows.append((label, as_it_stands, 100 * np.mean(off), np.median(own)))

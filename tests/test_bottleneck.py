@@ -254,5 +254,5 @@ def test_no_committed_student_lies_below_the_lower_end(name):
     for students in files:
         table, bracket = pd.read_csv(students), pd.read_csv(students.with_name("bottleneck.csv"))
         low = table.width.map(bracket[bracket.temperature == 2].set_index("width").low).dropna()  # not at every width
-        loss = table["floor" if "floor" in table else "kl"][low.index]
+        loss = table["loss" if "loss" in table else "kl"][low.index]
         assert len(low) >= 10 and (loss > low).all()

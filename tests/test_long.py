@@ -111,7 +111,7 @@ def test_students_of_every_basis_start_as_projected_and_learn(small):
         other, job = p.model_copy(update={"basis": name}), students.Job("width_alone", 16, 0, 10)
         record = students.student(other, job, teacher)
         start[name] = record["untrained"]
-        assert record["floor"] < 0.97 * start[name]
+        assert record["loss"] < 0.97 * start[name]
         text = students.read(teacher, p, "held_out")
         again = students.losses(p, teacher, students.trained(other, job, teacher), text).mean()
         assert again == pytest.approx(record["history"].held_out.iloc[-1], rel=1e-4)

@@ -69,7 +69,7 @@ def test_a_student_learns_and_is_found_again_read_by_others_and_missed_where_its
     record = students.student(p, job, teacher)
     history = record["history"]
     assert list(history.step) == [0, *range(3, 31, 3)] and record["untrained"] == history.held_out[0]
-    assert record["floor"] == history.held_out.iloc[-1] < 0.8 * record["untrained"]
+    assert record["loss"] == history.held_out.iloc[-1] < 0.8 * record["untrained"]
     assert record["low"] < history.held_out.iloc[-1] < record["high"]
     monkeypatch.setattr(training, "train", None)
     assert students.student(p, job, teacher).key == record.key
@@ -89,7 +89,7 @@ def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teac
     stored = students._train(p, job, teacher, "distill/tiny/a", {})
     monkeypatch.setattr(students, "STATES_BYTES", 0)
     beside = students._train(p, job, teacher, "distill/tiny/b", {})
-    assert beside["floor"] == pytest.approx(stored["floor"], rel=1e-4)
+    assert beside["loss"] == pytest.approx(stored["loss"], rel=1e-4)
 
 
 def test_states_that_the_disk_has_no_room_for_or_beyond_their_share_are_not_kept_but_those_that_are_there_are_used(
@@ -147,12 +147,12 @@ def test_every_objective_is_learnt_and_judged_as_itself(teacher, name):
 def test_width_alone_starts_near_the_teacher_learns_and_is_the_teacher_at_full_width(teacher, monkeypatch):
     p = settings(ladders=["width_alone"], learning_rate=0.002)
     record = students.student(p, students.Job("width_alone", 24, 0, 30), teacher)
-    random = students.untrained(teacher, p, "random", 24, 0)
+    random = students.make(teacher, p, "random", 24, 0)
     assert models.parameter_count(random) != record["params"]  # heads and FFN stay the teacher's
-    assert record["floor"] < record["untrained"] < record["uniform"]
+    assert record["loss"] < record["untrained"] < record["uniform"]
     monkeypatch.setattr(training, "train", None)  # nothing to train
     record = students.student(p, students.Job("width_alone", WIDTH, 0, 30), teacher)
-    assert record["floor"] < 1e-6 and len(record["history"]) == 1
+    assert record["loss"] < 1e-6 and len(record["history"]) == 1
 
 
 def train_slowly(folder, job):
@@ -200,10 +200,10 @@ def history(losses) -> pd.DataFrame:
     return pd.DataFrame(rows + [{"step": 10 * i, "train": 0.0, "held_out": x} for i, x in enumerate(losses, 1)])
 
 
-def test_floor_is_the_mean_of_the_last_tenth():
+def test_the_final_loss_is_the_mean_of_the_last_tenth():
     losses = [5.0] * 27 + [1.0, 2.0, 3.0]
-    assert students.floor(history(losses)) == 2.0 and students.floor(history([4.0, 1.0])) == 1.0
-    assert students.floor(history([])) == 9.0  # not trained
+    assert students.final_loss(history(losses)) == 2.0 and students.final_loss(history([4.0, 1.0])) == 1.0
+    assert students.final_loss(history([])) == 9.0  # not trained
 
 
 # ------------------------------------------------------------------------------------------------ the last state alone
@@ -218,9 +218,9 @@ def test_a_head_starts_from_the_best_low_rank_logits_and_is_exact_at_full_width(
     s = torch.linalg.svdvals(logits)
     found = (head(sample) @ head.unembedding.T).detach().double()
     assert (found - logits).square().sum() == pytest.approx(float((s[8:] ** 2).sum()), rel=1e-3)
-    assert students.student(p, students.Job("head", WIDTH, 0, 30), teacher)["floor"] < 1e-6
+    assert students.student(p, students.Job("head", WIDTH, 0, 30), teacher)["loss"] < 1e-6
     record = students.student(p, students.Job("head", 8, 0, 30), teacher)
-    assert record["floor"] < record["untrained"] and record["params"] == 8 * (VOCABULARY + WIDTH)
+    assert record["loss"] < record["untrained"] and record["params"] == 8 * (VOCABULARY + WIDTH)
 
 
 # ------------------------------------------------------------------------------------------------------------ ladder
@@ -232,11 +232,11 @@ def test_a_ladder_is_trained_tested_by_doubling_and_assembled(teacher):
     table, curves = record["ladder"], record["curves"]
     assert len(table) == 8  # two ladders, two widths, two lengths of training
     narrow = table[(table.ladder == "random") & (table.width == 16)].set_index("steps")
-    assert narrow.fall_per_doubling[20] == pytest.approx(1 - narrow.floor[20] / narrow.floor[10])
+    assert narrow.fall_per_doubling[20] == pytest.approx(1 - narrow.loss[20] / narrow.loss[10])
     assert np.isnan(narrow.fall_per_doubling[10])
-    assert narrow.raw_kl[20] == pytest.approx(narrow.floor[20] * LENGTH * 4)
+    assert narrow.raw_kl[20] == pytest.approx(narrow.loss[20] * LENGTH * 4)
     control = table[(table.ladder == "width_alone") & (table.width == WIDTH)]
-    assert (control.floor < 1e-6).all()
+    assert (control.loss < 1e-6).all()
     assert (table.d_teacher == WIDTH).all() and (table.tokens == table.steps * 4 * LENGTH).all()
     chosen = curves[(curves.ladder == "random") & (curves.width == 16) & (curves.steps == 20)]
     assert chosen.step.max() == 20 and ladders.ladder(p).key == record.key
@@ -256,7 +256,7 @@ def test_keys_depend_on_what_matters_alone_and_a_student_may_be_of_another_depth
     others = [{"learning_rate": 0.02}, {"temperature": 1.0}, {"batch": 5}, {"evaluations": 5}, {"objective": "reverse"}]
     for p in [*(settings(**change) for change in others), deeper]:
         assert store.key_of(*students.key(p, job)) != key
-    assert students.untrained(teacher, deeper, "random", 16, 0).config.num_hidden_layers == 3
+    assert students.make(teacher, deeper, "random", 16, 0).config.num_hidden_layers == 3
 
 
 def test_learning_rates():

@@ -96,9 +96,9 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
     for job, record in records.items():
         half = records.get(job._replace(steps=job.steps // 2)) if job.steps % 2 == 0 else None
         row = job._asdict() | {"tokens": job.steps * p.batch * p.length}
-        row |= {name: record[name] for name in ("floor", "low", "high", "untrained", "uniform", "params", "d_teacher")}
-        row["fall_per_doubling"] = _fall(half["floor"], record["floor"]) if half else float("nan")
-        rows.append(row | {"raw_kl": record["floor"] * p.length * p.temperature**2})  # the paper's unit (Table 3)
+        row |= {name: record[name] for name in ("loss", "low", "high", "untrained", "uniform", "params", "d_teacher")}
+        row["fall_per_doubling"] = _fall(half["loss"], record["loss"]) if half else float("nan")
+        rows.append(row | {"raw_kl": record["loss"] * p.length * p.temperature**2})  # the paper's unit (Table 3)
     order = ["ladder", "seed", "width", "steps"]
     columns = [*order, "step", "train", "held_out"]
     return {
@@ -108,7 +108,7 @@ def _assemble(p: scales.Distill, records: dict[Job, store.Record]) -> dict[str, 
 
 
 def _fall(short: float, long: float) -> float:
-    """Share of the floor lost when the steps are doubled; 0 between floors that are 0 for all we can measure."""
+    """Share of the loss that doubling the steps took off; 0 between losses that are 0 for all we can measure."""
     return 0.0 if max(short, long) < SAME else 1 - long / short
 
 
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     todo = jobs(p)
     for record in train((p, job) for job in todo):
-        log.info("%s: %.4g nats per token", record.key, record["floor"])
+        log.info("%s: %.4g nats per token", record.key, record["loss"])
     if options.save:
         save(p, todo[0], models.load_teacher(p.shape.teacher), options.save)
 

@@ -204,7 +204,7 @@ def model_of(d: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
         return teacher.model
     if job.steps:
         return students.trained(d, job, teacher)
-    return students.untrained(teacher, d, job.ladder, job.width, job.seed).eval()
+    return students.make(teacher, d, job.ladder, job.width, job.seed).eval()
 
 
 def side_by_side(p: scales.Probe, compute: Callable[[Job], Any], jobs: Iterable[Job]) -> list:
@@ -252,7 +252,7 @@ def survey(p: scales.Probe, d: scales.Distill) -> store.Record:
             before = records[twin]["accuracy"].assign(control="cut" if twin.ladder == "width_alone" else "untrained")
             tables.append(pd.concat([records[job]["accuracy"].merge(shifts, "left"), before]).assign(**names(job)))
         budget = [
-            names(job) | {"tokens": job.steps * d.batch * d.length, "loss": run["floor"], "untrained": run["untrained"]}
+            names(job) | {"tokens": job.steps * d.batch * d.length, "loss": run["loss"], "untrained": run["untrained"]}
             for job, run in trained.items()
         ]
         accuracy = pd.concat(tables).set_index([*names(teacher), "concept", "control"]).reset_index()

@@ -131,7 +131,7 @@ def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) 
     return text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, count)[:count]
 
 
-def untrained(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
+def make(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
     """A student of a ladder before training.
 
     One of ``width_alone`` holds the ``basis`` of its parameters: the stream's principal directions or its strongest
@@ -163,7 +163,7 @@ def student(p: scales.Distill, job: Job, teacher: models.Teacher | None = None) 
     """The record of one training run of a student, found or computed; an interrupted run continues exactly.
 
     Its values: ``history`` (step, train, held_out; ``objective`` in nats per token), ``untrained``, ``uniform`` (of a
-    guess that gives every token the same probability), ``floor``, ``low`` and ``high`` (95 % of the final loss over
+    guess that gives every token the same probability), ``loss``, ``low`` and ``high`` (95 % of the final loss over
     held-out blocks), ``params``, ``d_teacher``.
 
     Raises:
@@ -251,7 +251,7 @@ def losses(
 def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, parameters: dict) -> dict[str, Any]:
     text, held_out = read(teacher, p, "train"), read(teacher, p, "held_out")
     matrix = models.unembedding(teacher.model)
-    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+    model = make(teacher, p, job.ladder, job.width, job.seed)
     params = models.parameter_count(model)
     if p.objective == "hidden":
         model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
@@ -301,7 +301,7 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
         "history": history,
         "untrained": start,
         "uniform": guess,
-        "floor": floor(history),
+        "loss": final_loss(history),
         "low": float(final.mean() - spread),
         "high": float(final.mean() + spread),
         "params": params,
@@ -342,7 +342,7 @@ def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
             f"The weights of {store.key_of(what, parameters)} are gone or damaged: "
             f"remove {store.folder_of(what, parameters)} to train that student again."
         )
-    model = untrained(teacher, p, job.ladder, job.width, job.seed)
+    model = make(teacher, p, job.ladder, job.width, job.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weights[name]))
@@ -358,7 +358,7 @@ def save(p: scales.Distill, job: Job, teacher: models.Teacher, folder: Path) -> 
 # ------------------------------------------------------------------------------------------------- where a run ended
 
 
-def floor(history: pd.DataFrame) -> float:
+def final_loss(history: pd.DataFrame) -> float:
     """Mean held-out loss over the last tenth of the evaluations, in nats per token (paper, appendix E)."""
     evaluated = history[history.step > 0] if len(history) > 1 else history
     return float(evaluated.tail(max(1, round(0.1 * len(evaluated)))).held_out.mean())
