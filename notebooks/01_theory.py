@@ -421,7 +421,7 @@ ledger.claim(
 # | 3 | $\ell_1$ needs of order $k\ln\frac nk$ projections | proved, constant unknown |
 # | 3' | the $\ell_1$ threshold | exact as $n\to\infty$, random projections, no noise |
 # | 4 | a search needs $k+1$ numbers | proved, no noise, exponential time |
-# | Eq. 1 | "a $d$-dimensional space holds at most $d\,g$ features" | an argument: steps 1 and 2 |
+# | Eq. 1 | "a d-dimensional space can represent at most $d\cdot g(\alpha)$ features" | an argument: steps 1 and 2 |
 
 # %% [markdown]
 # ## 3. $g$ and $d^*$ drawn: Figure 1 and Table 7

@@ -763,12 +763,12 @@ figures.save(picture, "distill_predictors", p.place, store.origin(p.scale, "dist
 # %% [markdown]
 # *Filled: a line through zero; open: affine. Longer ladders, 1.15M tokens a student, means of three seeds, six widths.*
 #
-# On the **random**
-# ladder Eq. 2 wins at the λ of the paper's own ratio (λ = 0.5, $d^*/d_T$ = 1.06) and at 0.2: left out, R² = .996 and
-# .990, where the best rival has .982 and the bracket's high end .990. At 1 and above it loses to all of them. On the
-# **width-alone** ladder the PCA tail and $\ln(d_T/d)$ win, through zero and affine, by a little (.999 and .997 against
-# at most .99), and the bracket does not: its ends are a third to three fifths of the losses, and that share falls with
-# the width. So six widths cannot single out a cause; Eq. 2 is among the best predictors *if* one knows which λ to take.
+# On the **random** ladder Eq. 2 wins at the λ of the paper's own ratio (λ = 0.5, $d^*/d_T$ = 1.06): left out, R² =
+# .997, where the best rival has .982 and the bracket's high end .990, with which Eq. 2 is level at 0.2 (.992). At 1 and
+# above it loses to all of them. On the **width-alone** ladder the PCA tail and $\ln(d_T/d)$ win, through zero and
+# affine, by a little (.999 and .997 against at most .99), and the bracket does not: its ends are a third to three
+# fifths of the losses, and that share falls with the width. So six widths cannot single out a cause; Eq. 2 is among the
+# best predictors *if* one knows which λ to take.
 
 # %%
 by_lambda = {
@@ -921,7 +921,7 @@ picture, axes = figures.lines(
 figures.save(picture, "distill_budget", p.place, store.origin(p.scale, "distill_long"))
 
 # %% [markdown]
-# *Means and ranges of three seeds.* From 140 to 1,120 steps the widest student's loss falls from .58 to
+# *Means and ranges of three seeds.* From 140 to 1,120 steps the widest student's loss falls from .57 to
 # .18 nats, each doubling by more than the one before. At our budget B is training that has not been done; whether the
 # paper's 0.586 nats are, after 491 million tokens, we cannot measure. But its student of width 1,024 has its teacher's
 # architecture, so no architecture keeps it from 0.

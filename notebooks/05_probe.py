@@ -248,7 +248,7 @@ for name, share in full_over_narrow.items():
 # as a lower bound, and what they cannot read is not yet lost; the verdicts below say "undetermined" where that decides.
 
 # %%
-assert p.place != "tiny" or full_over_narrow["random"] > 0.4
+assert p.place != "tiny" or full_over_narrow["random"] > 0.5
 
 # %% [markdown]
 # ### Table 6, the paper's and ours
@@ -508,7 +508,7 @@ bag = words[(words["control"] == "projected_words") & (words["width"] == student
 thin = students[students["width"] == students["width"].min()].drop_duplicates("concept").set_index("concept")
 ahead = 100 * (bag.set_index("concept")["accuracy"] - thin["accuracy"])
 print(f"words less the narrowest {thin['ladder'].iloc[0]} student: {number('words ahead', ahead.mean())} points")
-assert p.place != "tiny" or (won["none", p.shape.width] <= 3 and ahead.mean() > 1)
+assert p.place != "tiny" or (won["none", p.shape.width] <= 1 and ahead.mean() > 1)
 
 # %% [markdown]
 # *Shuffled* labels alone would not do: they rule out that the probe memorises; they do not rule out that the words give
@@ -588,9 +588,9 @@ ledger.claim("probe-mechanism", ratios, scale="tiny", undetermined=few)
 smol, smol_words, smol_wins = every_student("smollm2")
 
 # %% [markdown]
-# Its layers do add something to one concept: at *question* the teacher beats words and embedding by ten points, and so
-# does the student that keeps 512 of its 576 dimensions. At the other five its embedding, or words, are level with it.
-# Students of the paper's kind, random weights and 82,000 tokens, are far from their teacher, but that is training.
+# Its layers do add something to one concept: at *question* the teacher beats words and embedding by twelve points, and
+# so does the student that keeps 512 of its 576 dimensions. At the other five its embedding, or words, are level with
+# it. Students of the paper's kind, random weights and 82,000 tokens, are far from their teacher, but that is training.
 
 # %%
 smol_won = smol_wins.set_index(["ladder", "width", "concept"])["beats"]
@@ -611,19 +611,19 @@ smol_ladder.join(smol_falling["share"].astype(float).rename("could fall, of lear
 of_model = smol[smol["control"] == "none"].set_index(["ladder", "width"])
 lowest, smol_lost = what_is_left(*(of_model.loc[m].set_index("concept") for m in [("none", 576), ("width_alone", 128)]))
 assert (smol_falling["word"] == "upper bound").all()
-not_yet = "82,000 tokens: the narrow student's loss is no floor yet"
+too_early = "82,000 tokens: the narrow student's loss is no floor yet"
 of_smol = partial(ledger.claim, scale="smollm2")
 of_smol("probe-above-chance", lowest, f"≥ {lowest:.0f} %", why="128 of 576 dimensions; training could only raise it")
 
 # %%
-of_smol("probe-survives", smol_lost, f"{smol_lost:.0f} % of what the teacher has above chance", undetermined=not_yet)
+of_smol("probe-survives", smol_lost, f"{smol_lost:.0f} % of what the teacher has above chance", undetermined=too_early)
 
 # %%
 counts = smol_won.groupby(["ladder", "width"]).sum()
 of_smol(
     "probe-mechanism",
     counts["width_alone", 128] / counts["none", 576],
-    undetermined="the teacher wins seldom; " + not_yet,
+    undetermined="the teacher wins seldom; " + too_early,
 )
 
 # %% [markdown]
@@ -830,7 +830,7 @@ every_staircase("tiny").pivot(index=["ladder", "width"], columns="state", values
 smol_steps = every_staircase("smollm2").query("ladder == 'width_alone'")
 
 # %%
-of_smol("staircase", falls_of(smol_steps), undetermined=f"the steepest fall at any rank; {not_yet}")
+of_smol("staircase", falls_of(smol_steps), undetermined=f"the steepest fall at any rank; {too_early}")
 
 # %% [markdown]
 # ### How many features carry a concept?
@@ -869,9 +869,9 @@ for concept, part in main.groupby("concept", sort=False):
     gain = np.sort((having.mean() - lacking.mean()).clip(lower=0))[::-1]
     half = 1 + np.searchsorted(gain.cumsum(), gain.sum() / 2)
     counted = float((false_discovery_control(chance) <= 0.05).sum())
-    rows.append((concept, float(len(of_document)), counted, float(half)))
+    rows.append((concept, f"{len(of_document)}", counted, float(half)))
 carrying = pd.DataFrame(rows, columns=["concept", "documents", "more active", "half of the difference"])
-table("features of a concept", carrying, keys=["concept", "documents"])
+table("features of a concept", carrying, keys="concept")
 
 # %%
 counts = dict(zip(carrying["concept"], carrying["more active"], strict=True))
@@ -880,10 +880,14 @@ claim("features-per-domain", counts, undetermined=few)
 
 # %% [markdown]
 # Code, law and medicine have hundreds of features of their own and French a thousand, as the paper says; questions and
-# sport have tens. In each case a few dozen make up half of the difference.
+# sport have tens in this run (sport up to a hundred within its tolerance). Three to five dozen make up half of the
+# difference, and seven at *question*.
 
 # %%
-assert p.place != "tiny" or (min(counts["code"], counts["legal"], counts["medical"]) > 100 > counts["question"])
+assert p.place != "tiny" or (
+    min(counts["code"], counts["legal"], counts["medical"]) > 100 > max(counts["question"], counts["sport"])
+    and counts["french"] > 500
+)
 
 # %% [markdown]
 # ## 8. What "coarse concepts survive" is worth
@@ -895,7 +899,8 @@ assert p.place != "tiny" or (min(counts["code"], counts["legal"], counts["medica
 #   to the teacher itself at half of the concepts or more, so there is little left for a student to show.
 # - **How many features carry a domain** depends on the domain: from tens to a thousand of two thousand.
 # - **Single features do not go missing from a rank on**: the read-out declines gently and has no step at $F_S$, nor
-#   anywhere else, at both scales; but these students are still learning.
+#   anywhere else, at both scales; but these students are still learning, and where $F_S$ lies beyond the last feature
+#   that could be judged (widths 384 and 512 of SmolLM2, 80 here) none is promised.
 
 # %% [markdown]
 # ## In practice

@@ -312,7 +312,8 @@ claim("known-vanishes", float((wide.proved / wide.total).max()), why=why)
 # %% [markdown]
 # It is not, where features are not so rare and students narrow: there many of the features that Eq. 2 counts as dropped
 # are active together and compete for the same word. Losing them all costs less than the sum of losing each, and one
-# number can say something of many. Elsewhere it lies far below what any last state loses.
+# number can say something of many. Elsewhere it lies below what any last state loses: level with it at F = 32, α = 0.8,
+# d = 8, and 0 from $d^*$ on.
 
 # %%
 above = study[study["Eq. 2"] > study.proved_high]
@@ -349,12 +350,14 @@ errors = predictors.set_index("predictor")
 narrow = study[study.width <= study.features / 2]
 off = {name: np.abs(narrow[name] / narrow.loss - 1).mean() for name in ("Eq. 2", "digon")}
 assert off["digon"] < off["Eq. 2"]
+nearer = np.abs(narrow.digon - narrow.loss) < np.abs(narrow["Eq. 2"] - narrow.loss)
+assert elsewhere or (nearer.sum(), len(nearer)) == (24, 30)
 assert errors.loc["Eq. 2", "own line, R²"] < errors.loc["ln(F/d)", "own line, R²"]
 
 # %% [markdown]
-# With nothing fitted, Eq. 2 is far off; up to half of F, pairs of features on an axis are nearer. Once each language
-# gets a line of its own, as the paper gives its teacher, nearly any smooth falling curve does, and better than Eq. 2,
-# which is 0 from $d^*$ on.
+# With nothing fitted, Eq. 2 is far off; up to half of F, pairs of features on an axis are nearer, on average and at 24
+# of 30 widths. Once each language gets a line of its own, as the paper gives its teacher, nearly any smooth falling
+# curve does, and better than Eq. 2, which is 0 from $d^*$ on.
 
 # %% [markdown]
 # ## 5. What is dropped
@@ -416,7 +419,7 @@ claim("known-order", order)
 # %% [markdown]
 # More important features are kept rather. But there is no staircase: four features in ten are said in part, no rank
 # separates those that are kept from those that are gone, and at no threshold do students reach the paper's number: of
-# features that are said well there are fewer than dimensions, since each dimension serves many a little.
+# features that are said well there are no more than dimensions, since each dimension serves many a little.
 
 # %%
 assert elsewhere or (counted.kept <= counted.width).all()
@@ -527,26 +530,26 @@ at_floor[["student", "width", "loss", "moved", "proved"]].round(4)
 # **Supports the paper: depth moves a loss that width leaves.** At width 48, where its last state has room for all 32
 # features, one block still loses .31 nats in each of three seeds and would end, says its interval, between .28 and .30;
 # two blocks have .002 there and are still falling. At every width two blocks lie below one, each seed below each, and
-# would end there. That is what the paper says of its $B$, "reduced only by changing the objective or depth". That it is
-# pairs which one block cannot read is what the language was made for; it is not measured here. **A second doubling of
-# depth** does less: in the mean of three seeds four blocks are lower up to width 32, at 8 to 32 by a sixth and more,
-# but at 24 alone is each seed below each, and at 48 they are twice as high.
+# would end there. The paper says that its $B$ "cannot be reduced by width, only by changing the objective [...] or
+# depth"; here width lowers it too. That it is pairs which one block cannot read is what the language was made for; it
+# is not measured here. **A second doubling of depth** does less: in the mean of three seeds four blocks are lower up to
+# width 32, at 8 to 32 by a sixth and more, but at 24 alone is each seed below each, and at 48 they are twice as high.
 #
 # **Supports A3 in part**, that the last state is the bottleneck. A head that is told the teacher's last state loses
 # what a head of the language itself does, to 4 %, and is at its floor up to width 24. The teacher cut to 16 or 24
 # dimensions, which has to read on them too, still falls by a tenth and a sixth per doubling, and the interval of its
-# end holds what the head loses: nothing beyond the last state need be lost there. At width 4 it ends well above. Random
-# students of two blocks lose 1.5 to 2.5 times what heads do at widths 4 to 16, and but for width 4 are at no floor:
-# they still fall by a fifth and more per doubling. Of three seeds one can be far off: .22 nats at width 24, where the
-# other two have .07.
+# end holds what the head loses: nothing beyond the last state need be lost there. At widths 4 and 8 it ends above.
+# Random students of two blocks lose 1.5 to 2.5 times what heads do at widths 4 to 16, and but for width 4, where the
+# last doubling raised it by 4 %, they still fall by a fifth and more per doubling. Of three seeds one can be far off:
+# .22 nats at width 24, where the other two have .07.
 
 # %%
 cut_ends = rungs[rungs.student.str.startswith("width alone")].set_index("width")
 assert ((cut_ends.low < of_teacher) & (of_teacher < cut_ends.high)).loc[[16, 24]].all()
-assert cut_ends.low[4] > 1.3 * of_teacher[4]
+assert cut_ends.low[4] > 1.3 * of_teacher[4] and cut_ends.low[8] > of_teacher[8]
 two = random[random.depth == 2].set_index("width")
 assert (two.least / of_teacher).loc[[4, 8, 16]].min() > 1.5 and (two.most / of_teacher).loc[[4, 8, 16]].max() < 2.5
-assert abs(two.moved[4]) < 0.05 and two.moved[two.moved.index > 4].min() > 0.19 and two.most[24] > 3 * two.least[24]
+assert -0.05 < two.moved[4] < -0.03 and two.moved[two.moved.index > 4].min() > 0.19 and two.most[24] > 3 * two.least[24]
 
 # %% [markdown]
 # ## 7. The instrument
@@ -640,17 +643,18 @@ assert elsewhere or (whole.FVU.idxmin() == whole["KL, nats"].idxmin() == whole.i
 # ## What holds, and what does not
 #
 # - **Does not hold: Eq. 2 as a lower bound.** With the true F, α and importance it is above the loss of logits that
-#   exist where features are dense and students narrow, and far below every last state elsewhere. It has no constant
-#   here to hide behind.
+#   exist where features are dense and students narrow, and below every last state elsewhere, 0 from d\* on. It has no
+#   constant here to hide behind.
 # - **Does not hold: d\*.** From d\* on the best last state still loses up to most of what there is to lose.
-# - **Holds, as an upper limit: at most $d\,g(α)$ features.** Students are nowhere near it, so it does not bind them.
+# - **Holds, as an upper limit: at most $d\,g(α)$ features.** Where that is below F students keep at most
+#   half of it, so it does not bind them.
 # - **The order**: more important features are kept rather (A2), but fading, not as a staircase.
 # - **Supported: depth moves a loss that width leaves** (the paper's $B$), from one block to two at every width up to
 #   48; from two to four it is not clear.
 # - **Supported in part: the last state is the bottleneck** (A3), where the teacher is cut to half or three quarters
 #   of F.
-# - **Better**: the bracket of the last state is above Eq. 2 in most places; pairs on an axis, with nothing
-#   fitted, are nearer to a trained head than Eq. 2 up to half of F. A head that is linear stays above the bracket: a
+# - **Better**: the bracket of the last state is above Eq. 2 in most places; pairs on an axis, with nothing fitted, are
+#   on average nearer to a trained head than Eq. 2 up to half of F. A head that is linear stays above the bracket: a
 #   part of it only a nonlinear reader could win.
 # - **The instrument** overstates F and d\* at each λ, and no visible number tells by how much.
 #
