@@ -125,7 +125,7 @@ sensitivity brackets controls longest probes: texts
 	$(BIN)/python -m workflow.long $(JOBS) --scale $(SCALE)
 
 known: $(INSTALLED)
-	$(BIN)/python -m minwidth.known_students
+	$(BIN)/python -m workflow.known
 
 processors: $(DEVELOP)
 	$(BIN)/python -m workflow.processors

@@ -336,7 +336,8 @@ claim("toy-steps", excess, why=why)
 
 # %% [markdown]
 # At our learning rate half of the models are still a tenth or more above their last loss by then; at a tenth of the
-# rate (widths 2 and 5, three seeds) the median model is nearly twice as high. Training ends flat, at a level well above Eq. 2.
+# rate (widths 2 and 5, three seeds) the median model is nearly twice as high. Training ends flat, at a level well above
+# Eq. 2.
 #
 # ## 3. Where the paper's formula stands
 #

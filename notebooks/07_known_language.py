@@ -51,7 +51,7 @@ import torch
 
 from minwidth import autoencoder, capacity, exercises, figures, kl, ledger, measured, regression, sae, scales, store
 from minwidth import known_language as known
-from minwidth.known_students import MOVES, Heads, ladder
+from minwidth.known_heads import MOVES, Heads, ladder
 
 p = scales.validate("07_known_language", globals())
 elsewhere = p.place == "other"  # what is asserted of students was found in the committed run

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from minwidth import autoencoder, known_language, models, probe, sae, sae_kernel, scales, store, stream, text, wheels
-from minwidth import known_students as known
+from minwidth import known_heads as heads
 from minwidth.training import Schedule
 from minwidth.wheels import Document
 from tests import small_world, test_students
 from tests.test_store import in_child
 from tests.test_training import every_step  # noqa: F401
-from workflow import long, teacher
+from workflow import known, long, teacher
 
 
 def deadly(function: Callable, call: int) -> Callable:
@@ -131,13 +131,13 @@ def test_probes(survives, small, monkeypatch):
 def test_a_student_of_the_known_languages_teacher(survives, every_step, monkeypatch):
     """In its eighth step, its teacher's ten behind it."""
     language = known_language.language(8, 0.8)
-    monkeypatch.setattr(known, "HELD_OUT", 256)
-    monkeypatch.setattr(known, "POOL", 2)
+    monkeypatch.setattr(heads, "HELD_OUT", 256)
+    monkeypatch.setattr(heads, "POOL", 2)
     monkeypatch.setattr(known, "TEACHER", known.TEACHER | {"batch": 64, "width": 16, "steps": 10})
 
     def work():
         known.teacher.cache_clear()
-        known.pool.cache_clear()
+        heads.pool.cache_clear()
         known.student(language, "random", 2, 4, 0, 12)
 
     survives(work, known.training, "update", call=18, finished=1, goes_on=True)

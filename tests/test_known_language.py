@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import capacity, errors, kl, known_students
+from minwidth import capacity, errors, kl, known_heads
 from minwidth import known_language as known
 
 # ----------------------------------------------------------------------------------------------------------- language
@@ -76,7 +76,7 @@ def test_what_makes_no_language_is_refused(given_):
 def test_heads_that_copy_the_language_lose_what_they_drop():
     language = known.language(8, 0.8)
     u, x = language.unembedding, known.draw(language, 512, 1)
-    heads = known_students.Heads(u, 8, [0, 1])
+    heads = known_heads.Heads(u, 8, [0, 1])
     heads.reduce[0] = torch.eye(8)
     heads.reduce[1] = torch.eye(8) * (torch.arange(8) != 3)  # one feature dropped
     heads.unembedding[:] = u.T

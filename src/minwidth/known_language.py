@@ -7,7 +7,7 @@ So p(word | sentence) is exact, and the language is itself a teacher: its last s
 ``kl.divergence`` takes both. U has centred orthogonal columns of root mean square strength i^-1/2: the i-th feature at
 x_i = 1 moves the words' logits by that much, and to leading order matters as 1/i (Zipf).
 
-Losses are in nats per word at temperature 1. Who learns the language, and at what floor that ends: ``known_students``.
+Losses are in nats per word at temperature 1. Who learns the language, and at what floor that ends: ``known_heads``.
 """
 
 import math
