@@ -48,6 +48,7 @@ GIVEN = {name: typed(value) for name, value in config.items() if name != "scale"
 LADDER = ("width", "widths", "seeds")
 COPIES = f"{os.environ.get('MINWIDTH_RUNS') or 'runs'}/{SCALE}"
 LADDERS = scales.parameters("04_distill", SCALE, **GIVEN)
+WIDTHS = {width for ladder in LADDERS.ladders for width in LADDERS.widths_of(ladder)}
 SMALL = LADDERS.shape.width <= scales.ONE_THREAD
 TEXT = ["data/corpora.txt", *(sorted(map(str, Path("data/teacher").glob("*"))) if SCALE == "tiny" else [])]
 YAML = {
@@ -117,7 +118,7 @@ rule students:
 EARLIER = [f"{COPIES}/{notebook}.ipynb" for notebook in TOLD if notebook != "06_ledger"]
 AFTER = {  # what must be there before a notebook runs
     "03_sae": TEXT,
-    "04_distill": expand(rules.students.output, width=sorted(LADDERS.widths, reverse=True), seed=LADDERS.seeds),
+    "04_distill": expand(rules.students.output, width=sorted(WIDTHS, reverse=True), seed=LADDERS.seeds),
     "05_probe": f"{COPIES}/04_distill.ipynb",
     "06_ledger": [*EARLIER, *sorted(map(str, Path("data/paper").glob("*")))],
 }

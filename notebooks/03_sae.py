@@ -274,7 +274,7 @@ pd.Series(
 
 # %%
 at_default = curves[curves.lam == default_lam]
-looks = {which: (figures.PALETTE[n], figures.STYLES[n][1]) for n, which in enumerate(by_layer.layer)}
+looks = {which: (figures.PALETTE[n % 10], figures.STYLES[n % 8][1]) for n, which in enumerate(by_layer.layer)}
 figure, (axes,) = figures.panels(2)
 with figures.style():
     for axis, column, label in zip(

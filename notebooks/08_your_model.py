@@ -74,7 +74,7 @@ from minwidth.exercises import check
 from minwidth.measured import interval
 
 teacher = models.load_teacher(p.teacher, p.revision or None)
-widths = p.widths_of(teacher.model.config)
+widths, contexts = p.for_teacher(teacher.model.config)
 if p.steps:
     cut.check_family(teacher.model.config)
 train, _ = texts.spread(teacher.tokenizer, "train", p.basis_blocks, p.length, p.percent, p.text)
@@ -190,11 +190,12 @@ columns = ["width", "low", "low_low", "low_high", "high", "high_low", "high_high
 floors = pd.DataFrame(columns=columns, dtype=float)
 if not getattr(teacher.model.config, "final_logit_softcapping", None):  # capped, they are no matrix times a state
     given = p.model_dump(include={"temperature", "text", "length", "percent", "words", "starts", "seed"})
-    given |= {"contexts": [p.contexts], "held_out": p.held_out_contexts, "blocks": [p.basis_blocks, p.blocks]}
+    given |= {"contexts": [contexts], "held_out": p.held_out_contexts, "blocks": [p.basis_blocks, p.blocks]}
     floors = bottleneck.ladder(teacher, widths, steps=p.floor_steps, **given)["table"]
     floors = floors.rename(columns={"converged": "still_falling"})[columns]
 
-asked = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"}) | {"widths": widths}
+asked = p.model_dump(exclude={"scale", "teacher", "revision", "target", "eighths", "steps"})
+asked |= {"widths": widths, "contexts": contexts}
 ladder = ladder.merge(floors, "left", on="width")
 record = store.find_or_compute(f"{what}/ladder", pinned | asked, lambda: {"table": ladder})
 sure = ladder.low_low * (1 - 5 * ladder.still_falling)  # of what fifty more steps might still take

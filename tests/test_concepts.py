@@ -111,7 +111,7 @@ def test_quotas_are_met_whatever_a_source_lacks(sizes, total, share):
     shares = {"[abc]": share, "[def]": 1}
     shares = {pattern: n for pattern, n in shares.items() if pool.source.str.fullmatch(pattern).any()}
     if len(pool) < total:
-        with pytest.raises(ValueError, match=f"x has {len(pool)} passages of a class and {total} were asked for; ask"):
+        with pytest.raises(ValueError, match=f"passages = {total} are more than the {len(pool)} that a class of x has"):
             concepts._quotas(shares, pool, total, "x")
         return
     quotas = concepts._quotas(shares, pool, total, "x")
@@ -147,8 +147,17 @@ def test_the_pile_gives_all_six_concepts_french_and_sport_by_their_words(pile, m
     assert all(words & french for words in rows["french", 1]) and not any(words & french for words in rows["french", 0])
     assert all(len(words & sport) >= 3 for words in rows["sport", 1])
     assert not any(words & sport for words in rows["sport", 0]), "one word of sport is neither"
-    with pytest.raises(ValueError, match=r"\w+ has \d+ passages of a class and 40 were asked for"):
+    with pytest.raises(ValueError, match=r"passages = 40 are more than the \d+ that a class of \w+ has"):
         concepts.labelled(40, 0, str(pile), 30)
+
+
+def test_other_concepts_are_another_record(monkeypatch):
+    keys = []
+    monkeypatch.setattr(store, "find_or_compute", lambda what, parameters, compute: keys.append(parameters))
+    for known in ({"concepts": 1}, {"concepts": 2}):
+        monkeypatch.setattr(concepts, "collection", lambda source, known=known: known)
+        concepts.labelled(40, 0)
+    assert keys[0] != keys[1]
 
 
 def test_of_a_long_document_and_of_a_common_subset_only_a_part_is_read(pile, monkeypatch):

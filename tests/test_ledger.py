@@ -204,3 +204,4 @@ def test_what_cannot_be_judged_is_refused(results):
     for nothing in (float("nan"), []):
         with pytest.raises(ValueError, match="needs numbers"):
             ledger.claim("toy-points", nothing)
+    assert not list(results.rglob("*.csv")), "nothing half-written"

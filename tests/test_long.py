@@ -83,7 +83,8 @@ def test_longest_ladders_end_at_five_lengths_and_some_have_a_second_seed(small, 
     assert set(runs.index) == {(name, w, s) for name in ("random", "head") for w, s in ((16, 0), (16, 1), (32, 0))}
     assert all(each == [2, 5, 10, 20, 40] for each in runs)
     of_head = table[(table.ladder == "head") & (table.width == 16)]
-    assert (of_head.proved > 0).all() and (of_head.proved < of_head.proved_high).all()
+    assert (of_head.proved_from > 0).all() and (of_head.proved_from < of_head.proved_to).all()
+    assert (of_head.proved < of_head.proved_high).all()
     students_trained = 5  # the head of full width is its teacher
     assert len(steps) == students_trained * (2 + 5 - 2 + (10 - 4) + (20 - 8) + (40 - 15)), "each goes on from the last"
 

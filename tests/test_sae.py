@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minwidth import autoencoder, models, sae, sae_kernel, store, stream, text
+from minwidth import autoencoder, models, sae, sae_kernel, scales, store, stream, text
 from minwidth.autoencoder import Run, Sae, Settings
 from tests import small_world
 
@@ -226,4 +226,4 @@ def test_topk_is_measured_too(world):
 @pytest.mark.parametrize(("change", "says"), [({"tokens": 20_000}, "raise percent"), ({"widths": [64]}, "64 is wider")])
 def test_too_little_text_and_too_wide_students_are_named(world, change, says):
     with pytest.raises(ValueError, match=says):
-        sae.measure(world.model_copy(update=change))
+        sae.measure(scales.parameters("03_sae", **(world.model_dump() | change)))

@@ -61,6 +61,9 @@ def test_an_unknown_injected_name_is_named(name):
         ("04_distill", {"learning_rate": math.nan}, r"learning_rate = nan"),
         ("04_distill", {"length": 256, "scale": "tiny"}, r"length = 256 exceeds.*at most 128"),
         ("04_distill", {"text": "a\x00b", "scale": "tiny"}, r"no text 'a\\x00b'"),
+        ("04_distill", {"scale": "tiny", "warmup": 140}, r"warmup = 140 leaves no step at the peak rate; .* 140"),
+        ("04_distill", {"scale": "tiny", "warmup": 140, "decay": 0.5}, r"warmup = 140 .* fewer than 140"),
+        ("04_distill", {"scale": "tiny", "parts": 3}, r"parts = 3 do not divide batch = 8"),
         ("01_theory", {"alpha": 10**400}, r"alpha = 1000000"),
         ("01_theory", {"scale": "../../etc"}, r"scale = '../../etc' should be 'tiny', 'smollm2' or 'pythia-410m'"),
         ("01_theory", {"__import__('os').system('x')": 1}, r"has no parameter"),
@@ -92,13 +95,17 @@ def test_bad_parameters_are_answered_with_one_sentence(notebook, given_, says):
     [
         ({"widths": [8, 32]}, r"widths = \[8, 32\] must lie between 2 and 31, below the teacher's 32"),
         ({"length": 128}, "length = 128 exceeds the teacher's context; give at most 64"),
+        ({"contexts": 40}, "width = 28 needs more than 40 contexts for its floor; give at least 56 contexts"),
     ],
 )
 def test_what_a_teacher_cannot_have_is_said_once_it_is_known(given_, says):
     config = SimpleNamespace(hidden_size=32, max_position_embeddings=64)
-    assert scales.parameters("08_your_model", length=64).widths_of(config) == [4, 8, 16, 24, 28]
+    assert scales.parameters("08_your_model", length=64).for_teacher(config) == ([4, 8, 16, 24, 28], 768)
+    config.hidden_size = 2048  # four contexts for each dimension
+    assert scales.parameters("08_your_model", length=64).for_teacher(config)[1] == 8192
+    config.hidden_size = 32
     with pytest.raises(ParameterError, match=says):
-        scales.parameters("08_your_model", **{"length": 64} | given_).widths_of(config)
+        scales.parameters("08_your_model", **{"length": 64} | given_).for_teacher(config)
 
 
 junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers())
@@ -123,6 +130,17 @@ def test_a_width_alone_chooses_the_smallest_scale_whose_teacher_is_wide_enough(w
     assert scales.validate("04_distill", {"scale": None, "width": width, "ladders": ladders}).scale == scale
 
 
+def test_another_teacher_has_students_of_its_own_widths_unless_they_are_given():
+    p = scales.parameters("04_distill", "tiny", teacher="smollm2")
+    assert (p.widths, p.ladders, p.length) == ([72, 144, 288, 432, 576], ["width_alone", "head"], 128)
+    usual = scales.SCALES["tiny"]["04_distill"]
+    given_ = {name: usual[name] for name in ("widths", "ladders")}
+    p = scales.parameters("04_distill", "tiny", teacher="smollm2", **given_)
+    assert {name: getattr(p, name) for name in given_} == given_
+    p = scales.parameters("03_sae", "tiny", teacher="smollm2", layer=30, widths=[16])
+    assert (p.layers, p.widths, p.kl_tokens) == ([30], [16], 5461)
+
+
 def test_a_teacher_of_the_study_brings_its_own_scale():
     assert scales.validate("08_your_model", injected("teacher = 'smollm2'\n")).scale == "smollm2"
     assert scales.validate("08_your_model", injected("teacher = 'owner/name'\n")).scale == "tiny"
@@ -134,7 +152,7 @@ def test_a_teacher_of_the_study_brings_its_own_scale():
         ("04_distill", {"scale": "smollm2", "width": 512}, "smollm2"),  # which is left open
         ("04_distill", {"scale": "smollm2", "width": 512, "steps": 20}, "other"),
         ("04_distill", {"objective": "reverse"}, "other"),
-        ("03_sae", {"teacher": "owner/name", "revision": "0" * 40}, "other"),
+        ("03_sae", {"lam": 2.0}, "other"),
         ("08_your_model", {"target": 0.5}, "other"),
     ],
 )

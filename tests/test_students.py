@@ -38,7 +38,7 @@ def build_small_world(folder, put=setattr, put_item=operator.setitem) -> None:
     put(stream, "RUNS", folder)
     put(store, "RESULTS", folder / "results")
     put_item(scales.SHAPES, "tiny", scales.Shape("tiny", WIDTH, 2, 2, VOCABULARY, LENGTH))
-    put(scales, "shape_of", lambda teacher: scales.SHAPES[teacher])  # the real one remembers
+    put(scales, "shape_of", lambda teacher, revision=None: scales.SHAPES[teacher])  # the real one remembers
     put(models, "teacher_revision", lambda name: "0")
     put(models, "load_teacher", lambda name, device=None: make_teacher())
     put(text, "token_blocks", token_blocks)
@@ -273,9 +273,14 @@ def test_command_line(caplog):
     changes = [f"--set={name}={value}" for name, value in given.items()]
     ladders.main(options + changes)
     assert store.find(*students.key(settings(seeds=[3]), students.Job("random", 16, 3, 60)))
-    with pytest.raises(SystemExit) as error:
-        ladders.main(["--scale", "tiny", "--width", "33"])
-    assert error.value.code == 2
+    of_head, uncut = (
+        ["--ladder", "head", "--save", "x"],
+        ["--ladder", "width_alone", "--set", "basis=uncut", "--save", "x"],
+    )
+    for refused in (["--width", "33"], ["--width", "0"], ["--set", "scale=smollm2"], of_head, uncut):
+        with pytest.raises(SystemExit) as error:
+            ladders.main(refused)
+        assert error.value.code == 2
 
 
 def work_in_the_small_world(*given):

@@ -82,7 +82,8 @@ def longer(p: scales.Distill) -> None:
 def longest(p: scales.Distill) -> None:
     """The ladders at twenty million tokens and at 1/2 to 1/16 of that, some with a seed more: ``distill_longest``.
 
-    ``proved, proved_high``: both ends of the floor of the last state on the text that these students learn.
+    ``proved, proved_high``: both ends of the floor of the last state on the text that these students learn;
+    ``proved_from, proved_to``: 95 % over documents of the lower one.
     """
     changes = grid("longest", p.scale)
     again = changes.pop("again")
@@ -99,8 +100,8 @@ def with_floors(p: scales.Distill, ladder: pd.DataFrame) -> pd.DataFrame:
     given = p.model_dump(include={"temperature", "text", "length", "percent"})
     contexts = scales.FLOORS[p.scale]["contexts"][-1:]
     found = bottleneck.ladder(models.load_teacher(p.shape.teacher), p.widths, contexts=contexts, **given)["table"]
-    ends = found[["width", "low", "high"]].rename(columns={"low": "proved", "high": "proved_high"})
-    return ladder.merge(ends, on="width")
+    names = {"low": "proved", "low_low": "proved_from", "low_high": "proved_to", "high": "proved_high"}
+    return ladder.merge(found[["width", *names]].rename(columns=names), on="width")
 
 
 def controls(p: scales.Distill, table: str, seeds: Iterable[int] = (0, 1, 2)) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from minwidth.scales import SCALES
 from minwidth.store import COMMITTED, ROOT, RUNS, replace_file
 
 OLD = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "MKL_CBWR": "COMPATIBLE"}
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--notebooks", nargs="+", default=NOTEBOOKS, metavar="NAME")
     parser.add_argument("--lanes", nargs="+", default=LANES, choices=LANES, metavar="LANE", help=", ".join(LANES))
     parser.add_argument("--spreads", nargs="+", type=Path, metavar="FOLDER", help="run nothing; take the spreads")
-    parser.add_argument("--scale", default="tiny", help="whose spreads")
+    parser.add_argument("--scale", default="tiny", choices=list(SCALES), help="whose spreads")
     options = parser.parse_args()
     if options.spreads:
         frame = measure_spreads(options.scale, options.spreads)

@@ -6,6 +6,8 @@ sources equal shares. ``group`` is what a split must not divide: a document, a w
 module with its code and its docstrings.
 """
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from minwidth import store
+from minwidth import errors, store
 from minwidth import text as texts
 from minwidth.wheels import Document
 
@@ -38,7 +40,8 @@ def labelled(per_class: int, seed: int, source: str = "wheels", documents: int =
     """
     label, origin = f"n{per_class}-s{seed}", {"corpus": store.locked_digest()}
     if source != "wheels":
-        label, origin = f"{texts.title(source)}-{label}", {"text": source, "documents": documents}
+        label, origin = f"{texts.title(source)}-{label}", {"text": source, "documents": documents} | texts.pin(source)
+    origin["concepts"] = hashlib.sha256(json.dumps(collection(source), sort_keys=True).encode()).hexdigest()[:8]
 
     def compute():
         read = texts.passages(texts.documents()) if source == "wheels" else _pile_passages(source, documents)
@@ -55,7 +58,7 @@ def build(passages: Iterable[Document], per_class: int, seed: int, source: str =
         ``main``, or ``second`` for what no probe is trained on.
 
     Raises:
-        ValueError: a concept has fewer passages than ``per_class``.
+        ParameterError: a concept has fewer passages than ``per_class``.
     """
     known = collection(source)
     found = ((_source_of(passage, known), passage.id, passage.text) for passage in passages)
@@ -141,7 +144,9 @@ def _quotas(shares: dict[str, int], pool: pd.DataFrame, total: int, concept: str
         part |= {source: share / sum(shares.values()) / len(matched) for source in matched}
     left, quotas = total, dict.fromkeys(part, 0)
     if (available := sum(there[source] for source in part)) < total:
-        raise ValueError(f"{concept} has {available} passages of a class and {total} were asked for; ask for fewer.")
+        raise errors.ParameterError(
+            f"passages = {total} are more than the {available} that a class of {concept} has; give at most that."
+        )
     while left:
         part = {source: share for source, share in part.items() if quotas[source] < there[source]}
         scale = left / sum(part.values())

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from minwidth import errors, models, scales, store, training
-from minwidth.students import LADDERS, SAME, Job, key, moments, read, save, student, trunk
+from minwidth.students import LADDERS, SAME, Job, check_saved, key, moments, read, save, student, trunk
 
 log = logging.getLogger(__name__)
 
@@ -122,14 +122,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ladder", choices=list(LADDERS), help="all of the scale's if left out")
     parser.add_argument("--width", type=int, help="all of the scale's if left out")
     parser.add_argument("--seed", type=int, help="all of the scale's if left out")
-    parser.add_argument("--save", type=Path, help="leave the longest student as a folder that transformers reads")
+    parser.add_argument("--save", type=Path, help="leave a student as a folder that transformers reads")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of 04_distill")
     options = parser.parse_args(arguments)
     given = {"ladders": [options.ladder]} if options.ladder else {}
     given |= {"seeds": [options.seed]} if options.seed is not None else {}
-    given |= {"width": options.width} if options.width else {}
+    given |= {"width": options.width} if options.width is not None else {}
     try:
         p = scales.parameters("04_distill", options.scale, **(scales.settings(options.set) | given))
+        if options.save:
+            check_saved(p, jobs(p)[0])
     except errors.ParameterError as error:
         parser.error(str(error))
     todo = jobs(p)

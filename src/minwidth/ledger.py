@@ -156,6 +156,7 @@ def claim(
     entry, part = claims()[id], _part(scale)
     if part not in entry:
         raise ValueError(f"Claim {id} has no bounds to {part}; add {part} in claims.yaml.")
+    grade(value, entry[part])  # what has no numbers is refused before anything is recorded
     flat = _flat(value)
     names = [f"claim {id} {name}".strip() for name in flat]
     printed = [measured.number(entry["where"], scale, name, x) for name, x in zip(names, flat.values(), strict=True)]

@@ -155,6 +155,8 @@ def _source(name: str, revision: str | None) -> tuple[str | Path, str | None]:
         scales.check_teacher(name)
     except ValueError as error:
         raise ParameterError(f"{error}.") from None
+    if revision and (name in ("tiny", "smollm2") or os.path.exists(os.path.expanduser(name))):
+        raise ParameterError(f"revision = {revision!r} is a hub model's commit and {name} is local; leave it empty.")
     if name == "tiny":
         return TINY, None
     if name == "smollm2":

@@ -24,6 +24,7 @@ NOTEBOOKS = ROOT / "notebooks"
 SCHEME = "minwidth-copy:"
 PAGES = ("08_your_model",)  # notebooks whose copies are also left as a page
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LONGEST = 190  # characters of a copy's name; a file's may have 255 bytes
 REDRAWN = 0.5  # seconds between two states of papermill's line
 
 
@@ -37,7 +38,10 @@ class Command(click.Command):
             raise click.ClickException(f"{output} is a notebook of this project; name another path for the copy.")
         if _is_ours(given) and not ctx.params["help_notebook"] and output != "-" and "://" not in output:
             if not output:
-                output = str(RUNS / ("__".join([Path(given).stem, *_label(ctx.params)]) + ".ipynb"))
+                label = "__".join([Path(given).stem, *_label(ctx.params)])
+                if len(label) > LONGEST:
+                    label = f"{label[:LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+                output = str(RUNS / f"{label}.ipynb")
                 output = output.replace("{", "{{").replace("}", "}}")  # papermill fills braces from the parameters
             ctx.params["output_path"] = SCHEME + output
         return rest

@@ -98,7 +98,7 @@ def _students(p: scales.Distill) -> Iterator[Part]:
     at_once = kl.tokens_at_once("cuda", config.vocab_size) * config.vocab_size
     for ladder in p.ladders:
         for width in reversed(p.widths_of(ladder)):
-            w = _student(config, ladder, width)
+            w = _student(config, ladder, width, p.layers)
             layers = w.config.num_hidden_layers
             sizes = [w.all, width * tokens * layers, w.config.hidden_size * tokens * layers]
             runs = 3 if ladder in p.doubled else 2  # for twice the steps, and where it is doubled for the steps too
@@ -119,9 +119,11 @@ def _students(p: scales.Distill) -> Iterator[Part]:
     yield pass_._replace(part="Text", steps=0, disk=2 * a_run)
 
 
-def _student(config: PreTrainedConfig, ladder: str, width: int) -> Weights:
+def _student(config: PreTrainedConfig, ladder: str, width: int, layers: int | None) -> Weights:
     if ladder == "random":
-        return weights(models.student_config(config, width))
+        config = models.student_config(config, width)
+        config.num_hidden_layers = layers or config.num_hidden_layers
+        return weights(config)
     if ladder == "width_alone":
         return weights(config, width)
     trained, config = (config.vocab_size + config.hidden_size) * width, copy.deepcopy(config)
@@ -133,7 +135,8 @@ def _autoencoders(p: scales.Sae) -> Iterator[Part]:
     config = models.load_config(p.teacher, p.revision or None)
     d, deepest = config.hidden_size, max(p.layer, *p.layers)
     config.num_hidden_layers = max(1, deepest)
-    latents, every = p.expansion * d, len({p.layer, *p.layers}) + len({p.lam, *p.lams}) - 1 + p.doubling
+    latents, every = p.expansion * d, len({p.layer, *p.layers}) + p.doubling
+    every += len({p.lam, *p.lams} - {p.lam}) * (p.kind == "l1")
     sizes = [2 * latents * d, p.batch * latents, p.batch * d]
     flops = 10 * p.batch * latents * d  # five products, of which encoding and decoding are two
     memory = SAE_HELD @ sizes + (every - 1) * 24 * latents * d

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 ALIVE = 1e-5  # a latent is alive if it is active on more than this share of the tokens
 TEMPERATURE = 2.0  # of KL in nats, as students are distilled
 DRAWS = 200  # of the bootstrap over documents
-LOGITS = 2**28  # of another teacher, for one KL: with a quarter of a million words, 1,024 tokens
-FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of d_T: widths predicted for a teacher that is no scale's
 COUNTED = ("alive", "l0", "alpha", "d_star")
 
 
@@ -191,14 +189,14 @@ def measure(p: scales.Sae) -> store.Record:
         and values: ``alive``, ``alpha``, ``l0``, ``d_star``, ``lam``, ``layer``, ``d_teacher``, ``left_out``.
     """
     place = "-".join(re.findall(r"\w+(?:\.\w+)*", p.teacher, re.ASCII)[-2:])
-    parameters = p.model_dump() | {"revision": models.teacher_revision(p.teacher, p.revision or None)}
+    parameters = p.model_dump() | text.pin(p.text)
+    parameters |= {"revision": models.teacher_revision(p.teacher, p.revision or None)}
     what = f"sae/{p.scale}/{place}-l{p.layer}"
     return training.find_or_compute(what, parameters, lambda: _measure(p, store.work_folder(what, parameters)))
 
 
 def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     teacher = models.load_teacher(p.teacher, p.revision or None, training.state().device)
-    p = _fitted(p, teacher)
     text, unseen = read_text(p, teacher, "train", p.tokens), read_text(p, teacher, "held_out", p.held_out_tokens)
     layers = sorted({p.layer, *p.layers})
     calibration = stream.calibrate(teacher, text, layers)
@@ -207,12 +205,15 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
 
     blocks = unseen[: max(1, p.kl_tokens // unseen.shape[1])]
     nats = partial(divergence, teacher, blocks, stream.offline_teacher(teacher, blocks, f"{p.scale}-sae"))
-    of_cut = [math.nan] * len(p.widths)
-    try:
-        basis = projection.stream_basis(teacher.model, stream.batches(text[: len(blocks)], "cpu"))
-        of_cut = [nats(cut.cut_to_width(teacher.model, basis, width)) for width in p.widths]
-    except ValueError as error:  # of a family that can't be cut
-        log.warning("%s", error)
+    basis = cache(lambda: projection.stream_basis(teacher.model, stream.batches(text[: len(blocks)], "cpu")))
+    of_cut, refused = [math.nan] * len(p.widths), set()
+    for place, width in enumerate(p.widths):
+        try:
+            of_cut[place] = nats(cut.cut_to_width(teacher.model, basis(), width))
+        except ValueError as error:  # of a family, or to a width, that can't be cut
+            refused.add(str(error))
+    for reason in refused:
+        log.warning("%s", reason)
     spectra, variance, ablated = {}, {}, {}
     for layer in layers:
         tokens, (mean, covariance) = int(moments[layer][-1, -1]), mean_and_covariance(moments[layer])
@@ -253,24 +254,6 @@ def _measure(p: scales.Sae, work: Path) -> dict[str, Any]:
     doubling = every[every["default"]][["steps", "alive", "l0", "d_star", "fvu", "kl_spliced", "kl_ablated"]]
     tables = {"layers": every[every.steps == p.steps], "floors": pd.concat(floors), "doubling": doubling}
     return values | tables | {"curves": pd.DataFrame(curves)}
-
-
-def _fitted(p: scales.Sae, teacher: models.Teacher) -> scales.Sae:
-    """The scale's widths and layers are its teacher's: another teacher gets shares of its own width, and one layer."""
-    context = getattr(teacher.model.config, "max_position_embeddings", p.length)
-    changes: dict[str, Any] = {"length": min(p.length, context)}
-    if p.teacher != p.shape.teacher:
-        vocabulary = teacher.model.get_input_embeddings().num_embeddings
-        changes["kl_tokens"] = min(p.kl_tokens, LOGITS // vocabulary)
-        usual = scales.SCALES[p.scale]["03_sae"]
-        if p.layers == usual["layers"]:
-            changes["layers"] = [p.layer]
-        if p.widths == usual["widths"]:
-            changes["widths"] = [round(share * teacher.d) for share in FRACTIONS]
-    p = p.model_copy(update=changes)
-    if max(p.widths) > teacher.d:
-        raise ParameterError(f"width = {max(p.widths)} is wider than {p.teacher}; give at most {teacher.d}.")
-    return p
 
 
 def read_text(p: scales.Sae, teacher: models.Teacher, split: str, tokens: int) -> Int[np.ndarray, "blocks length"]:

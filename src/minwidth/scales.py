@@ -38,6 +38,8 @@ ONE_THREAD = 256  # teachers up to this width: a second thread costs more than i
 SMALLEST_HEAD = 16  # Table 8: a student of width 128 has 8 heads of 16
 LONGEST = 2**20  # tokens, of a teacher whose architecture has no limit
 EIGHTHS = (1, 2, 4, 6, 8)  # of its width, the students of a teacher that is no scale's
+PREDICTED = (1, 2, 3, 4, 6, 8)  # eighths of its width, the students that 03 predicts for such a teacher
+LOGITS = 2**28  # of such a teacher, for one KL: with a quarter of a million words, 1,024 tokens
 
 # ------------------------------------------------------------------------------------------- what a parameter may be
 
@@ -64,13 +66,13 @@ def check_width(width: int, teacher_width: int, teacher_heads: int, shared_keys:
 
 
 @functools.cache
-def shape_of(teacher: str) -> Shape:
+def shape_of(teacher: str, revision: str | None = None) -> Shape:
     """What must be known of any teacher before it is loaded; ParameterError as ``models.load_config``."""
     if teacher in SHAPES:
         return SHAPES[teacher]
     from minwidth import models  # which reads this module
 
-    config = models.load_config(teacher)
+    config = models.load_config(teacher, revision)
     sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size
     context = getattr(config, "max_position_embeddings", None) or LONGEST
     return Shape(teacher, *sizes, context, hasattr(config, "num_key_value_heads"))
@@ -185,7 +187,7 @@ class Parameters(BaseModel):
     def check_layers(self, layers: Iterable[int]) -> None:
         for layer in layers:
             if layer > self.shape.layers:
-                has = f"{self.scale} has layers 1 to {self.shape.layers} (0 is the embedding)"
+                has = f"{self.shape.teacher} has layers 1 to {self.shape.layers} (0 is the embedding)"
                 raise ValueError(f"layer = {layer} does not exist: {has}")
 
 
@@ -194,6 +196,14 @@ class Costly(Parameters):
 
     plan: Annotated[bool, Field(exclude=True)] = False  # show what a run would take, and run nothing
     processes: Annotated[int, Field(gt=0, le=1024, exclude=True)] = 1  # devices of this machine that train together
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.teacher, getattr(self, "revision", None) or None)
+
+    def check_length(self) -> None:
+        if self.length > self.shape.context:
+            raise ValueError(f"length = {self.length} exceeds the teacher's context; give at most {self.shape.context}")
 
 
 for _notebook in ("01_theory", "06_ledger"):
@@ -214,32 +224,17 @@ class Toy(Parameters):
 class Sae(Costly):
     @model_validator(mode="after")
     def _fits(self):
-        if self.teacher == self.shape.teacher:
-            self.check_layers([self.layer, *self.layers])
-            latents = self.expansion * self.shape.width
-            if self.kind == "topk" and self.topk > latents:
-                raise ValueError(f"topk = {self.topk} exceeds the {latents} latents; give at most that")
+        self.check_layers([self.layer, *self.layers])
+        self.check_widths(self.widths)
+        self.check_length()
+        latents = self.expansion * self.shape.width
+        if self.kind == "topk" and self.topk > latents:
+            raise ValueError(f"topk = {self.topk} exceeds the {latents} latents; give at most that")
         return self
 
 
 @of("04_distill")
 class Distill(Costly):
-    @property
-    def shape(self) -> Shape:
-        return shape_of(self.teacher)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_another_teacher(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Another teacher has students cut from it at eighths of its width, and blocks that it can read."""
-        name, usual = values.get("teacher"), SCALES.get(str(values.get("scale")), SCALES["tiny"])["04_distill"]
-        if not isinstance(name, str) or name == usual["teacher"]:
-            return values
-        shape = shape_of(check_teacher(name))
-        own = {"ladders": ["width_alone", "head"], "widths": sorted({max(2, shape.width * n // 8) for n in EIGHTHS})}
-        own |= {"random_widths": None, "doubled": [], "length": min(usual["length"], shape.context)}
-        return values | {key: value for key, value in own.items() if values.get(key) == usual[key]}
-
     @model_validator(mode="after")
     def _fits(self):
         widths = [*self.widths, *(self.random_widths or []), *([self.width] if self.width else [])]
@@ -249,14 +244,22 @@ class Distill(Costly):
                 check_width(width, self.shape.width, self.shape.heads, self.shape.shared_keys)
             elif width < 2:
                 raise ValueError(f"width = {width} leaves no direction; give at least 2")
-        if self.length > self.shape.context:
-            raise ValueError(f"length = {self.length} exceeds the teacher's context; give at most {self.shape.context}")
+        self.check_length()
+        at_peak = self.steps  # of the shortest run; with the cosine the warm-up is as much shorter
+        if self.decay is not None:
+            at_peak = int((1 - self.decay) * self.steps * (1 if self.doubled else 2))
+        if self.warmup >= at_peak:
+            raise ValueError(f"warmup = {self.warmup} leaves no step at the peak rate; give fewer than {at_peak}")
+        if self.batch % self.parts:
+            raise ValueError(f"parts = {self.parts} do not divide batch = {self.batch}; give a divisor of it")
         return self
 
     def widths_of(self, ladder: str) -> list[int]:
         """Widths of one ladder's students, in rising order."""
         some = self.random_widths if ladder == "random" and self.random_widths else self.widths
-        return sorted(some if self.width is None else [self.width])
+        if self.width is None:
+            return sorted(some)
+        return [self.width] if some is self.widths or self.width in some else []
 
 
 @of("05_probe")
@@ -290,17 +293,17 @@ class YourModel(Parameters):
     def _fits(self):
         for contexts, blocks in (("contexts", "basis_blocks"), ("held_out_contexts", "blocks")):
             wanted, count = getattr(self, contexts), getattr(self, blocks)
-            if wanted > count * self.length:
+            if wanted and wanted > count * self.length:
                 most = f"the tokens of {blocks} = {count} blocks; give at most {count * self.length}"
                 raise ValueError(f"{contexts} = {wanted} exceeds {most}")
         return self
 
-    def widths_of(self, config: Any) -> list[int]:
-        """The students' widths, or eighths of the teacher's, whose ``config`` is known once it is loaded.
+    def for_teacher(self, config: Any) -> tuple[list[int], int]:
+        """What hangs on the teacher's ``config``: the students' widths, if left open eighths of its own, and contexts.
 
         Raises:
-            ParameterError: one is not below the teacher's, where a student has nothing to lose, or a block is longer
-                than its context.
+            ParameterError: a width is not below the teacher's, where a student has nothing to lose, or too large for
+                the contexts of its floor; or a block is longer than the teacher's context.
         """
         d, context = config.hidden_size, getattr(config, "max_position_embeddings", None) or self.length
         widths = sorted(self.widths or {max(2, d * eighths // 8) for eighths in self.eighths})
@@ -308,7 +311,11 @@ class YourModel(Parameters):
             raise ParameterError(f"widths = {widths} must lie between 2 and {d - 1}, below the teacher's {d}.")
         if self.length > context:
             raise ParameterError(f"length = {self.length} exceeds the teacher's context; give at most {context}.")
-        return widths
+        contexts = self.contexts or min(max(768, 4 * d), self.basis_blocks * self.length)
+        if contexts < 2 * widths[-1]:
+            least = f"give at least {2 * widths[-1]} contexts, and basis_blocks to draw them from"
+            raise ParameterError(f"width = {widths[-1]} needs more than {contexts} contexts for its floor; {least}.")
+        return widths, contexts
 
 
 # --------------------------------------------------------------------------------------------------------- validation
@@ -329,12 +336,30 @@ def parameters(notebook: str, /, scale: str | None = None, **given: Any) -> Para
         scale = next(wide_enough, list(SHAPES)[-1])
         if notebook == "08_your_model" and given.get("teacher") in list(SHAPES):  # a list: it may not be hashable
             scale = given["teacher"]
-    own, known = SCALES[scale][notebook] if scale in list(SCALES) else {}, NOTEBOOKS[notebook].model_fields
+    own, known = _usual(notebook, scale, given) if scale in list(SCALES) else {}, NOTEBOOKS[notebook].model_fields
     values = own | {name: value for name, value in given.items() if value is not None or name not in known}
     try:
         return NOTEBOOKS[notebook].model_validate({"scale": scale} | values)
     except ValidationError as error:
         raise ParameterError(_sentence(notebook, error)) from None
+
+
+def _usual(notebook: str, scale: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a notebook's parameters are if nothing is said: the scale's values, or what fits another teacher."""
+    own, name, revision = SCALES[scale][notebook], given.get("teacher"), given.get("revision")
+    if notebook not in ("03_sae", "04_distill") or not isinstance(name, str) or name == own["teacher"]:
+        return own
+    try:
+        shape = shape_of(check_teacher(name), revision if revision and isinstance(revision, str) else None)
+    except ValueError:  # validation will say so
+        return own
+    own = own | {"length": min(own["length"], shape.context)}
+    if notebook == "03_sae":
+        layer = own["layer"] if given.get("layer") is None else given["layer"]
+        own |= {"layers": [layer], "widths": [round(shape.width * n / 8) for n in PREDICTED]}
+        return own | {"kl_tokens": min(own["kl_tokens"], LOGITS // shape.vocabulary)}
+    widths = sorted({max(2, shape.width * n // 8) for n in EIGHTHS})
+    return own | {"ladders": ["width_alone", "head"], "widths": widths, "random_widths": None, "doubled": []}
 
 
 def validate(notebook: str, namespace: dict[str, Any]) -> Parameters:
@@ -354,6 +379,8 @@ def settings(said: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in said:
         name, _, found[name] = item.partition("=")
+        if name == "scale":
+            raise ParameterError("scale is no parameter to set; give it with --scale.")
         with suppress(json.JSONDecodeError):
             found[name] = json.loads(found[name])
     return found

@@ -142,7 +142,7 @@ def provenance(seconds: float) -> dict[str, Any]:
 
 
 def locked_digest() -> str:
-    """Eight hexadecimal digits that change with any locked wheel: part of each key that depends on the text."""
+    """Eight hexadecimal digits that change with any locked wheel; keys of token blocks and of passages hold them."""
     return hashlib.sha256(CORPORA_LOCK.read_bytes()).hexdigest()[:8]
 
 

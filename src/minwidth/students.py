@@ -128,7 +128,13 @@ def moments(teacher: models.Teacher, p: scales.Distill) -> store.Record:
 
 
 def _blocks(teacher: models.Teacher, p: scales.Distill, split: str, count: int) -> np.ndarray:
-    return text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, count)[:count]
+    blocks = text.token_blocks(teacher.tokenizer, split, p.length, p.percent, p.text, count)[:count]
+    if len(blocks) < (least := count if split == "held_out" else p.batch):
+        raise errors.ParameterError(
+            f"The {split} split of {p.text} has {len(blocks)} blocks of {p.length} tokens and {least} are needed: "
+            f"raise percent = {p.percent:g}, give more text, or ask for fewer."
+        )
+    return blocks
 
 
 def make(teacher: models.Teacher, p: scales.Distill, ladder: str, width: int, seed: int) -> nn.Module:
@@ -254,7 +260,8 @@ def _train(p: scales.Distill, job: Job, teacher: models.Teacher, what: str, para
     model = make(teacher, p, job.ladder, job.width, job.seed)
     params = models.parameter_count(model)
     if p.objective == "hidden":
-        model.match = nn.Linear(job.width, teacher.d, bias=False, device=matrix.device)
+        own = job.width if isinstance(model, Head) else models.unembedding(model).shape[1]  # one more with a bias
+        model.match = nn.Linear(own, matrix.shape[1], bias=False, device=matrix.device)
         nn.init.zeros_(model.match.weight)
 
     if matrix.is_cuda and not isinstance(model, Head):
@@ -349,8 +356,16 @@ def trained(p: scales.Distill, job: Job, teacher: models.Teacher) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def check_saved(p: scales.Distill, job: Job) -> None:
+    """Raise ``ParameterError`` unless a student is a model of its own: no head, and not held by hooks."""
+    if job.ladder == "head" or (job.ladder == "width_alone" and p.basis in ("uncut", "local")):
+        kind = "head" if job.ladder == "head" else f"student of basis = {p.basis!r}"
+        raise errors.ParameterError(f"A {kind} is no model that can be saved: give ladder = random, or another basis.")
+
+
 def save(p: scales.Distill, job: Job, teacher: models.Teacher, folder: Path) -> None:
     """Leave a trained student with its tokenizer as a folder that ``transformers`` and ``-p teacher`` read."""
+    check_saved(p, job)
     trained(p, job, teacher).save_pretrained(folder)
     teacher.tokenizer.save_pretrained(folder)
 

@@ -130,6 +130,8 @@ def _documents_of(row: dict, number: int, cut: bool) -> list[Document]:
     """One of The Pile's format; any other as it is, a file of plain text cut where a line or at least a word ends."""
     if "text" not in row:
         raise ValueError(f"its rows have {', '.join(row)}, none called text")
+    if not isinstance(row["text"], str | None):
+        raise ValueError(f"its text is a {type(row['text']).__name__}, no string")
     if isinstance(row.get("meta"), dict) and "pile_set_name" in row["meta"]:
         return [Document(f"pile/{number}", row["meta"]["pile_set_name"], row["text"])]
     text, most = row["text"] or "", f".{{1,{PART}}}"

@@ -71,8 +71,8 @@ class Schedule(NamedTuple):
     def evaluated(self, step: int) -> bool:
         """Whether the model is evaluated after ``step`` steps: ``evaluations`` times, evenly, and at the end."""
         first = 0 if self.decay is None else self.settled
-        every = max(1, (self.steps - first) // self.evaluations)
-        return step == self.steps or (step > first and (step - first) % every == 0 and self.steps - step >= every)
+        done, span = (step - first) * self.evaluations, self.steps - first
+        return step > first and done // span > (done - self.evaluations) // span
 
 
 def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
