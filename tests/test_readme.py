@@ -15,6 +15,7 @@ from papermill.cli import papermill as command
 from minwidth import notebooks
 from minwidth.store import ROOT
 from tests import small_study
+from tests.small_models import config_of, model_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -26,7 +27,7 @@ PAPERMILL = [line.partition("papermill ")[2] for line in COMMANDS if re.match(r"
 
 @pytest.mark.parametrize("line", PAPERMILL)
 def test_papermill_takes_every_line_up_to_running_it(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "model").mkdir()
+    model_of(config_of("gpt_neox", num_hidden_layers=7)).save_pretrained(tmp_path / "model")
     words = shlex.split(re.sub(r"<folder>|~/my-model", str(tmp_path / "model"), line))
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(notebooks, "RUNS", tmp_path / "runs")

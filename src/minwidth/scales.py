@@ -390,7 +390,7 @@ def _sentence(notebook: str, error: ValidationError) -> str:
     """The first fault of a pydantic error as one sentence: the value, what is allowed."""
     fault = error.errors()[0]
     if fault["type"] == "value_error":  # raised by a validator of ours, already a sentence
-        return f"{notebook}: {fault['msg'].removeprefix('Value error, ')}."
+        return f"{notebook}: {fault['msg'].removeprefix('Value error, ').removesuffix('.')}."
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{notebook} has no parameter {_shown(name)}; it takes {', '.join(NOTEBOOKS[notebook].model_fields)}."
