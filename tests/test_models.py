@@ -254,6 +254,8 @@ def test_a_hub_model_without_a_commit_is_at_its_current_one(monkeypatch, capsys)
     models.commit_of.cache_clear()
     assert models.teacher_revision("owner/name") == models.teacher_revision("owner/name") == COMMIT
     assert models.teacher_revision("owner/name", "step143000") == models.teacher_revision("owner/name@v1") == COMMIT
+    with pytest.raises(ParameterError, match="'step143000' is a hub model's commit and tiny is local; leave it empty"):
+        models.teacher_revision("tiny", "step143000")
     assert asked == [("owner/name", None), ("owner/name", "step143000"), ("owner/name", "v1")]
     assert f"owner/name is at commit {COMMIT}" in capsys.readouterr().out
     with pytest.raises(ParameterError, match=r"commit of 'owner/gone' \(404 Client Error\): give it as 'owner/gone@<"):

@@ -92,6 +92,13 @@ def test_the_teacher_beside_the_student_gives_the_same_as_its_stored_states(teac
     assert beside["loss"] == pytest.approx(stored["loss"], rel=1e-4)
 
 
+def test_too_little_text_is_told_before_anything_is_trained(teacher, monkeypatch):
+    monkeypatch.setattr(text, "token_blocks", lambda *given: token_blocks(*given)[:3])
+    for split, least in (("held_out", 6), ("train", 4)):
+        with pytest.raises(errors.ParameterError, match=f"{split} split of wheels has 3 blocks .* {least} are needed"):
+            students.read(teacher, settings(), split)
+
+
 def test_states_that_the_disk_has_no_room_for_or_beyond_their_share_are_not_kept_but_those_that_are_there_are_used(
     teacher, tmp_path, monkeypatch, caplog
 ):
