@@ -904,7 +904,7 @@ table("pairs", pairs.astype({"points": int}), keys=["alpha", "points"])
 over = inside.digon / inside.floor_mean
 error = (100 * (inside.digon / inside.floor_min - 1)).abs().groupby(inside.alpha).mean()
 print("cells with d < n whose mean floor lies above the bound:", number("means above pairs", (over < 1).mean()))
-finding(error.is_monotonic_increasing, (error.iloc[:2] < 3.5), error.iloc[0] < 1.5, error.iloc[-1] > 40)
+finding(error.is_monotonic_increasing, error.iloc[:2] < 3.5, error.iloc[0] < 1.5, error.iloc[-1] > 40)
 finding(0.4 < (over < 1).mean() < 0.7, (inside.floor_min < 1.1 * inside.digon))
 
 # %% [markdown]

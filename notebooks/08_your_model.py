@@ -74,7 +74,9 @@ from minwidth.exercises import check
 from minwidth.measured import interval
 
 teacher = models.load_teacher(p.teacher, p.revision or None)
-widths, contexts = p.for_teacher(teacher.model.config)
+widths = p.widths_of(teacher.model.config)
+contexts = p.contexts or min(max(768, 4 * teacher.d), p.basis_blocks * p.length)  # four for each dimension
+bottleneck.check_width(widths[-1], teacher.d, contexts)  # before anything is measured
 if p.steps:
     cut.check_family(teacher.model.config)
 train, _ = texts.spread(teacher.tokenizer, "train", p.basis_blocks, p.length, p.percent, p.text)

@@ -92,7 +92,7 @@ def floor(
     """
     _check(teacher_hidden, teacher_unembedding, held_out, temperature)
     d_teacher = teacher_hidden.shape[1]
-    _check_width(width, d_teacher, len(teacher_hidden))
+    check_width(width, d_teacher, len(teacher_hidden))
     if words is not None and not width < words:
         raise ValueError(f"words = {words} must exceed the width, {width}: with fewer the lower end is 0.")
     if starts < 1:
@@ -163,7 +163,7 @@ def _check(hidden: Tensor, unembedding: Tensor, held_out: Tensor, temperature: f
         raise ValueError(f"temperature = {temperature} is not positive and finite; the study's is 2.")
 
 
-def _check_width(width: int, d_teacher: int, contexts: int) -> None:
+def check_width(width: int, d_teacher: int, contexts: int) -> None:
     """Raise ``ParameterError`` where the floor of a width cannot be asked for."""
     if not 1 <= width <= d_teacher:
         raise errors.ParameterError(f"width = {width} is outside 1 ... {d_teacher}, the teacher's: give one of those.")
@@ -216,7 +216,7 @@ def ladder(
     widths = sorted(widths or own.get("widths") or {max(1, teacher.d * eighths // 8) for eighths in (1, 2, 4, 6)})
     contexts = sorted(contexts or own["contexts"])
     for width in widths:
-        _check_width(width, teacher.d, contexts[0])
+        check_width(width, teacher.d, contexts[0])
     usual = scales.SCALES.get(teacher.name, scales.SCALES["tiny"])["04_distill"]
     p = {"teacher": teacher.revision, "temperature": temperature, "words": None, "seed": 0, "tolerance": 1e-3}
     p |= {name: own[name] for name in ("held_out", "starts", "blocks")}

@@ -298,12 +298,12 @@ class YourModel(Parameters):
                 raise ValueError(f"{contexts} = {wanted} exceeds {most}")
         return self
 
-    def for_teacher(self, config: Any) -> tuple[list[int], int]:
-        """What hangs on the teacher's ``config``: the students' widths, if left open eighths of its own, and contexts.
+    def widths_of(self, config: Any) -> list[int]:
+        """The students' widths, or eighths of the teacher's, whose ``config`` is known once it is loaded.
 
         Raises:
-            ParameterError: a width is not below the teacher's, where a student has nothing to lose, or too large for
-                the contexts of its floor; or a block is longer than the teacher's context.
+            ParameterError: one is not below the teacher's, where a student has nothing to lose, or a block is longer
+                than its context.
         """
         d, context = config.hidden_size, getattr(config, "max_position_embeddings", None) or self.length
         widths = sorted(self.widths or {max(2, d * eighths // 8) for eighths in self.eighths})
@@ -311,11 +311,7 @@ class YourModel(Parameters):
             raise ParameterError(f"widths = {widths} must lie between 2 and {d - 1}, below the teacher's {d}.")
         if self.length > context:
             raise ParameterError(f"length = {self.length} exceeds the teacher's context; give at most {context}.")
-        contexts = self.contexts or min(max(768, 4 * d), self.basis_blocks * self.length)
-        if contexts < 2 * widths[-1]:
-            least = f"give at least {2 * widths[-1]} contexts, and basis_blocks to draw them from"
-            raise ParameterError(f"width = {widths[-1]} needs more than {contexts} contexts for its floor; {least}.")
-        return widths, contexts
+        return widths
 
 
 # --------------------------------------------------------------------------------------------------------- validation
