@@ -160,7 +160,8 @@ Markdown(built)
 #
 # **The start.** The student cut out of the teacher, before any training: a student of that width *exists* that loses no
 # more. Training takes it down from there, and how far is what remains unknown. Of each width the KL and its interval
-# over documents, and the student's own loss of the same text beside the teacher's:
+# over documents (over blocks, if the text is one document), and the student's own loss of the same text beside the
+# teacher's:
 
 # %% tags=["nbval-ignore-output"]
 what = f"your_model/{texts.title(p.teacher)}"  # records: every measurement of a width, found again

@@ -218,6 +218,7 @@ def test_a_bos_opens_every_block_and_an_end_which_must_be_there_closes_each_docu
     np.testing.assert_array_equal(opened[:, 1:], plain)  # none within
     tokenizer = pile_world.tokenizer()
     assert text.document_numbers([[5, 6, 0], [7, 0, 8]], tokenizer).tolist() == [[0, 0, 0], [1, 1, 2]]
+    assert text.document_numbers([[5, 6], [7, 8], [9, 0]], tokenizer).tolist() == [[0, 0], [1, 1], [2, 2]]  # one document
     numbers = text.document_numbers(opened, pile_world.tokenizer(opens=True))
     np.testing.assert_array_equal(numbers[:, 1:], text.document_numbers(plain, tokenizer))
     tokenizer.eos_token = None
@@ -292,4 +293,13 @@ def test_a_text_without_documents_gives_no_blocks_and_other_files_are_another_te
     pile_world.save_pile(folder, documents=60)
     assert len(read(str(folder))) > few
     assert key != students.key(scales.parameters("04_distill", "tiny", text=str(folder)), job)
-    assert text.pin("wheels") == text.pin(PILE) == {}
+    assert text.pin(PILE) == {}
+
+
+def test_another_lock_of_the_wheels_is_another_text(tmp_path, monkeypatch):
+    p, job = scales.parameters("04_distill", "tiny"), students.Job("random", 16, 0, 10)
+    key = students.key(p, job)
+    lock = tmp_path / "corpora.txt"
+    lock.write_text("another\n")
+    monkeypatch.setattr("minwidth.store.CORPORA_LOCK", lock)
+    assert key != students.key(p, job)

@@ -67,8 +67,8 @@ def revision(source: str) -> str:
 
 
 def pin(source: str) -> dict[str, str]:
-    """What a record says of a text beside its name: a folder's revision, as another text may come to stand there."""
-    return {"text_revision": revision(source)} if source != "wheels" and files(source)[1] else {}
+    """What a record says of a text beside its name, where that does not pin it: the lock's or a folder's revision."""
+    return {"text_revision": revision(source)} if source == "wheels" or files(source)[1] else {}
 
 
 def title(source: str) -> str:
@@ -262,10 +262,11 @@ def opening(tokenizer) -> list[int]:
 
 
 def document_numbers(blocks: Int[np.ndarray, "blocks length"], tokenizer) -> Int[np.ndarray, "blocks length"]:
-    """Number of the document each token belongs to."""
+    """Number of the document each token belongs to, or of its block where all are of one: an interval draws these."""
     ends = np.asarray(blocks) == tokenizer.eos_token_id
     ends[:, : len(opening(tokenizer))] = False  # the BOS of some families is their EOS
-    return (np.cumsum(ends) - ends.ravel()).reshape(ends.shape)
+    numbers = (np.cumsum(ends) - ends.ravel()).reshape(ends.shape)
+    return numbers if numbers.any() else np.tile(np.arange(len(ends))[:, None], ends.shape[1])
 
 
 def _extend(folder: Path, source: str, tokenizer, dtype: np.dtype, percent: float, enough: Callable) -> list[dict]:
