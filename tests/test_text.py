@@ -218,7 +218,8 @@ def test_a_bos_opens_every_block_and_an_end_which_must_be_there_closes_each_docu
     np.testing.assert_array_equal(opened[:, 1:], plain)  # none within
     tokenizer = pile_world.tokenizer()
     assert text.document_numbers([[5, 6, 0], [7, 0, 8]], tokenizer).tolist() == [[0, 0, 0], [1, 1, 2]]
-    assert text.document_numbers([[5, 6], [7, 8], [9, 0]], tokenizer).tolist() == [[0, 0], [1, 1], [2, 2]]  # one document
+    of_one_document = [[5, 6], [7, 8], [9, 0]]
+    assert text.document_numbers(of_one_document, tokenizer).tolist() == [[0, 0], [1, 1], [2, 2]]
     numbers = text.document_numbers(opened, pile_world.tokenizer(opens=True))
     np.testing.assert_array_equal(numbers[:, 1:], text.document_numbers(plain, tokenizer))
     tokenizer.eos_token = None
