@@ -70,8 +70,9 @@ texts: $(INSTALLED)
 
 paper: texts
 	@mkdir -p .snakemake
-	@if kill -0 "$$(cat $(SNAKEMAKE_PID) 2> /dev/null)" 2> /dev/null; then \
-	  echo "Another make paper is running in this folder (process $$(cat $(SNAKEMAKE_PID)))." >&2; exit 1; fi
+	@pid=$$(cat $(SNAKEMAKE_PID) 2> /dev/null); \
+	if kill -0 "$$pid" 2> /dev/null && ! ps -o stat= -p "$$pid" 2> /dev/null | grep -q Z; then \
+	  echo "Another make paper is running in this folder (process $$pid)." >&2; exit 1; fi  # Z: killed, not yet buried
 	@if [ -n "$$(ls .snakemake/locks 2> /dev/null)" ]; then \
 	  echo 'The last run was interrupted; going on from there.'; $(BIN)/snakemake --quiet all --unlock; fi
 	@sh -c 'echo $$$$ > $(SNAKEMAKE_PID); exec $(BIN)/snakemake --cores $(CORES) --rerun-incomplete \
