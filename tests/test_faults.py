@@ -46,6 +46,8 @@ def test_make_paper_goes_on_where_it_was_killed(tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / "b").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    refused = subprocess.run(["make", "paper"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert refused.returncode and "Another make paper is running" in refused.stderr
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     (tmp_path / "go").touch()
