@@ -55,7 +55,7 @@ def student(text: str, ladder: str) -> dict:
     """Two steps of a student, in the paper's warm-up, and its evaluation."""
     students.BASIS_TOKENS = 4 * 512
     p = scales.parameters(
-        "04_distill", "pythia-410m", text=text, width=WIDTH, ladders=[ladder], steps=10, batch=2, length=32,
+        "04_distill", "pythia-410m", text=text, width=WIDTH, ladders=[ladder], steps=10, warmup=5, batch=2, length=32,
         evaluations=2, held_out_blocks=4,
     )  # fmt: skip
     job = students.Job(ladder, WIDTH, seed=0, steps=2)
