@@ -192,6 +192,7 @@ def test_interval_draws_documents():
     pairs = torch.arange(200) // 2  # losses agree within a document: half as many independent draws
     low, high = measured.interval(losses, pairs)
     assert high - low == pytest.approx(math.sqrt(2) * (by_context[1] - by_context[0]), rel=0.15)
+    assert measured.interval(losses, torch.zeros(200)) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
